@@ -1,0 +1,149 @@
+"""Batched cameras and the one function that turns pixels into rays."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerfit.cameras.lenses import undistort
+
+
+@dataclass
+class Rays:
+    """A flat batch of rays ``o + t·d``.
+
+    ``directions`` keep their length: for a camera's own rays ``t`` is the depth along the optical axis.
+    ``viewdirs`` are unit world directions, taken before any warp such as NDC. ``pixel_radius`` is the cone radius at
+    t = 1 (mip-NeRF, section 3.1: pixel width times 2/√12).
+    """
+
+    origins: Float[Tensor, "rays 3"]
+    directions: Float[Tensor, "rays 3"]
+    viewdirs: Float[Tensor, "rays 3"]
+    near: Float[Tensor, "rays"]
+    far: Float[Tensor, "rays"]
+    pixel_radius: Float[Tensor, "rays"]
+    image_index: Int[Tensor, "rays"]
+
+    def __len__(self) -> int:
+        return self.origins.shape[0]
+
+    def __getitem__(self, index: Any) -> "Rays":
+        """The rays of a slice, mask or index tensor."""
+        return Rays(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def to(self, device: torch.device | str) -> "Rays":
+        """The same rays on another device."""
+        return Rays(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass
+class Cameras:
+    """A batch of pinhole cameras with Brown distortion; each may have its own size.
+
+    Intrinsics are in pixels with the principal point measured from the image's corner, so the centre of a W×H image
+    is (W/2, H/2) and pixel (i, j) covers [i, i+1]×[j, j+1]. ``distortion`` holds OpenCV's k1 k2 p1 p2 k3.
+    ``pixel_offset`` is where in its pixel a ray starts: 0.5, the centre; the original NeRF code used 0.
+    """
+
+    c2w: Float[Tensor, "views 3 4"]
+    fx: Float[Tensor, "views"]
+    fy: Float[Tensor, "views"]
+    cx: Float[Tensor, "views"]
+    cy: Float[Tensor, "views"]
+    width: Int[Tensor, "views"]
+    height: Int[Tensor, "views"]
+    distortion: Float[Tensor, "views 5"] | None = None
+    pixel_offset: float = 0.5
+
+    @classmethod
+    def pinhole(cls, c2w: Tensor, focal: float | Tensor, width: int, height: int, pixel_offset: float = 0.5) -> "Cameras":
+        """Cameras ``c2w`` ([views, 3 or 4, 4]) that share one size and focal length (pixels), principal point centred."""
+        n = c2w.shape[0]
+        f = torch.as_tensor(focal, dtype=torch.float32).expand(n).clone()
+        size = (torch.full((n,), width), torch.full((n,), height))
+        half = (torch.full((n,), width / 2), torch.full((n,), height / 2))
+        return cls(c2w[:, :3].to(torch.float32), f, f.clone(), *half, *size, pixel_offset=pixel_offset)
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __getitem__(self, views: Any) -> "Cameras":
+        """The cameras of a slice, mask, list or index tensor."""
+        if isinstance(views, int):
+            views = [views]
+        return self._map(lambda t: t[views])
+
+    def _map(self, fn: Any) -> "Cameras":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: fn(t) for name, t in tensors.items()})
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras on another device."""
+        return self._map(lambda t: t.to(device))
+
+    @property
+    def centers(self) -> Float[Tensor, "views 3"]:
+        """Camera positions in the world."""
+        return self.c2w[:, :, 3]
+
+    def resize(self, width: int, height: int) -> "Cameras":
+        """Cameras of the same pictures resampled to width×height: every intrinsic follows."""
+        sx, sy = width / self.width.to(self.fx), height / self.height.to(self.fy)
+        size = {"width": torch.full_like(self.width, width), "height": torch.full_like(self.height, height)}
+        return replace(self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, **size)
+
+    def rescale(self, factor: float) -> "Cameras":
+        """Cameras of pictures ``factor`` times as large (0.5 halves them); sizes are rounded to whole pixels, at least 1."""
+        width = (self.width * factor).round().clamp(min=1).long()
+        height = (self.height * factor).round().clamp(min=1).long()
+        sx, sy = width / self.width.to(self.fx), height / self.height.to(self.fy)
+        scaled = {"fx": self.fx * sx, "fy": self.fy * sy, "cx": self.cx * sx, "cy": self.cy * sy}
+        return replace(self, width=width, height=height, **scaled)
+
+    def crop(self, x: int, y: int, width: int, height: int) -> "Cameras":
+        """Cameras of the window whose top left pixel is (x, y)."""
+        size = {"width": torch.full_like(self.width, width), "height": torch.full_like(self.height, height)}
+        return replace(self, cx=self.cx - x, cy=self.cy - y, **size)
+
+    def directions(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor) -> Float[Tensor, "rays 3"]:
+        """World directions of the rays through pixels (x, y) (column, row), with unit depth along the optical axis.
+
+        The pixel's camera direction is ((x + offset - cx)/fx, -(y + offset - cy)/fy, -1) after the lens is undone.
+        """
+        u = (x + self.pixel_offset - self.cx[views]) / self.fx[views]
+        v = (y + self.pixel_offset - self.cy[views]) / self.fy[views]
+        if self.distortion is not None:
+            u, v = undistort(u, v, self.distortion[views])
+        camera = torch.stack([u, -v, -torch.ones_like(u)], -1)
+        return torch.einsum("rij,rj->ri", self.c2w[views, :, :3], camera)
+
+    def rays(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor, near: float, far: float) -> Rays:
+        """Rays through pixels (x, y) of the given views, on this batch's device."""
+        d = self.directions(views, x, y)
+        return Rays(
+            origins=self.c2w[views, :, 3],
+            directions=d,
+            viewdirs=torch.nn.functional.normalize(d, dim=-1),
+            near=torch.full_like(d[:, 0], near),
+            far=torch.full_like(d[:, 0], far),
+            pixel_radius=(2 / 12**0.5) / self.fx[views],
+            image_index=views,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Plain lists and numbers for JSON; `from_state` reads them back."""
+        return {f.name: v.tolist() if isinstance(v := getattr(self, f.name), Tensor) else v for f in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Cameras":
+        """Cameras from `state`."""
+        kinds = {"width": torch.long, "height": torch.long}
+        return cls(**{k: torch.tensor(v, dtype=kinds.get(k, torch.float32)) if isinstance(v, list) else v for k, v in state.items()})
+
+
+def focal_from_fov(fov: float, size: int) -> float:
+    """Focal length in pixels of a field of view (radians) across ``size`` pixels: ½·size / tan(½·fov)."""
+    return 0.5 * size / float(torch.tan(torch.tensor(0.5 * fov, dtype=torch.float64)))

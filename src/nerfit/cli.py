@@ -1,0 +1,279 @@
+"""The command line: each command parses, calls one function and prints."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from nerfit import __version__
+from nerfit.errors import ConfigError, NerfitError, nearest
+
+
+@dataclass
+class Common:
+    """Options of every command."""
+
+    json: bool = False
+    """Print the answer as JSON, for programs."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass
+class EvalOptions(Common):
+    """nerfit eval RUN: metrics of held-out views into metrics.json, pictures and strips into renders/."""
+
+    run: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder."""
+    split: str = "test"
+    """test, val or train."""
+    scene: str | None = None
+    """Read the scene from here instead of where it was trained."""
+    lpips_weights: Path | None = None
+    """Folder with alex.safetensors and vgg.safetensors."""
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass
+class RenderOptions(Common):
+    """nerfit render RUN: pictures and videos along a camera path."""
+
+    run: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder."""
+    path: str | None = None
+    """circle, sphere, spiral, spiral-flat, interpolate, ellipse, still, test, or a JSON file; none = the scene's own."""
+    what: str = "rgb,disparity"
+    """Any of rgb,depth,disparity,opacity,normal, separated by commas."""
+    factor: float = 1.0
+    """Shrink the pictures by this factor (the old render_factor)."""
+    frames: int | None = None
+    """Frames; none = the path's own number."""
+    fps: float = 30.0
+    """Frames per second of the videos."""
+    out: Path | None = None
+    """Folder; none = renders/<path> in the run."""
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass
+class DemoOptions(Common):
+    """nerfit demo: a made-up scene, trained and filmed in a few minutes."""
+
+    out: Path | None = None
+    """Run folder; none = runs/demo[-n]."""
+    seconds: float | None = None
+    """Training time; none = the recipe's."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 only on success, errors are one sentence on stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(_HELP)
+            return 0
+        if argv[0] in ("-V", "--version"):
+            print(f"nerfit {__version__}")
+            return 0
+        if argv[0] not in COMMANDS:
+            raise ConfigError(f"there is no command '{argv[0]}'{nearest(argv[0], COMMANDS)} (`nerfit --help` lists them).")
+        return COMMANDS[argv[0]](argv[1:])
+    except NerfitError as error:
+        if debug:
+            raise
+        print(f"nerfit: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("nerfit: interrupted.", file=sys.stderr)
+        return 130
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        print(f"nerfit: {getattr(error, 'strerror', None) or type(error).__name__}: {getattr(error, 'filename', None) or error}.", file=sys.stderr)
+        return 1
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def _parse(options: Any, argv: list[str], prog: str) -> Any:
+    from nerfit.config import parse
+
+    return parse(options, argv, prog=f"nerfit {prog}")
+
+
+def train(argv: list[str]) -> int:
+    """nerfit train METHOD SCENE: see `jobs.prepare` and `jobs.train`."""
+    from nerfit import jobs
+
+    method, source, rest = _positionals(argv)
+    plan, options, folder = jobs.prepare(method, source, rest)
+    summary = jobs.train(plan, options, folder)
+    _answer(options, summary, _train_text(summary))
+    return int(summary["exit_code"])
+
+
+def _train_text(summary: dict[str, Any]) -> str:
+    lines = [f"{summary['steps']} steps in {summary['seconds']:.0f} s of training -> {summary['run']}"]
+    if summary["exit_code"]:
+        lines.append(f"stopped; go on with: nerfit train {summary['method']} {summary['source']} --out {summary['run']} --resume")
+    if "test" in summary:
+        lines.append(_metrics_text(summary["test"]))
+    return "\n".join(lines)
+
+
+def _metrics_text(metrics: dict[str, Any]) -> str:
+    names = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "lpips_vgg": "LPIPS(vgg) {:.4f}", "lpips_alex": "LPIPS(alex) {:.4f}"}
+    means = ", ".join(text.format(metrics[name]) for name, text in names.items() if name in metrics)
+    missing = "".join(f"\nnot judged: {what}" for what in metrics["missing"])
+    count = len(metrics["views"])
+    return f"{metrics['split']}: {means}, {metrics['seconds_per_view']:.2f} s per view ({count} views; {metrics['protocol']}){missing}"
+
+
+def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """METHOD and SCENE, which may stand before or after the flags."""
+    from nerfit.plugins import available
+
+    start = next((i for i, word in enumerate(argv) if word in available("nerfit.methods")), 0)
+    taken: list[str] = []
+    while start < len(argv) and len(taken) < 2 and not argv[start].startswith("-"):
+        taken.append(argv.pop(start))
+    taken += [None] * (2 - len(taken))  # pyright: ignore[reportArgumentType]
+    return taken[0], taken[1], argv
+
+
+def evaluate(argv: list[str]) -> int:
+    """nerfit eval RUN."""
+    from nerfit import jobs
+
+    options = _parse(EvalOptions, argv, "eval")
+    metrics = jobs.evaluate(options)
+    _answer(options, metrics, _metrics_text(metrics))
+    return 0
+
+
+def render(argv: list[str]) -> int:
+    """nerfit render RUN."""
+    from nerfit import jobs
+
+    options = _parse(RenderOptions, argv, "render")
+    answer = jobs.render(options)
+    _answer(options, answer, "\n".join(answer["videos"] or [answer["folder"]]))
+    return 0
+
+
+def demo(argv: list[str]) -> int:
+    """nerfit demo."""
+    from nerfit import jobs
+
+    options = _parse(DemoOptions, argv, "demo")
+    start = time.perf_counter()
+    extra = [] if options.seconds is None else ["--seconds", str(options.seconds)]
+    folder = options.out or next(p for n in range(1, 10_000) if not (p := Path("runs") / ("demo" if n == 1 else f"demo-{n}")).exists())
+    plan, train_options, folder = jobs.prepare("nerf", "procedural", ["--recipe", "demo", "--out", str(folder), *extra])
+    summary = jobs.train(plan, train_options, folder)
+    if summary["exit_code"]:
+        return int(summary["exit_code"])
+    drawn = jobs.render(RenderOptions(run=folder, frames=60))
+    answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0], "seconds": time.perf_counter() - start}
+    text = f"test PSNR {answer['psnr']:.2f} dB after {summary['seconds']:.0f} s of training, {answer['seconds']:.0f} s in all\nvideo: {answer['video']}"
+    _answer(options, answer, text)
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """nerfit inspect scene|rays|field|METHOD SCENE."""
+    from nerfit import jobs
+    from nerfit.plugins import available
+
+    kinds = ("scene", "rays", "field", *available("nerfit.methods"))
+    if not argv or argv[0] in ("-h", "--help") or argv[0] not in kinds:
+        word = argv[0] if argv else ""
+        if word in ("-h", "--help"):
+            print("nerfit inspect scene|rays|field|METHOD SCENE [--out PICTURE.png] [--recipe R] [--any.config.key V]\n")
+            print("One part alone: shapes, ranges, timing and a picture. Example: nerfit inspect rays procedural")
+            return 0
+        raise ConfigError(f"inspect what? One of {', '.join(kinds)}{nearest(word, kinds)}.")
+    source = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
+    plan, options, _ = jobs.prepare(argv[0] if argv[0] in kinds[3:] else "nerf", source, argv[2:], folder=False)
+    report = jobs.inspect(argv[0], plan, options.out)
+    _answer(options, report, "\n".join(f"{key:24} {value}" for key, value in report.items()))
+    return 0
+
+
+def methods(argv: list[str]) -> int:
+    """nerfit methods: what can be trained."""
+    from nerfit.plugins import available, find
+
+    options = _parse(Common, argv, "methods")
+    known = {name: (find("nerfit.methods", name).__doc__ or "").strip().splitlines()[0] for name in available("nerfit.methods")}
+    _answer(options, known, "\n".join(f"{name:14} {text}" for name, text in known.items()))
+    return 0
+
+
+def recipes(argv: list[str]) -> int:
+    """nerfit recipes: what --recipe knows by name."""
+    from nerfit.config import shipped_recipes
+
+    options = _parse(Common, argv, "recipes")
+    known = shipped_recipes()
+    _answer(options, known, "\n".join(f"{name:16} {text}" for name, text in known.items()))
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """nerfit doctor: versions, devices, kernels in use, missing extras."""
+    from nerfit.doctor import report
+
+    options = _parse(Common, argv, "doctor")
+    answer = report()
+    _answer(options, answer, "\n".join(f"{key:22} {value}" for key, value in answer.items()))
+    return 0
+
+
+def _answer(options: Any, answer: Any, text: str) -> None:
+    print(json.dumps(answer, indent=1) if options.json else text)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": demo,
+    "train": train,
+    "eval": evaluate,
+    "render": render,
+    "inspect": inspect,
+    "methods": methods,
+    "recipes": recipes,
+    "doctor": doctor,
+}
+
+_HELP = """nerfit: neural radiance fields that anyone can train
+
+  nerfit demo                                  made-up scene -> trained -> video and numbers
+  nerfit train METHOD SCENE [--recipe R]       train; SCENE: a Blender or LLFF folder, an image file, or 'procedural'
+               [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
+  nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
+  nerfit render RUN [--path spiral]            pictures and videos along a camera path
+  nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
+  nerfit methods | recipes | doctor            what there is, and what this machine can do
+
+Every command: --help, --json, --debug. Examples:
+  nerfit train nerf data/lego --recipe nerf-small --seconds 900
+  nerfit train image photo.jpg --recipe image
+"""

@@ -1,0 +1,235 @@
+"""A run's configuration: defaults < recipe (with its parents) < command line, one strict parser for all three.
+
+A recipe is a YAML file of the same keys as the command line, by section. It is turned into the arguments that a user
+would have typed, put before the user's own, and parsed with them; so types, names and errors are the same everywhere.
+"""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import tyro
+import yaml
+
+from nerfit import legacy
+from nerfit.errors import ConfigError, nearest
+from nerfit.scenes.scene import SceneConfig
+from nerfit.training.logs import LogConfig
+from nerfit.training.optim import OptimConfig
+
+M = TypeVar("M")
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass
+class RunConfig(Generic[M, S]):
+    """Everything that decides what a run computes; saved as config.yaml in its folder."""
+
+    model: M
+    """The method's own switches."""
+    scene: S = field(default_factory=SceneConfig)  # pyright: ignore[reportAssignmentType]
+    """How the scene is read."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """How parameters move."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How often to look, write and save."""
+    steps: int | None = None
+    """Stop after so many steps; without steps and seconds the method's own number."""
+    seconds: float | None = None
+    """Stop after so many seconds of training; schedules follow whichever budget ends first."""
+    seed: int = 0
+    """Seed of everything random."""
+    threads: int | None = None
+    """CPU threads; none = what the environment gives."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto = a GPU if there is one."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """What the networks compute in; everything along rays stays float32."""
+    chunk: int | None = None
+    """Rays processed together; none = from free memory."""
+
+
+@dataclass
+class Recipe:
+    """A recipe with its parents merged in; ``own`` are the dotted keys that its own file sets."""
+
+    name: str
+    values: dict[str, Any]
+    method: str | None = None
+    format: str | None = None
+    description: str = ""
+    own: set[str] = field(default_factory=set)
+    source: str | None = None
+    out: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+_HEADER = ("parent", "method", "format", "description", "source", "out")
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Names of the recipes in the package, with their descriptions."""
+    names = sorted(f.name.removesuffix(".yaml") for f in files("nerfit").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
+    return {name: load_recipe(name).description for name in names}
+
+
+def load_recipe(name: str, beside: Path | None = None) -> Recipe:
+    """A recipe by the name of a shipped one or the path of a YAML file or of an old ``key = value`` text config."""
+    path = Path(name) if beside is None or Path(name).is_absolute() else beside / name
+    shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
+    if path.is_file():
+        if legacy.is_legacy(path):
+            return _translated(path)
+        text, folder = path.read_text(), path.parent
+    elif "/" not in name and shipped.is_file():
+        text, folder = shipped.read_text(), None
+    else:
+        known = [f.name.removesuffix(".yaml") for f in files("nerfit").joinpath("recipes").iterdir() if f.name.endswith(".yaml")]
+        raise ConfigError(f"there is no recipe '{name}'{nearest(name, known)} (`nerfit recipes` lists them).")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"recipe {name} holds no keys.")
+    values = {k: v for k, v in data.items() if k not in _HEADER}
+    recipe = Recipe(Path(name).stem, values, data.get("method"), data.get("format"), data.get("description", ""))
+    recipe.own = set(flatten(values))
+    if "parent" in data:
+        parent = load_recipe(str(data["parent"]), folder)
+        recipe.values = merge(parent.values, values)
+        recipe.method, recipe.format = recipe.method or parent.method, recipe.format or parent.format
+    return recipe
+
+
+def _translated(path: Path) -> Recipe:
+    values, notes = legacy.translate(path)
+    header = {key: values.pop(key, None) for key in _HEADER}
+    return Recipe(path.name, values, header["method"], header["format"], source=header["source"], out=header["out"], notes=notes)
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries joined; ``above`` wins."""
+    out = dict(below)
+    for key, value in above.items():
+        mine = out.get(key)
+        out[key] = merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return out
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def arguments(values: dict[str, Any]) -> list[str]:
+    """The command line that says the same as nested values."""
+    out: list[str] = []
+    for key, value in flatten(values).items():
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            section, _, name = flag[2:].rpartition(".")
+            out.append(flag if value else "--" + (section + "." if section else "") + "no-" + name)
+        elif isinstance(value, list | tuple):
+            out += [flag, *map(str, value)]
+        else:
+            out += [flag, str(value)]
+    return out
+
+
+def keys_of(config_type: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values of a dataclass instance and of the dataclasses inside it."""
+    for f in dataclasses.fields(config_type):
+        value = getattr(config_type, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from keys_of(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name
+
+
+def typed_keys(argv: list[str]) -> set[str]:
+    """Dotted keys that a command line sets."""
+    names = (token[2:].split("=")[0].replace("-", "_") for token in argv if token.startswith("--"))
+    return {name for n in names for name in (n, n.replace(".no_", ".").removeprefix("no_"))}
+
+
+def parse(config_type: type[T], argv: list[str], default: T | None = None, prog: str = "nerfit", description: str = "") -> T:
+    """A dataclass from a command line; anything wrong with it is a ConfigError of one sentence."""
+    said = io.StringIO()
+    unnested = tyro.conf.OmitSubcommandPrefixes[config_type]  # pyright: ignore[reportInvalidTypeArguments]
+    wants_help = "-h" in argv or "--help" in argv
+    try:
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
+            default_kw = {} if default is None else {"default": default}
+            value, unknown = tyro.cli(
+                unnested, args=argv, prog=prog, description=description, return_unknown_args=True, **default_kw
+            )
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise ConfigError(_sentence(said.getvalue())) from None
+    if unknown:
+        word = next((u for u in unknown if u.startswith("-")), unknown[0])
+        known = ["--" + key.replace("_", "-") for key in keys_of(value)]
+        known = [k.replace("--run.", "--").replace("--options.", "--") for k in known]
+        if not word.startswith("-"):
+            raise ConfigError(f"'{word}' is one value or argument too many.")
+        raise ConfigError(f"there is no option {word.split('=')[0]} here{nearest(word.split('=')[0], known)}.")
+    return value
+
+
+def _sentence(box: str) -> str:
+    """The message inside a box that tyro prints."""
+    lines = [line.strip(" │╭╮╰╯─-") for line in box.splitlines()]
+    lines = [line for line in lines if line]
+    body = [line for line in lines[1:] if not line.startswith(("Argument helptext", "For full helptext"))]
+    end = next((i for i, line in enumerate(body) if line.startswith("--") or line.endswith(".")), 0)
+    text = " ".join(body[: end + 1]) if body else "the command line can't be understood"
+    return text if text.endswith(".") else text + "."
+
+
+def unused_keys(config: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted keys without effect beside the others, with the reason, as each section's ``unused()`` says."""
+    out: dict[str, str] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            out |= unused_keys(value, f"{prefix}{f.name}.")
+    if hasattr(config, "unused"):
+        out |= {prefix + key: why for key, why in config.unused().items()}
+    return out
+
+
+def check(config: RunConfig[Any, Any], explicit: set[str]) -> None:
+    """Refuse explicit keys that would change nothing, and numbers that can't be meant."""
+    for key, why in unused_keys(config).items():
+        if key in explicit:
+            raise ConfigError(f"{key} has no effect here: {why}.")
+    for key, value in flatten(to_dict(config)).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+            raise ConfigError(f"{key} must not be negative, but is {value}.")
+    for key in ("steps", "seconds", "chunk", "optim.lr"):
+        value = flatten(to_dict(config))[key]
+        if value is not None and not value > 0:
+            raise ConfigError(f"{key} must be above 0, but is {value}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested data, ready for YAML."""
+    plain = dataclasses.asdict(config)
+    return yaml.safe_load(yaml.safe_dump(_untupled(plain), sort_keys=False))
+
+
+def _untupled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _untupled(v) for k, v in value.items()}
+    return [_untupled(v) for v in value] if isinstance(value, list | tuple) else value

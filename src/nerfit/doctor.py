@@ -1,0 +1,47 @@
+"""What this machine and this installation can do."""
+
+import importlib.metadata
+import platform
+import sys
+
+import torch
+
+from nerfit import __version__
+from nerfit.training.devices import free_memory, pick_device
+
+_NEEDED = ("torch", "numpy", "pillow", "scikit-image", "tyro", "pyyaml", "safetensors", "rich", "tensorboard", "av", "jaxtyping")
+_EXTRAS = {"wandb": ("wandb", "logging to Weights & Biases")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def report() -> dict[str, str]:
+    """Versions, devices, kernels in use, missing extras and how to get them, as label and text."""
+    from nerfit.outputs.video import find_encoder
+    from nerfit.rendering.lpips import find_weights
+
+    lines = {
+        "nerfit": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    for package in _NEEDED:
+        lines[package] = _version(package) or "missing: pip install nerfit again"
+    for i in range(torch.cuda.device_count()):
+        lines[f"cuda:{i}"] = torch.cuda.get_device_name(i)
+    device = pick_device("auto")
+    lines["device in use"] = f"{device}, {free_memory(device) / 2**30:.1f} GiB free"
+    lines["threads"] = str(torch.get_num_threads())
+    lines["cpu instructions"] = torch.backends.cpu.get_cpu_capability()
+    lines["kernels"] = f"PyTorch ({'CUDA' if device.type == 'cuda' else 'oneDNN' if torch.backends.mkldnn.is_available() else 'plain'})"
+    lines["video"] = find_encoder() or "no H.264 encoder in PyAV: videos become GIFs"
+    for net in ("vgg", "alex"):
+        lines[f"lpips {net}"] = str(find_weights(net) or f"no weights: put {net}.safetensors into a folder and set NERFIT_LPIPS to it")
+    for extra, (package, what) in _EXTRAS.items():
+        lines[f"extra {extra}"] = _version(package) or f'not installed ({what}): pip install "nerfit[{extra}]"'
+    return lines

@@ -1,0 +1,1 @@
+"""Coordinates to features: frequency encoding."""

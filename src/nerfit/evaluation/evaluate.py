@@ -1,0 +1,81 @@
+"""Test metrics of a run, view by view, by the protocol that papers use."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerfit.errors import SceneError
+from nerfit.methods.base import Method, render_view
+from nerfit.rendering.lpips import find_weights, load_lpips
+from nerfit.rendering.metrics import psnr, quantise, ssim
+from nerfit.scenes.images import strip, write_png
+from nerfit.scenes.scene import Scene
+
+PROTOCOL = (
+    "full-size {split} views of {scene} on {background}; pictures rounded to 8 bits; PSNR from the squared error of each view, "
+    "SSIM with an 11-tap Gaussian (sigma 1.5, data range 1), LPIPS 0.1; means over views"
+)
+
+
+def evaluate(
+    method: Method,
+    scene: Scene,
+    chunk: int,
+    split: str = "test",
+    lpips_weights: Path | None = None,
+    pictures: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """PSNR, SSIM, LPIPS (where weights are at hand) and seconds per view of a split.
+
+    ``pictures`` is a folder for PNGs of each view and strips of truth | prediction | error. Returns what metrics.json
+    keeps: means, ``views`` with each view's own, ``protocol`` in words, and ``missing`` saying what could not be judged.
+    """
+    views = scene.splits.get(split)
+    if not views:
+        raise SceneError(f"{scene.name} has no {split} views (it has: {', '.join(k for k, v in scene.splits.items() if v)}).")
+    networks = {}
+    missing = []
+    for net in ("vgg", "alex"):
+        path = find_weights(net, lpips_weights)
+        if path is None:
+            missing.append(f"lpips_{net}: no {net}.safetensors in --lpips-weights, $NERFIT_LPIPS or the cache")
+        else:
+            networks[f"lpips_{net}"] = load_lpips(net, path).to(method.device)
+    background = 0.0 if scene.background == "black" else 1.0
+    rows = []
+    for number, view in enumerate(views):
+        start = time.perf_counter()
+        rendering = render_view(method, scene, scene.cameras, view, chunk)
+        seconds = time.perf_counter() - start
+        prediction, truth = quantise(rendering.rgb), quantise(scene.image(view, background))
+        row: dict[str, Any] = {"view": scene.view_names[view] if scene.view_names else str(view), "psnr": psnr(prediction, truth)}
+        row["ssim"] = ssim(prediction, truth)
+        for name, network in networks.items():
+            row[name] = float(network.distance(prediction.to(method.device), truth.to(method.device)))
+        row["seconds"] = seconds
+        rows.append(row)
+        report(f"{number + 1}/{len(views)}  {row['view']}  psnr {row['psnr']:.2f} dB  {seconds:.1f} s")
+        if pictures is not None:
+            write_png(pictures / f"{number:03d}.png", prediction)
+            write_png(pictures / "strips" / f"{number:03d}.png", error_strip(truth, prediction))
+    names = [name for name in rows[0] if name not in ("view", "seconds")]
+    means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    return means | {
+        "seconds_per_view": float(np.mean([row["seconds"] for row in rows])),
+        "split": split,
+        "protocol": PROTOCOL.format(split=split, scene=scene.name, background="black" if background == 0 else "white"),
+        "missing": missing,
+        "views": rows,
+    }
+
+
+def error_strip(truth: Tensor, prediction: Tensor) -> np.ndarray:
+    """Truth | prediction | absolute error (times 4, so that an error of a quarter is full scale)."""
+    error = torch.clamp((prediction - truth).abs() * 4, 0, 1)
+    return strip([truth, prediction, error])

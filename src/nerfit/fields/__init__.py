@@ -1,0 +1,1 @@
+"""Position and direction to density and colour: the networks."""

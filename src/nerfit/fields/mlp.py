@@ -1,0 +1,96 @@
+"""The multi-layer perceptrons of NeRF and of image fitting."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def linear(layer: nn.Linear, *inputs: Tensor) -> Tensor:
+    """``layer`` of the concatenation of ``inputs`` along their last axis, without building it; leading axes broadcast.
+
+    Inputs that vary per ray ([rays, 1, k]) beside inputs that vary per sample cost one row per ray.
+    """
+    out: Tensor | None = None
+    start = 0
+    for x in inputs:
+        part = F.linear(x, layer.weight[:, start : start + x.shape[-1]], layer.bias if out is None else None)
+        out = part if out is None else out + part
+        start += x.shape[-1]
+    assert out is not None and start == layer.in_features
+    return out
+
+
+def initialise(net: nn.Module, how: str) -> None:
+    """Glorot-uniform weights and zero biases (Keras, the original NeRF) for "glorot"; "torch" leaves PyTorch's own."""
+    if how == "glorot":
+        for module in net.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+
+class NerfMLP(nn.Module):
+    """NeRF's network (figure 7, as the original code built it): encoded position (and direction) to density and colour.
+
+    ``depth`` ReLU layers of ``width``; after the layers named in ``skips`` the encoded position joins again. With
+    directions: a linear density head, a linear bottleneck, one layer of width/2 that sees the direction, then colour.
+    Without: one linear layer to colour and density. 595,844 parameters at depth 8, width 256, 63 + 27 inputs.
+    """
+
+    def __init__(self, position_size: int, direction_size: int, depth: int, width: int, skips: list[int], init: str) -> None:
+        super().__init__()
+        self.skips = frozenset(skips)
+        sizes = [position_size] + [width + (position_size if i in self.skips else 0) for i in range(depth)]
+        self.trunk = nn.ModuleList([nn.Linear(size, width) for size in sizes[:-1]])
+        if direction_size:
+            self.density = nn.Linear(sizes[-1], 1)
+            self.bottleneck = nn.Linear(sizes[-1], width)
+            self.view = nn.Linear(width + direction_size, width // 2)
+            self.rgb = nn.Linear(width // 2, 3)
+        else:
+            self.output = nn.Linear(sizes[-1], 4)
+        self.uses_directions = direction_size > 0
+        initialise(self, init)
+
+    def trunk_features(self, position: Float[Tensor, "*n position"]) -> list[Tensor]:
+        """The trunk's output, as inputs to be joined by the next layer."""
+        inputs = [position]
+        for i, layer in enumerate(self.trunk):
+            h = F.relu(linear(layer, *inputs), inplace=True)
+            inputs = [position, h] if i in self.skips else [h]
+        return inputs
+
+    def forward(
+        self, position: Float[Tensor, "rays samples position"], direction: Float[Tensor, "rays direction"] | None
+    ) -> tuple[Float[Tensor, "rays samples"], Float[Tensor, "rays samples 3"]]:
+        """Raw density and raw colour (before their activations) of encoded samples; one direction per ray."""
+        inputs = self.trunk_features(position)
+        if not self.uses_directions:
+            out = linear(self.output, *inputs)
+            return out[..., 3], out[..., :3]
+        assert direction is not None
+        density = linear(self.density, *inputs)[..., 0]
+        view = F.relu(linear(self.view, linear(self.bottleneck, *inputs), direction[:, None]), inplace=True)
+        return density, self.rgb(view)
+
+    def raw_density(self, position: Float[Tensor, "*n position"]) -> Float[Tensor, "*n"]:
+        """Raw density alone, for normals, meshes and occupancy."""
+        inputs = self.trunk_features(position)
+        return linear(self.density, *inputs)[..., 0] if self.uses_directions else linear(self.output, *inputs)[..., 3]
+
+
+class ImageMLP(nn.Module):
+    """Encoded pixel coordinates to raw colour: ``depth`` ReLU layers of ``width`` and a linear output."""
+
+    def __init__(self, inputs: int, depth: int, width: int) -> None:
+        super().__init__()
+        sizes = [inputs] + [width] * depth
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.rgb = nn.Linear(width, 3)
+
+    def forward(self, x: Float[Tensor, "n inputs"]) -> Float[Tensor, "n 3"]:
+        """Raw colour (before the sigmoid)."""
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.rgb(x)

@@ -1,0 +1,293 @@
+"""What the commands do, each as one function from options to an answer that is plain data."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from nerfit import config as configs
+from nerfit.cameras.paths import make_path
+from nerfit.config import M, Recipe, RunConfig, S
+from nerfit.errors import ConfigError, RunError, SceneError
+from nerfit.evaluation.evaluate import evaluate as judge
+from nerfit.methods.base import Method, render_view
+from nerfit.outputs.inspect import inspect_part
+from nerfit.outputs.pictures import checked_quantities, render_path
+from nerfit.plugins import find
+from nerfit.runs import Plan, default_config, initialise_from, last_folder, new_folder, open_run, with_budget
+from nerfit.scenes import detect_format
+from nerfit.scenes.scene import Scene, SceneConfig
+from nerfit.training.trainer import Callback, Trainer, update_metrics
+
+EVALUATE_WITHIN = 600.0
+"""Seconds that judging after a training may take; beyond that the user is told the command instead."""
+
+
+@dataclass(kw_only=True)
+class TrainCommand(RunConfig[M, S], Generic[M, S]):
+    """The configuration, and what train does beside it."""
+
+    out: Path | None = None
+    """Run folder; none = runs/<scene>-<method>[-n]."""
+    recipe: str | None = None
+    """Shipped recipe, YAML file, or a key = value config of the original programs."""
+    resume: bool = False
+    """Go on with the run in --out (or the newest of this scene and method)."""
+    init: Path | None = None
+    """Start from the weights of another run."""
+    evaluate: bool = True
+    """Judge the test views at the end, where that takes minutes at most."""
+    lpips_weights: Path | None = None
+    """Folder with alex.safetensors and vgg.safetensors."""
+    json: bool = False
+    """Print the answer as JSON, for programs."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def config(self) -> RunConfig[M, S]:
+        """The configuration alone."""
+        return RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
+
+
+def _parse_train(default: RunConfig[Any, Any], argv: list[str]) -> TrainCommand[Any, Any]:
+    kind = TrainCommand[type(default.model), type(default.scene)]
+    filled = TrainCommand(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
+    text = "Train METHOD on SCENE. Example: nerfit train nerf data/lego --recipe nerf-small --seconds 900"
+    return configs.parse(kind, argv, filled, "nerfit train METHOD SCENE", text)
+
+
+def say(text: str) -> None:
+    """A line for the person watching; answers go to stdout."""
+    print(text, file=sys.stderr)
+
+
+def prepare(method: str | None, source: str | None, argv: list[str], folder: bool = True) -> tuple[Plan, TrainCommand[Any, Any], Path]:
+    """The plan of a training from its command line, its other options, and its run folder (made unless resumed).
+
+    Raises ConfigError, SceneError or RunError before anything is written.
+    """
+    if _flag(argv, "--resume") is not None and "--help" not in argv:
+        return _prepare_resume(method, source, argv)
+    recipe_name = _value(argv, "--recipe")
+    recipe = configs.load_recipe(recipe_name) if recipe_name else Recipe("none", {})
+    method, source = method or recipe.method, source or recipe.source
+    wants_help = "-h" in argv or "--help" in argv
+    if not wants_help and (method is None or source is None):
+        raise ConfigError("a METHOD and a SCENE are needed: nerfit train METHOD SCENE, for instance nerfit train nerf data/lego.")
+    method = method or "nerf"
+    _check_recipe(recipe, method)
+    form = _format(source, argv, recipe, wants_help)
+    default = default_config(method, form) if form else RunConfig(model=find("nerfit.methods", method).Config(), scene=SceneConfig())
+    from_recipe = configs.arguments(recipe.values)
+    if recipe.values:
+        try:
+            alone = configs.parse(RunConfig[type(default.model), type(default.scene)], from_recipe, default)
+        except ConfigError as error:
+            raise ConfigError(f"recipe {recipe.name}: {error}") from None
+        configs.check(alone, recipe.own)
+        default = alone
+    command = _parse_train(default, argv)
+    typed = configs.typed_keys(argv)
+    run = with_budget(command.config(), typed, find("nerfit.methods", method).default_steps)
+    configs.check(run, typed)
+    assert source is not None and form is not None
+    if form not in (run.scene.format, "") and run.scene.format:
+        raise ConfigError(f"scene.format is {run.scene.format}, but the scene is read as {form}.")
+    plan = Plan(method, source if form == "procedural" else str(Path(source).resolve()), form, run)
+    for note in recipe.notes:
+        say(f"recipe {recipe.name}: {note}")
+    if not folder:
+        return plan, command, Path()
+    out = command.out or (Path(recipe.out) if recipe.out else None)
+    name = source.replace(":", "-") if form == "procedural" else Path(source).resolve().stem
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        new_folder(name, method, out)  # says that it exists, before the scene is read
+    return plan, command, out if out is not None else Path("runs") / f"{name}-{method}"
+
+
+def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> tuple[Plan, TrainCommand[Any, Any], Path]:
+    out = _value(argv, "--out")
+    if out is None and (method is None or source is None):
+        raise ConfigError("--resume needs --out RUN, or the METHOD and SCENE whose newest run is meant.")
+    name = (source or "").replace(":", "-") if (source or "").startswith("procedural") else Path(source or "").resolve().stem
+    folder = Path(out) if out is not None else last_folder(name, method or "")
+    saved = Plan.load(folder)
+    if method is not None and method != saved.method:
+        raise ConfigError(f"{folder} is a run of {saved.method}, not of {method}.")
+    if _value(argv, "--recipe") is not None:
+        argv = _without(argv, "--recipe")
+    command = _parse_train(saved.config, argv)
+    typed = configs.typed_keys(argv)
+    config = with_budget(command.config(), typed, find("nerfit.methods", saved.method).default_steps)
+    configs.check(config, typed)
+    return dataclasses.replace(saved, config=config, source=source or saved.source), command, folder
+
+
+def _flag(argv: list[str], flag: str) -> int | None:
+    return next((i for i, word in enumerate(argv) if word == flag or word.startswith(flag + "=")), None)
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    index = _flag(argv, flag)
+    if index is None:
+        return None
+    if "=" in argv[index]:
+        return argv[index].split("=", 1)[1]
+    if index + 1 == len(argv):
+        raise ConfigError(f"{flag} needs a value.")
+    return argv[index + 1]
+
+
+def _without(argv: list[str], flag: str) -> list[str]:
+    index = _flag(argv, flag)
+    assert index is not None
+    return argv[:index] + argv[index + (1 if "=" in argv[index] else 2) :]
+
+
+def _check_recipe(recipe: Recipe, method: str) -> None:
+    if recipe.method not in (None, method):
+        raise ConfigError(f"recipe {recipe.name} is for the method {recipe.method}, not for {method}.")
+
+
+def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: bool) -> str | None:
+    """The scene's format: as typed, else as detected; a recipe made for another one is refused."""
+    if source is None:
+        return recipe.format
+    form = _value(argv, "--scene.format") or recipe.values.get("scene", {}).get("format")
+    if not form:
+        try:
+            form = detect_format(source)
+        except SceneError:
+            if wants_help:
+                return recipe.format
+            raise
+        if not wants_help:
+            say(f"{source}: {form} scene")
+    if recipe.format not in (None, form) and recipe.format != "image":
+        raise ConfigError(f"recipe {recipe.name} is for {recipe.format} scenes, but {source} is of format {form}.")
+    return form
+
+
+def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str, Any]:
+    """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached."""
+    scene = plan.load_scene()
+    if not options.resume:
+        folder = new_folder(folder.name, plan.method, folder) if options.out or not folder.exists() else _next(folder)
+        scene.save(folder)
+    plan.save(folder)
+    callbacks = [Callback(plan.config.log.test_every, _draw_test), Callback(plan.config.log.video_every, _draw_path)]
+    made: list[Method] = []
+
+    def make_method() -> Method:
+        method = plan.make_method(scene)
+        if options.init is not None and not made:
+            initialise_from(options.init, method)
+        made.append(method)
+        return method
+
+    trainer = Trainer(make_method, scene, plan.config, folder, callbacks, quiet=options.json)
+    if trainer.progress >= 1:
+        say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
+    trainer.train()
+    summary: dict[str, Any] = {
+        "run": str(folder),
+        "method": plan.method,
+        "source": plan.source,
+        "steps": trainer.state.step,
+        "seconds": trainer.state.seconds,
+        "exit_code": 0 if trainer.interrupted is None else 128 + trainer.interrupted,
+    }
+    if options.evaluate and trainer.interrupted is None and scene.splits.get("test"):
+        trainer.method.eval()
+        summary |= _judge_if_quick(trainer, scene, folder, options.lpips_weights)
+    return summary
+
+
+def _next(folder: Path) -> Path:
+    n = 2
+    while (out := folder.with_name(f"{folder.name}-{n}")).exists():
+        n += 1
+    return new_folder("", "", out)
+
+
+def _judge_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weights: Path | None) -> dict[str, Any]:
+    import time
+
+    views = scene.splits["test"]
+    probe = scene.cameras[views[0]].rescale(0.1)
+    chunk = 4 * trainer.state.chunk
+    start = time.perf_counter()
+    render_view(trainer.method, scene, probe, 0, chunk)
+    pixels = sum(int(scene.cameras.width[v] * scene.cameras.height[v]) for v in views)
+    estimate = (time.perf_counter() - start) * pixels / int(probe.width[0] * probe.height[0])
+    if estimate > EVALUATE_WITHIN:
+        say(f"judging {len(views)} test views would take about {estimate / 60:.0f} minutes: nerfit eval {folder}")
+        return {}
+    metrics = judge(trainer.method, scene, chunk, "test", lpips_weights, folder / "renders" / "test")
+    update_metrics(folder, "test", metrics)
+    return {"test": metrics}
+
+
+def _draw_test(trainer: Trainer) -> None:
+    cameras = trainer.scene.cameras[trainer.scene.splits.get("test") or trainer.scene.splits["train"][:1]]
+    folder = trainer.folder / "renders" / f"test_{trainer.state.step:08d}"
+    render_path(trainer.method, trainer.scene, cameras, 4 * trainer.state.chunk, ["rgb"], folder)
+
+
+def _draw_path(trainer: Trainer) -> None:
+    cameras, look = _path(trainer.scene, trainer.scene.default_path, None)
+    folder = trainer.folder / "renders" / f"{trainer.scene.default_path}_{trainer.state.step:08d}"
+    render_path(trainer.method, trainer.scene, cameras, 4 * trainer.state.chunk, ["rgb", "disparity"], folder, look)
+
+
+def _path(scene: Scene, kind: str, frames: int | None) -> Any:
+    default = scene.default_path if scene.default_path != "test" else "spiral"
+    return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default)
+
+
+def evaluate(options: Any) -> dict[str, Any]:
+    """Judge a run's split; its part of metrics.json is replaced, the rest stays."""
+    _needs_run(options.run)
+    run = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)
+    pictures = options.run / "renders" / options.split
+    metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say)
+    update_metrics(options.run, options.split, metrics)
+    return metrics
+
+
+def render(options: Any) -> dict[str, Any]:
+    """Draw a camera path of a run into its renders folder; returns the folder and the videos."""
+    names = checked_quantities(options.what)
+    _needs_run(options.run)
+    run = open_run(options.run, images=False, threads=options.threads, device=options.device)
+    if options.factor <= 0:
+        raise ConfigError("--factor must be above 0.")
+    kind = options.path or run.scene.default_path
+    cameras, look = _path(run.scene, kind, options.frames)
+    cameras = cameras.rescale(1 / options.factor)
+    look = None if look is None else look.rescale(1 / options.factor)
+    folder = options.out or options.run / "renders" / Path(kind).stem
+    videos = render_path(
+        run.method, run.scene, cameras, run.chunk, names, folder, look, options.fps, lambda done, of: _tick(done, of, "frames")
+    )
+    return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": len(cameras)}
+
+
+def _tick(done: int, of: int, what: str) -> None:
+    if sys.stderr.isatty() or done == of:
+        print(f"\r{done}/{of} {what}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def _needs_run(folder: Path) -> None:
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"{folder} is not a run folder (it has no config.yaml).")
+
+
+def inspect(part: str, plan: Plan, out: Path | None) -> dict[str, Any]:
+    """Shapes, ranges, timing and a picture of one part."""
+    scene = plan.load_scene()
+    picture = out or Path(f"inspect-{part}-{scene.name}.png")
+    return inspect_part(part, scene, plan.make_method(scene), picture)
+
+

@@ -1,0 +1,145 @@
+"""What training, judging and rendering ask of a method, and how any method renders a whole view."""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nerfit.cameras import Cameras, Rays
+from nerfit.errors import ConfigError
+from nerfit.rendering.volume import Rendering
+from nerfit.scenes.scene import Scene
+
+
+@dataclass
+class Batch:
+    """What one step, or one chunk of a picture, works on: rays, or plain coordinates ([n, k]) for image fitting.
+
+    ``target`` holds the true colours where they are known. ``generator`` is the step's source of randomness;
+    None means judging: no jitter, no noise, the same picture every time.
+    """
+
+    rays: Rays | None = None
+    coordinates: Tensor | None = None
+    target: Float[Tensor, "n 3"] | None = None
+    background: Tensor | float = 1.0
+    generator: torch.Generator | None = None
+
+    def __len__(self) -> int:
+        source = self.rays if self.rays is not None else self.coordinates
+        return 0 if source is None else len(source)
+
+    def chunks(self, size: int) -> Iterator["Batch"]:
+        """The batch in consecutive pieces of at most ``size``."""
+        for start in range(0, len(self), size):
+            piece = slice(start, start + size)
+            yield Batch(
+                None if self.rays is None else self.rays[piece],
+                None if self.coordinates is None else self.coordinates[piece],
+                None if self.target is None else self.target[piece],
+                self.background[piece] if isinstance(self.background, Tensor) and self.background.ndim == 2 else self.background,
+                self.generator,
+            )
+
+    def uniform(self, *shape: int) -> Tensor | None:
+        """Uniform numbers in [0, 1) for training, None when judging."""
+        if self.generator is None:
+            return None
+        return torch.rand(shape, generator=self.generator, device=self.generator.device)
+
+
+class Method(nn.Module, ABC):
+    """A published method: it asks for its own batch, renders it, and says what to minimise.
+
+    Subclasses set ``Config`` (a dataclass; its attribute docstrings are the command line's help) and take
+    ``(config, scene)``. They are ordinary torch modules: everything to be saved is a parameter or a buffer.
+    """
+
+    Config: ClassVar[type]
+    default_steps: ClassVar[int] = 200_000
+    scene_formats: ClassVar[tuple[str, ...] | None] = None
+    """Scene formats the method accepts; None = every posed scene."""
+    precision: torch.dtype = torch.float32
+    """What the networks compute in (`autocast`); the trainer sets it."""
+    seed: int = 0
+    """The run's seed, for orders that span steps; the trainer sets it."""
+
+    @abstractmethod
+    def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
+        """The batch of a training step, on the model's device; depends on ``step`` and ``generator`` alone."""
+
+    @abstractmethod
+    def render(self, batch: Batch) -> Rendering:
+        """What the batch's rays see."""
+
+    @abstractmethod
+    def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Terms to be summed and minimised, each a mean over the batch's rays."""
+
+    def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
+        """Numbers for the log beside the losses, such as ``psnr_coarse``."""
+        return {}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser; ``lr_scale`` multiplies the learning rate of a group."""
+        return [{"params": list(self.parameters())}]
+
+    def before_step(self, step: int) -> None:
+        """Called before each training step."""
+
+    def after_step(self, step: int) -> None:
+        """Called after each training step."""
+
+    def floats_per_ray(self) -> int:
+        """Roughly how many floats a ray keeps for the backward pass; the automatic chunk size is made from it."""
+        return 4096
+
+    def samples_per_ray(self) -> int:
+        """Network evaluations per ray, for the rates that are logged."""
+        return 1
+
+    def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+        """Volume density (per unit of scene length) at points of the scene."""
+        raise ConfigError(f"{type(self).__name__.lower()} has no density: normals and meshes need a radiance field.")
+
+    def view_batch(self, scene: Scene, cameras: Cameras, view: int, pixels: Tensor, look: Cameras | None = None) -> Batch:
+        """The batch that judges or draws pixels (flat row-major indices) of one view of ``cameras``, in scene background."""
+        width = cameras.width[view]
+        y, x = torch.div(pixels, width, rounding_mode="floor"), pixels % width
+        rays = scene.rays(torch.full_like(pixels, view), x, y, cameras, look)
+        return Batch(rays=rays.to(self.device), background=0.0 if scene.background == "black" else 1.0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context that networks run in: their matrix products take ``precision``, everything else stays float32."""
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)
+
+
+@torch.no_grad()
+def render_view(
+    method: Method, scene: Scene, cameras: Cameras, view: int, chunk: int, look: Cameras | None = None
+) -> Rendering:
+    """A whole view as a Rendering whose tensors have leading axes [height, width], on the CPU, without weights."""
+    width, height = int(cameras.width[view]), int(cameras.height[view])
+    parts: list[Rendering] = []
+    for pixels in torch.arange(width * height).split(chunk):
+        parts.append(method.render(method.view_batch(scene, cameras, view, pixels, look)))
+
+    def whole(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if values[0] is None:
+            return None
+        return torch.cat(values).float().cpu().reshape(height, width, *values[0].shape[1:])
+
+    return Rendering(whole("rgb"), whole("depth"), whole("opacity"), whole("disparity"))

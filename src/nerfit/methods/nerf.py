@@ -1,0 +1,178 @@
+"""NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis (Mildenhall et al. 2020)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nerfit.encodings.frequency import encoded_size, frequency_encoding
+from nerfit.errors import ConfigError
+from nerfit.fields.mlp import NerfMLP
+from nerfit.methods.base import Batch, Method
+from nerfit.methods.pixels import pixel_batch
+from nerfit.rendering.metrics import psnr
+from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_weights
+from nerfit.sampling.along_rays import sample_pdf, stratified
+from nerfit.scenes.scene import Scene
+
+
+@dataclass
+class NerfConfig:
+    """Every switch of the original programs; the defaults are the paper's, with a density that can't die."""
+
+    depth: int = 8
+    """Layers of the network."""
+    width: int = 256
+    """Channels per layer."""
+    skips: list[int] = field(default_factory=lambda: [4])
+    """Layers (from 0) after which the encoded position joins again."""
+    fine_depth: int | None = None
+    """Layers of the fine network; none = as the coarse one."""
+    fine_width: int | None = None
+    """Channels of the fine network; none = as the coarse one."""
+    viewdirs: bool = True
+    """Let colour depend on the view direction."""
+    frequencies: int = 10
+    """Octaves of the position encoding; 0 = raw coordinates."""
+    view_frequencies: int = 4
+    """Octaves of the direction encoding; 0 = raw directions."""
+    samples: int = 64
+    """Stratified samples per ray for the coarse network."""
+    fine_samples: int = 128
+    """Importance samples per ray added for the fine network; 0 = coarse network only."""
+    jitter: bool = True
+    """Jitter samples while training."""
+    lindisp: bool = False
+    """Space coarse samples evenly in inverse depth (not with NDC)."""
+    raw_noise: float = 0.0
+    """Standard deviation of noise added to the raw density while training."""
+    density_activation: Literal["softplus", "relu"] = "softplus"
+    """softplus(x - 1), which never loses its gradient, or the original ReLU."""
+    density_bias: float = 0.0
+    """Added to the raw density before its activation."""
+    init: Literal["glorot", "torch"] = "glorot"
+    """Glorot-uniform weights with zero biases (the original), or PyTorch's default."""
+    batching: Literal["image", "all"] = "image"
+    """Draw a step's rays from one random image or from all images, without replacement either way."""
+    rays: int = 1024
+    """Rays per step."""
+    precrop_steps: int = 0
+    """Train on the images' central part for so many steps."""
+    precrop_fraction: float = 0.5
+    """Side of that central part over the image's side."""
+
+    def unused(self) -> dict[str, str]:
+        """Keys that have no effect beside the others, and why."""
+        unused = {}
+        if self.fine_samples == 0:
+            unused |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
+        if not self.viewdirs:
+            unused["view_frequencies"] = "viewdirs is off"
+        if self.precrop_steps == 0:
+            unused["precrop_fraction"] = "precrop_steps is 0"
+        return unused
+
+
+class Nerf(Method):
+    """Coarse and fine networks over frequency-encoded positions, volume-rendered by quadrature."""
+
+    Config = NerfConfig
+
+    def __init__(self, config: NerfConfig, scene: Scene) -> None:
+        super().__init__()
+        self.config = config
+        if config.lindisp and scene.ndc:
+            raise ConfigError("model.lindisp has no meaning in NDC, whose depth is inverse already: add --scene.no-ndc or drop it.")
+        if config.lindisp and scene.near <= 0:
+            raise ConfigError("model.lindisp needs a near distance above 0: set --scene.near.")
+        if config.samples < 3 and config.fine_samples:
+            raise ConfigError("model.samples must be at least 3 to place importance samples.")
+        self.coarse = self._network(config.depth, config.width)
+        self.fine: NerfMLP | None = None
+        if config.fine_samples:
+            self.fine = self._network(config.fine_depth or config.depth, config.fine_width or config.width)
+
+    def _network(self, depth: int, width: int) -> NerfMLP:
+        c = self.config
+        direction_size = encoded_size(3, c.view_frequencies) if c.viewdirs else 0
+        return NerfMLP(encoded_size(3, c.frequencies), direction_size, depth, width, c.skips, c.init)
+
+    def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
+        """Rays of one random image, or of all, from the central crop at first (section 5.3 and the released configs)."""
+        c = self.config
+        crop = c.precrop_fraction if step < c.precrop_steps else 1.0
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop)
+
+    def render(self, batch: Batch) -> Rendering:
+        """Coarse samples, then fine ones where the coarse weights are (section 5.2)."""
+        c, rays = self.config, batch.rays
+        assert rays is not None
+        jitter = batch.uniform if c.jitter else lambda *_: None
+        t = stratified(rays.near, rays.far, c.samples, jitter(len(rays), c.samples), c.lindisp)
+        rendering = self._march(self.coarse, batch, t)
+        if self.fine is None:
+            return rendering
+        mids = 0.5 * (t[:, 1:] + t[:, :-1])
+        assert rendering.weights is not None
+        extra = sample_pdf(mids, rendering.weights[:, 1:-1], c.fine_samples, jitter(len(rays), c.fine_samples))
+        t = torch.sort(torch.cat([t, extra], -1), -1).values
+        fine = self._march(self.fine, batch, t)
+        assert rendering.opacity is not None
+        fine.extras = {"rgb_coarse": rendering.rgb, "opacity_coarse": rendering.opacity}
+        return fine
+
+    def _march(self, network: NerfMLP, batch: Batch, t: Tensor) -> Rendering:
+        rays = batch.rays
+        assert rays is not None
+        points = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
+        position = frequency_encoding(points, self.config.frequencies)
+        direction = frequency_encoding(rays.viewdirs, self.config.view_frequencies)
+        with self.autocast():
+            raw_density, raw_rgb = network(position, direction if self.config.viewdirs else None)
+        raw_density, raw_rgb = raw_density.float(), raw_rgb.float()
+        if self.config.raw_noise and batch.generator is not None:
+            noise = torch.randn(t.shape, generator=batch.generator, device=t.device)
+            raw_density = raw_density + noise * self.config.raw_noise
+        weights = render_weights(self._activate(raw_density), intervals(t, rays.directions.norm(dim=-1)))
+        return composite_samples(weights, torch.sigmoid(raw_rgb), t, batch.background)
+
+    def _activate(self, raw: Tensor) -> Tensor:
+        raw = raw + self.config.density_bias
+        return F.relu(raw) if self.config.density_activation == "relu" else F.softplus(raw - 1)
+
+    def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Squared colour error of both networks (equation 6)."""
+        assert batch.target is not None
+        losses = {"rgb": F.mse_loss(rendering.rgb, batch.target)}
+        if "rgb_coarse" in rendering.extras:
+            losses["rgb_coarse"] = F.mse_loss(rendering.extras["rgb_coarse"], batch.target)
+        return losses
+
+    def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
+        """PSNR of the coarse network, and whether the centre crop is on."""
+        assert batch.target is not None
+        if "rgb_coarse" not in rendering.extras:
+            return {}
+        return {"psnr_coarse": psnr(rendering.extras["rgb_coarse"], batch.target)}
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density of the finest network at points (in NDC for forward-facing scenes)."""
+        network = self.fine or self.coarse
+        with self.autocast():
+            raw = network.raw_density(frequency_encoding(points, self.config.frequencies))
+        return self._activate(raw.float())
+
+    def samples_per_ray(self) -> int:
+        """Coarse samples, and all samples again for the fine network."""
+        c = self.config
+        return c.samples + (c.samples + c.fine_samples if c.fine_samples else 0)
+
+    def floats_per_ray(self) -> int:
+        """Activations kept by both networks."""
+        c = self.config
+        encoded = encoded_size(3, c.frequencies)
+        coarse = c.samples * (2 * encoded + (c.depth + 2) * c.width)
+        fine = (c.samples + c.fine_samples) * (2 * encoded + ((c.fine_depth or c.depth) + 2) * (c.fine_width or c.width))
+        return coarse + (fine if c.fine_samples else 0)

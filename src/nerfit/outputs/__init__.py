@@ -1,0 +1,1 @@
+"""What a trained field is taken away as: pictures, videos, meshes, points and drawings of its cameras."""

@@ -1,0 +1,148 @@
+"""Each part alone: shapes, ranges, timing, and a picture of it."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nerfit.cameras.poses import rays_meet
+from nerfit.errors import ConfigError
+from nerfit.methods.base import Method, render_view
+from nerfit.outputs.frusta import draw_cameras
+from nerfit.scenes.images import colorize, strip, write_png
+from nerfit.scenes.scene import Scene
+
+
+def inspect_part(part: str, scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
+    """The report of ``part`` ("scene", "rays", "field", or else the method) on a scene; writes ``picture``."""
+    parts: dict[str, Callable[[Scene, Method, Path], dict[str, Any]]] = {"scene": _scene, "rays": _rays, "field": _field}
+    report = parts.get(part, _method)(scene, method, picture)
+    return report | {"picture": str(picture)}
+
+
+def _range(t: torch.Tensor) -> str:
+    return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}, {float(t.min()):.4g} … {float(t.max()):.4g}, mean {float(t.float().mean()):.4g}"
+
+
+def _milliseconds(fn: Callable[[], Any], repeats: int = 5) -> str:
+    fn()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        fn()
+        times.append(1e3 * (time.perf_counter() - start))
+    return f"{statistics.median(times):.1f} ms (median of {repeats})"
+
+
+def _sizes(scene: Scene) -> str:
+    sizes = {(int(w), int(h)) for w, h in zip(scene.cameras.width, scene.cameras.height, strict=True)}
+    return ", ".join(f"{w}x{h}" for w, h in sorted(sizes))
+
+
+def _scene(scene: Scene, _: Method, picture: Path) -> dict[str, Any]:
+    """Cameras, images, bounds and splits; frusta with near and far; do the cameras look at something common?"""
+    near, far = scene.depth_range if scene.ndc and scene.depth_range else (scene.near, scene.far)
+    write_png(picture, draw_cameras(scene.cameras, near, far))
+    pixels = scene.pixels
+    report = {
+        "scene": f"{scene.name} ({scene.format}, {scene.bounds}{', NDC' if scene.ndc else ''})",
+        "views": ", ".join(f"{len(views)} {split}" for split, views in scene.splits.items()),
+        "image sizes": _sizes(scene),
+        "pixels": "none" if pixels is None else f"{tuple(pixels.shape)} uint8, {pixels.numel() / 2**20:.1f} MiB",
+        "focal length": f"{float(scene.cameras.fx.min()):.2f} … {float(scene.cameras.fx.max()):.2f} pixels",
+        "near, far": f"{scene.near:g}, {scene.far:g}",
+        "camera positions": "; ".join(f"{axis} {float(c.min()):.3f} … {float(c.max()):.3f}" for axis, c in zip("xyz", scene.cameras.centers.T, strict=True)),
+        "background": scene.background,
+    }
+    if pixels is not None and pixels.shape[1] == 4:
+        report["opaque pixels"] = f"{float((pixels[:, 3] > 127).float().mean()):.1%}"
+    return report | _meeting(scene)
+
+
+def _meeting(scene: Scene) -> dict[str, str]:
+    """Do the cameras' axes meet in front of them? If not, poses are probably inverted or in other axes."""
+    m = rays_meet(scene.cameras)
+    # Cameras that look the same way (forward-facing) meet far off or nowhere, and that is no fault.
+    axes = torch.nn.functional.normalize(-scene.cameras.c2w[:, :, 2], dim=-1)
+    parallel = float(axes.mean(0).norm()) > 0.9
+    point = ", ".join(f"{x:.3f}" for x in m.point.tolist())
+    report = {"axes meet at": f"({point}), {m.distance:.3f} from the cameras on average, {m.residual:.3f} off the axes", "in front of": f"{m.in_front:.0%} of the cameras"}
+    if parallel:
+        report["verdict"] = "the cameras look the same way: a forward-facing capture"
+    elif m.in_front < 0.9:
+        report["verdict"] = "suspicious: most cameras should have what they look at in front of them; are the poses inverted (world-to-camera) or in other axes?"
+    else:
+        report["verdict"] = "the cameras look at something common"
+    return report
+
+
+def _rays(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
+    """One view's rays: origins, directions, and where they go."""
+    view = scene.splits["train"][0]
+    batch = method.view_batch(scene, scene.cameras, view, torch.arange(int(scene.cameras.width[view] * scene.cameras.height[view])))
+    rays = batch.rays
+    if rays is None:
+        raise ConfigError("this method works on coordinates, not on rays.")
+    write_png(picture, strip([scene.image(view), (rays.viewdirs.reshape(*scene.image(view).shape[:2], 3) + 1) / 2]))
+    ends = torch.cat([rays.origins + rays.directions * t[:, None] for t in (rays.near, rays.far)])
+    generator = torch.Generator(method.device)
+    report = {
+        "origins": _range(rays.origins),
+        "directions": _range(rays.directions),
+        "direction lengths": _range(rays.directions.norm(dim=-1)),
+        "view directions": _range(rays.viewdirs),
+        "near, far": f"{float(rays.near.min()):g}, {float(rays.far.max()):g}",
+        "sampled space": "; ".join(f"{a} {float(c.min()):.3f} … {float(c.max()):.3f}" for a, c in zip("xyz", ends.T, strict=True)),
+        "a training batch": _milliseconds(lambda: method.next_batch(scene, 0, generator.manual_seed(0))),
+    }
+    return report | _meeting(scene)
+
+
+def _field(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
+    """Density on a slice through the scene's middle (untrained: what initialisation gives)."""
+    side = 128
+    centre = torch.zeros(3) if scene.ndc else rays_meet(scene.cameras).point.float()
+    extent = 1.0 if scene.ndc else (scene.far - scene.near) / 2
+    u, v = torch.meshgrid(torch.linspace(-extent, extent, side), torch.linspace(-extent, extent, side), indexing="ij")
+    points = torch.stack([v, -u, torch.zeros_like(u)], -1).reshape(-1, 3) + centre
+    with torch.no_grad():
+        density = method.density(points.to(method.device)).cpu()
+        timing = _milliseconds(lambda: method.density(points.to(method.device)))
+    write_png(picture, colorize(density.reshape(side, side), 0.0, float(density.max()) + 1e-9))
+    return {
+        "parameters": f"{sum(p.numel() for p in method.parameters()):,}",
+        "points": _range(points),
+        "density": _range(density),
+        f"{side * side} densities": timing,
+    }
+
+
+def _method(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
+    """A whole step of the method: batch, rendering, losses, their timing, and an untrained view."""
+    generator = torch.Generator(method.device)
+
+    def step() -> dict[str, torch.Tensor]:
+        batch = method.next_batch(scene, 0, generator.manual_seed(0))
+        losses = method.losses(method.render(batch), batch, 0)
+        method.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        return losses
+
+    batch = method.next_batch(scene, 0, generator.manual_seed(0))
+    rendering = method.render(batch)
+    view = (scene.splits.get("test") or scene.splits["train"])[0]
+    camera = scene.cameras[view].rescale(min(1.0, 64 / float(scene.cameras.width[view])))
+    write_png(picture, render_view(method, scene, camera, 0, 4096).rgb)
+    report = {
+        "parameters": f"{sum(p.numel() for p in method.parameters()):,}",
+        "batch": f"{len(batch)} rays, {method.samples_per_ray()} samples each",
+    }
+    for name in ("rgb", "depth", "opacity", "disparity"):
+        value = getattr(rendering, name)
+        if value is not None:
+            report[name] = _range(value.detach())
+    report |= {f"loss {name}": f"{float(value):.5f}" for name, value in step().items()}
+    return report | {"forward and backward": _milliseconds(step, 3)}

@@ -1,0 +1,100 @@
+"""Drawing camera paths and views: PNGs and videos of colour, depth, disparity, opacity and normals."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerfit.cameras import Cameras
+from nerfit.errors import ConfigError, nearest
+from nerfit.methods.base import Method, render_view
+from nerfit.outputs.video import write_video
+from nerfit.rendering.volume import Rendering
+from nerfit.scenes.images import colorize, read_depth_png, read_image, write_depth_png, write_png
+from nerfit.scenes.scene import Scene
+
+QUANTITIES = ("rgb", "depth", "disparity", "opacity", "normal")
+
+
+def checked_quantities(names: str) -> list[str]:
+    """The quantities of a comma-separated list."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in QUANTITIES:
+            raise ConfigError(f"'{name}' can't be rendered{nearest(name, QUANTITIES)} (choose from {', '.join(QUANTITIES)}).")
+    return chosen
+
+
+def write_frame(name: str, rendering: Rendering, path: Path, normals: Callable[[], Tensor], scene: Scene) -> None:
+    """Write one quantity of a view as a PNG; depth has 16 bits, in units of far/65535, and carries its scale in the file."""
+    if name == "rgb":
+        return write_png(path, rendering.rgb)
+    if rendering.depth is None or rendering.disparity is None or rendering.opacity is None:
+        raise ConfigError("this method renders colour only: use --what rgb.")
+    if name == "depth":
+        return write_depth_png(path, rendering.depth, scene.far / 65535, "NDC depth" if scene.ndc else "scene units")
+    if name == "opacity":
+        return write_png(path, rendering.opacity)
+    if name == "normal":
+        return write_png(path, normals() * 0.5 + 0.5)
+    # NDC depth runs from 0 at the near plane to 1 at infinity: true disparity over the near plane's is 1 - depth.
+    disparity = (1 - rendering.depth) * rendering.opacity if scene.ndc else rendering.disparity * scene.near
+    return write_png(path, colorize(disparity, 0.0, 1.0))
+
+
+def _video_frame(name: str, path: Path, scene: Scene) -> np.ndarray:
+    """A frame read back from its PNG, depth in colour."""
+    return colorize(read_depth_png(path)[0], scene.near, scene.far) if name == "depth" else read_image(path)[..., :3]
+
+
+def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, rendering: Rendering, chunk: int) -> Tensor:
+    """World-space unit normals [height, width, 3] at the expected depth: minus the density's gradient, 0 on empty rays."""
+    depth, opacity = rendering.depth, rendering.opacity
+    assert depth is not None and opacity is not None
+    flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1)
+    out = []
+    for pixels in torch.arange(flat_depth.numel()).split(chunk):
+        rays = method.view_batch(scene, cameras, index, pixels).rays
+        assert rays is not None
+        points = rays.origins + rays.directions * flat_depth[pixels].to(rays.origins.device)[:, None]
+        with torch.enable_grad():
+            points.requires_grad_()
+            (gradient,) = torch.autograd.grad(method.density(points).sum(), points)
+        out.append(-torch.nn.functional.normalize(gradient, dim=-1).cpu())
+    normals = torch.cat(out).reshape(*depth.shape, 3)
+    return normals * (opacity > 0.5)[..., None]
+
+
+def render_path(
+    method: Method,
+    scene: Scene,
+    cameras: Cameras,
+    chunk: int,
+    names: list[str],
+    folder: Path,
+    look: Cameras | None = None,
+    fps: float = 30.0,
+    report: Callable[[int, int], None] = lambda *_: None,
+) -> list[Path]:
+    """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity if there are several frames.
+
+    ``report(done, of)`` is called after each frame. Returns the videos. Memory does not grow with the number of frames.
+    """
+    for index in range(len(cameras)):
+        rendering = render_view(method, scene, cameras, index, chunk, look)
+
+        def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
+            return view_normals(method, scene, cameras, index, rendering, chunk)
+
+        for name in names:
+            write_frame(name, rendering, folder / name / f"{index:04d}.png", normals, scene)
+        report(index + 1, len(cameras))
+    if len(cameras) < 2:
+        return []
+
+    def frames(name: str) -> Iterator[np.ndarray]:
+        return (_video_frame(name, folder / name / f"{index:04d}.png", scene) for index in range(len(cameras)))
+
+    return [write_video(folder / f"{name}.mp4", frames(name), fps) for name in names]

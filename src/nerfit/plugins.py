@@ -1,0 +1,44 @@
+"""Methods and scene formats by name: our own, and those that other packages bring by entry points.
+
+A package adds a method with an entry point in group ``nerfit.methods`` whose object is a `Method` subclass, and a scene
+format with one in ``nerfit.scenes`` whose object is a module (or class) offering ``Config``, ``detect(source) -> bool``
+and ``load(source, config) -> Scene``. The entry point's name is the name users type.
+"""
+
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from nerfit.errors import ConfigError, nearest
+
+_BUILT_IN = {
+    "nerfit.methods": {"nerf": "nerfit.methods.nerf:Nerf", "image": "nerfit.methods.image:Image"},
+    "nerfit.scenes": {
+        "procedural": "nerfit.scenes.procedural",
+        "blender": "nerfit.scenes.blender",
+        "llff": "nerfit.scenes.llff",
+        "image": "nerfit.scenes.single_image",
+    },
+}
+
+
+def available(group: str) -> dict[str, EntryPoint | str]:
+    """Everything of a group by name, built-in first; a plug-in can't replace a built-in name."""
+    plugins = {point.name: point for point in entry_points(group=group)}
+    return plugins | _BUILT_IN[group]
+
+
+def find(group: str, name: str) -> Any:
+    """The class or module of a name; an unknown name, or a plug-in that can't be imported, is a ConfigError."""
+    known = available(group)
+    if name not in known:
+        kind = "method" if group == "nerfit.methods" else "scene format"
+        raise ConfigError(f"there is no {kind} '{name}'{nearest(name, known)} (known: {', '.join(sorted(known))}).")
+    target = known[name]
+    if isinstance(target, EntryPoint):
+        try:
+            return target.load()
+        except Exception as error:
+            raise ConfigError(f"plug-in '{name}' ({target.value}) can't be imported: {error}.") from error
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute) if attribute else import_module(module)

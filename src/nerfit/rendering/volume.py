@@ -1,0 +1,48 @@
+"""Volume rendering along rays: densities to weights to pictures."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass
+class Rendering:
+    """What rays saw. ``extras`` holds what one method alone needs for its losses or logs (for instance ``rgb_coarse``)."""
+
+    rgb: Float[Tensor, "rays 3"]
+    depth: Float[Tensor, "rays"] | None = None
+    opacity: Float[Tensor, "rays"] | None = None
+    disparity: Float[Tensor, "rays"] | None = None
+    weights: Float[Tensor, "rays samples"] | None = None
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+def intervals(t: Float[Tensor, "rays samples"], norm: Float[Tensor, "rays"], last: float = 1e10) -> Float[Tensor, "rays samples"]:
+    """World lengths between neighbouring distances: differences of t times the direction's length, the last one endless."""
+    return torch.cat([t[:, 1:] - t[:, :-1], torch.full_like(t[:, :1], last)], -1) * norm[:, None]
+
+
+def render_weights(density: Float[Tensor, "rays samples"], delta: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
+    """How much each sample shows: w = T (1 - exp(-σδ)) with T = exp(-Σ σδ of the samples before) (NeRF, equation 3)."""
+    optical = density * delta
+    before = torch.cat([torch.zeros_like(optical[:, :1]), torch.cumsum(optical[:, :-1], -1)], -1)
+    return torch.exp(-before) * -torch.expm1(-optical)
+
+
+def composite_samples(
+    weights: Float[Tensor, "rays samples"],
+    rgb: Float[Tensor, "rays samples 3"],
+    t: Float[Tensor, "rays samples"],
+    background: Tensor | float,
+) -> Rendering:
+    """Colour, depth Σwt, opacity Σw and disparity opacity/depth of each ray, over a background colour ([3], [rays, 3] or grey).
+
+    An empty ray has depth and disparity 0 and shows the background.
+    """
+    opacity = weights.sum(-1)
+    depth = (weights * t).sum(-1)
+    color = (weights[..., None] * rgb).sum(-2) + (1 - opacity)[:, None] * background
+    disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), torch.zeros_like(depth))
+    return Rendering(color, depth, opacity, disparity, weights)

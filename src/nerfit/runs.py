@@ -1,0 +1,138 @@
+"""Run folders: making them, opening them, and the whole job of a training from its configuration."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nerfit import __version__
+from nerfit.config import RunConfig, arguments, parse, to_dict
+from nerfit.errors import ConfigError, RunError
+from nerfit.methods.base import Method
+from nerfit.plugins import find
+from nerfit.scenes import scene_format
+from nerfit.scenes.scene import Scene
+from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
+from nerfit.training.devices import automatic_chunk, pick_device, pick_precision, set_threads
+
+
+@dataclass
+class Plan:
+    """What a run is: method, scene and configuration, as config.yaml keeps them."""
+
+    method: str
+    source: str
+    format: str
+    config: RunConfig[Any, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write config.yaml."""
+        head = {"nerfit": __version__, "method": self.method, "source": self.source, "format": self.format}
+        try:
+            (folder / "config.yaml").write_text(yaml.safe_dump(head | to_dict(self.config), sort_keys=False))
+        except OSError as error:
+            raise RunError(f"{folder / 'config.yaml'} can't be written: {error.strerror}.") from error
+
+    @classmethod
+    def load(cls, folder: Path, argv: list[str] | None = None) -> "Plan":
+        """The plan of a run folder, with command-line arguments over it."""
+        try:
+            data = yaml.safe_load((folder / "config.yaml").read_text())
+            method, source, form = (data.pop(key) for key in ("method", "source", "format"))
+            data.pop("nerfit", None)
+        except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
+            raise RunError(f"{folder} is not a run folder: its config.yaml can't be read ({error}).") from error
+        config = parse(config_type(method, form), arguments(data) + (argv or []), default_config(method, form))
+        return cls(method, source, form, config)
+
+    def make_method(self, scene: Scene) -> Method:
+        """The untrained method on a scene."""
+        return find("nerfit.methods", self.method)(self.config.model, scene)
+
+    def load_scene(self, source: str | None = None) -> Scene:
+        """The scene with its images."""
+        return scene_format(self.format).load(source or self.source, self.config.scene)
+
+
+def config_type(method: str, form: str) -> Any:
+    """The configuration class of a method on a scene format."""
+    return RunConfig[find("nerfit.methods", method).Config, scene_format(form).Config]
+
+
+def default_config(method: str, form: str) -> RunConfig[Any, Any]:
+    """Defaults of a method on a scene format."""
+    return RunConfig(model=find("nerfit.methods", method).Config(), scene=scene_format(form).Config())
+
+
+def new_folder(scene: str, method: str, out: Path | None) -> Path:
+    """A fresh run folder: ``out``, which must not hold a run yet, or the next free runs/<scene>-<method>[-n]."""
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(f"{out} exists already: choose another --out, or add --resume to go on with it.")
+    else:
+        base = Path("runs") / f"{scene}-{method}"
+        out, n = base, 2
+        while out.exists():
+            out, n = base.with_name(f"{base.name}-{n}"), n + 1
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"the run folder {out} can't be made: {error.strerror}.") from error
+    return out
+
+
+def last_folder(scene: str, method: str) -> Path:
+    """The newest automatic run folder of a scene and method."""
+    found = [p for p in Path("runs").glob(f"{scene}-{method}*") if (p / "config.yaml").is_file()]
+    if not found:
+        raise RunError(f"there is no run of {method} on {scene} under runs/ to resume.")
+    return max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)
+
+
+@dataclass
+class Run:
+    """A trained run opened for judging or drawing."""
+
+    folder: Path
+    plan: Plan
+    scene: Scene
+    method: Method
+    state: LoopState
+    chunk: int
+
+
+def open_run(folder: Path, images: bool, source: str | None = None, threads: int | None = None, device: str = "auto") -> Run:
+    """The newest whole checkpoint of a run, in evaluation mode; ``images`` also reads the scene's files."""
+    plan = Plan.load(folder)
+    scene = plan.load_scene(source) if images else Scene.load(folder)
+    set_threads(threads or plan.config.threads)
+    where = pick_device(device)
+    method = plan.make_method(scene).to(where)
+    found = load_checkpoint(folder / "checkpoints", where)
+    if found is None:
+        raise RunError(f"{folder} has no checkpoint yet: train it first.")
+    state, tensors = found
+    restore(tensors, method)
+    method.eval()
+    if where.type == pick_device(plan.config.device).type:
+        method.precision = pick_precision(plan.config.precision, where)
+    return Run(folder, plan, scene, method, state, plan.config.chunk or 4 * automatic_chunk(method, where))
+
+
+def initialise_from(folder: Path, method: Method) -> None:
+    """Start a method from another run's weights (--init)."""
+    found = load_checkpoint(folder / "checkpoints", method.device)
+    if found is None:
+        raise ConfigError(f"--init {folder}: there is no checkpoint.")
+    restore(found[1], method)
+
+
+def with_budget(config: RunConfig[Any, Any], typed: set[str], default_steps: int) -> RunConfig[Any, Any]:
+    """A budget typed on the command line replaces the recipe's; without any budget the method's own number of steps."""
+    if ("steps" in typed) != ("seconds" in typed):
+        config = dataclasses.replace(config, **({"seconds": None} if "steps" in typed else {"steps": None}))
+    if config.steps is None and config.seconds is None:
+        config = dataclasses.replace(config, steps=default_steps)
+    return config

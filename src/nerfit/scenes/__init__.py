@@ -1,0 +1,25 @@
+"""One `Scene` whatever the files look like; one module per format, found by what lies at the path."""
+
+from typing import Any
+
+from nerfit.errors import SceneError
+from nerfit.plugins import available, find
+from nerfit.scenes.scene import Scene, SceneConfig
+
+__all__ = ["Scene", "SceneConfig", "detect_format", "scene_format"]
+
+
+def detect_format(source: str) -> str:
+    """The name of the format that recognises ``source``, built-in formats first."""
+    for name in reversed(list(available("nerfit.scenes"))):
+        if find("nerfit.scenes", name).detect(source):
+            return name
+    raise SceneError(
+        f"no known scene at '{source}': expected a folder with transforms_train.json (Blender) or poses_bounds.npy (LLFF), "
+        "an image file, or 'procedural'."
+    )
+
+
+def scene_format(name: str) -> Any:
+    """The module of a format: ``Config``, ``detect`` and ``load``."""
+    return find("nerfit.scenes", name)

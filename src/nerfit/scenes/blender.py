@@ -1,0 +1,116 @@
+"""Blender scenes (NeRF synthetic): transforms_train/val/test.json and RGBA PNGs."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nerfit.cameras import Cameras
+from nerfit.cameras.cameras import focal_from_fov
+from nerfit.cameras.rotations import checked_rotations
+from nerfit.errors import SceneError
+from nerfit.scenes.images import read_images, resize_area
+from nerfit.scenes.scene import Scene, SceneConfig, pick
+
+
+@dataclass
+class Config(SceneConfig):
+    """Options of Blender scenes; near and far are 2 and 6 unless given."""
+
+    factor: int = 1
+    """Shrink images by this factor (2 = the old half_res)."""
+    testskip: int = 1
+    """Keep every Nth validation and test view."""
+
+
+def detect(source: str) -> bool:
+    """A folder with transforms_train.json."""
+    return (Path(source) / "transforms_train.json").is_file()
+
+
+def load(source: str, config: Config) -> Scene:
+    """Read the three splits; a missing val or test file leaves that split empty."""
+    if config.factor < 1 or config.testskip < 0:
+        raise SceneError("scene.factor must be at least 1 and scene.testskip at least 0.")
+    folder = Path(source)
+    paths: list[Path] = []
+    poses: list[list[list[float]]] = []
+    splits: dict[str, list[int]] = {}
+    fov = 0.0
+    for split in ("train", "val", "test"):
+        file = folder / f"transforms_{split}.json"
+        if split != "train" and not file.exists():
+            continue
+        meta = _read(file)
+        fov = fov or meta["camera_angle_x"]
+        if not math.isclose(fov, meta["camera_angle_x"], rel_tol=1e-6):
+            raise SceneError(f"{file}: camera_angle_x differs from that of the training views.")
+        chosen = (0, -1, max(config.testskip, 1)) if split != "train" else config.train_views
+        frames = [meta["frames"][i] for i in pick(len(meta["frames"]), chosen)]
+        splits[split] = list(range(len(poses), len(poses) + len(frames)))
+        paths += [_image_path(folder, frame["file_path"]) for frame in frames]
+        poses += [frame["transform_matrix"] for frame in frames]
+
+    images = read_images(paths)
+    height, width = images[0].shape[:2]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise SceneError(f"{path} is {image.shape[1]}x{image.shape[0]} with {image.shape[2]} channels, unlike the first image.")
+    if config.factor > 1:
+        images = [resize_area(image, width // config.factor, height // config.factor) for image in images]
+    c2w = checked_rotations(torch.tensor(poses, dtype=torch.float64)[:, :3], str(folder))
+    cameras = Cameras.pinhole(c2w, focal_from_fov(fov, width), width, height, config.pixel_offset)
+    cameras = cameras.resize(images[0].shape[1], images[0].shape[0])
+    return Scene(
+        name=folder.resolve().name,
+        format="blender",
+        cameras=cameras,
+        near=2.0 if config.near is None else config.near,
+        far=6.0 if config.far is None else config.far,
+        splits=splits,
+        pixels=torch.from_numpy(np.concatenate([image.reshape(-1, image.shape[2]) for image in images])),
+        bounds="object",
+        background=config.background,
+        view_names=[str(path.relative_to(folder)) for path in paths],
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The checked content of a transforms file."""
+    try:
+        meta = json.loads(file.read_text())
+    except OSError as error:
+        raise SceneError(f"{file} can't be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SceneError(f"{file} is not valid JSON ({error}).") from error
+    fov = meta.get("camera_angle_x") if isinstance(meta, dict) else None
+    if not isinstance(fov, int | float) or not 0 < fov < math.pi:
+        raise SceneError(f"{file}: camera_angle_x must be an angle between 0 and π, not {fov!r}.")
+    frames = meta.get("frames")
+    if not isinstance(frames, list) or not frames:
+        raise SceneError(f"{file} lists no frames.")
+    for i, frame in enumerate(frames):
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+            raise SceneError(f"{file}: frame {i} has no file_path.")
+        try:
+            matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
+        except (TypeError, ValueError):
+            matrix = np.empty(0)
+        if matrix.shape not in ((4, 4), (3, 4)) or not np.isfinite(matrix).all():
+            raise SceneError(f"{file}: the transform_matrix of frame {i} ({frame['file_path']}) is not a finite 4x4 matrix.")
+    return meta
+
+
+def _image_path(folder: Path, file_path: str) -> Path:
+    """The PNG a frame names; depth and normal PNGs beside it are never looked for."""
+    path = folder / file_path
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        path = path.with_name(path.name + ".png")
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+        raise SceneError(f"the frame '{file_path}' points outside {folder}.")
+    return path

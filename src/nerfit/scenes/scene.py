@@ -1,0 +1,153 @@
+"""A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerfit.cameras import Cameras, Rays
+from nerfit.cameras.ndc import ndc_rays
+from nerfit.errors import SceneError
+
+Bounds = Literal["object", "forward-facing", "unbounded"]
+Background = Literal["white", "black", "random"]
+
+
+@dataclass
+class SceneConfig:
+    """What every scene format understands; a format's own config adds to it."""
+
+    format: str = ""
+    """Scene format; empty = detect it and say so."""
+    background: Background = "white"
+    """What lies behind transparent pixels; random draws a colour per ray while training and is white when judging."""
+    near: float | None = None
+    """Nearest sampled distance; none = the format's own."""
+    far: float | None = None
+    """Farthest sampled distance; none = the format's own."""
+    train_views: tuple[int, int, int] = (0, -1, 1)
+    """Training views to use: start, end (-1 = all), step, in the format's order."""
+    pixel_offset: float = 0.5
+    """Where in its pixel a ray starts: 0.5 = centre; the original NeRF code used 0."""
+
+
+@dataclass
+class Scene:
+    """Posed images and where to look for them; the one thing that a reader returns.
+
+    ``pixels`` holds all views one after another, rows first: uint8 [sum of H·W, 3 or 4], alpha straight (not
+    premultiplied); None for a scene known only by its cameras. ``to_original`` takes this scene's coordinates back to
+    those of the user's files. ``depths`` and ``normals``, where known, are float32 [sum of H·W] (along the optical
+    axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``.
+    """
+
+    name: str
+    format: str
+    cameras: Cameras
+    near: float
+    far: float
+    splits: dict[str, list[int]]
+    pixels: Tensor | None = None
+    bounds: Bounds = "object"
+    background: Background = "white"
+    ndc: bool = False
+    default_path: str = "circle"
+    view_names: list[str] = field(default_factory=list)
+    to_original: Float[Tensor, "4 4"] = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
+    depth_range: tuple[float, float] | None = None
+    depths: Tensor | None = None
+    normals: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.near < self.far:
+            raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}).")
+        sizes = self.cameras.width * self.cameras.height
+        self.starts: Int[Tensor, "views"] = sizes.cumsum(0) - sizes
+        if self.pixels is not None and self.pixels.shape[0] != int(sizes.sum()):
+            raise SceneError(f"{self.name}: the images hold {self.pixels.shape[0]} pixels, the cameras {int(sizes.sum())}.")
+
+    def image(self, view: int, background: float | None = 1.0) -> Float[Tensor, "height width channels"]:
+        """One view as float32 in [0, 1], composited over ``background``; None keeps its 3 or 4 channels."""
+        w, h = int(self.cameras.width[view]), int(self.cameras.height[view])
+        flat = self._pixels[int(self.starts[view]) : int(self.starts[view]) + w * h]
+        image = flat.reshape(h, w, -1).to(torch.float32) / 255
+        return image if background is None else composite(image, background)
+
+    @property
+    def _pixels(self) -> Tensor:
+        if self.pixels is None:
+            raise SceneError(f"{self.name}: this scene was opened without its images.")
+        return self.pixels
+
+    def colors(self, views: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "rays channels"]:
+        """Stored colours (float32 in [0, 1], 3 or 4 channels) of pixels (x, y) of the given views."""
+        index = self.starts.to(views.device)[views] + y * self.cameras.width.to(views.device)[views] + x
+        return self._pixels[index.to(self._pixels.device)].to(torch.float32) / 255
+
+    def rays(self, views: Tensor, x: Tensor, y: Tensor, cameras: Cameras | None = None, look: Cameras | None = None) -> Rays:
+        """Rays through pixels (x, y) of ``cameras`` (default: this scene's own) between the scene's near and far.
+
+        ``look`` gives the cameras whose view directions are used instead, to show view dependence from a still camera.
+        """
+        cameras = self.cameras if cameras is None else cameras
+        rays = cameras.rays(views, x, y, self.near, self.far)
+        if look is not None:
+            rays.viewdirs = torch.nn.functional.normalize(look.directions(views, x, y), dim=-1)
+        if self.ndc:
+            rays = ndc_rays(rays, cameras.fx[views], cameras.fy[views], cameras.width[views], cameras.height[views])
+        return rays
+
+    def save(self, folder: Path) -> None:
+        """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images."""
+        info = {k: getattr(self, k) for k in _PLAIN} | {"to_original": self.to_original.tolist()}
+        write_json(folder / "scene.json", info)
+        rigid = self.to_original[:3, :3].to(torch.float64)
+        scale = torch.linalg.det(rigid).abs() ** (1 / 3)
+        c2w = self.cameras.c2w.to(torch.float64)
+        original = torch.cat([rigid / scale @ c2w[:, :, :3], (rigid @ c2w[:, :, 3:]) + self.to_original[:3, 3:]], -1)
+        cameras = {"normalised": self.cameras.state(), "original_c2w": original.tolist(), "axes": "OpenGL"}
+        write_json(folder / "cameras.json", cameras)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Scene":
+        """The scene of a run folder, without its images."""
+        try:
+            info: dict[str, Any] = json.loads((folder / "scene.json").read_text())
+            cameras = Cameras.from_state(json.loads((folder / "cameras.json").read_text())["normalised"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SceneError(f"{folder} is not a run folder that can be read: {error}.") from error
+        to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
+        return cls(cameras=cameras, to_original=to_original, **info)
+
+
+_PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range")
+
+
+def composite(rgba: Float[Tensor, "*n channels"], background: float | Tensor) -> Float[Tensor, "*n 3"]:
+    """Straight-alpha colours over a background; colours without alpha are returned as they are."""
+    if rgba.shape[-1] == 3:
+        return rgba
+    alpha = rgba[..., 3:]
+    return rgba[..., :3] * alpha + background * (1 - alpha)
+
+
+def pick(count: int, views: tuple[int, int, int]) -> list[int]:
+    """Indices chosen by (start, end, step) of ``count`` views; end -1 means all."""
+    start, end, step = views
+    if step < 1:
+        raise SceneError(f"the step of a view selection must be at least 1, not {step}.")
+    chosen = list(range(count))[start : None if end == -1 else end : step]
+    if not chosen:
+        raise SceneError(f"the view selection {start}, {end}, {step} leaves none of {count} views.")
+    return chosen
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one, never half of either."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,53 @@
+"""A single picture as a scene, for image fitting."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nerfit.cameras import Cameras
+from nerfit.errors import SceneError
+from nerfit.scenes.images import read_image, resize_area
+from nerfit.scenes.scene import Scene, SceneConfig
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass
+class Config(SceneConfig):
+    """Options of single pictures."""
+
+    factor: int = 1
+    """Shrink the picture by this factor."""
+
+    def unused(self) -> dict[str, str]:
+        """Keys of posed scenes that a single picture has no use for."""
+        return dict.fromkeys(("near", "far", "train_views", "pixel_offset"), "a single picture has no rays")
+
+
+def detect(source: str) -> bool:
+    """An image file."""
+    return Path(source).suffix.lower() in _SUFFIXES and Path(source).is_file()
+
+
+def load(source: str, config: Config) -> Scene:
+    """One view, seen straight on from a camera at the origin, that is both training and test view."""
+    path = Path(source)
+    image = read_image(path)
+    if config.factor < 1:
+        raise SceneError("scene.factor must be at least 1.")
+    if config.factor > 1:
+        image = resize_area(image, max(1, image.shape[1] // config.factor), max(1, image.shape[0] // config.factor))
+    height, width, channels = image.shape
+    return Scene(
+        name=path.stem,
+        format="image",
+        cameras=Cameras.pinhole(torch.eye(4)[None], float(width), width, height),
+        near=0.0,
+        far=1.0,
+        splits={"train": [0], "val": [0], "test": [0]},
+        pixels=torch.from_numpy(image.reshape(-1, channels)),
+        background=config.background,
+        default_path="test",
+        view_names=[path.name],
+    )

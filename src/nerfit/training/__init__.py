@@ -1,0 +1,1 @@
+"""One loop for every method: steps, schedules, checkpoints, logs, devices."""

@@ -1,0 +1,69 @@
+"""Which device to run on, with how many threads, and how much fits in its memory."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from nerfit.errors import ConfigError
+from nerfit.methods.base import Method
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; "auto" takes a GPU (CUDA/ROCm, then Apple's MPS) if there is one."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}' can't be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that networks compute in."""
+    if name == "fp16" and device.type != "cuda":
+        raise ConfigError("precision fp16 needs a GPU: use bf16 or float32 here.")
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def set_threads(threads: int | None) -> int:
+    """Use so many threads (default: what the environment or the machine gives); returns the number in use."""
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError("threads must be at least 1.")
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on a device; on a CPU the machine's, or the container's if that is less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = 4 << 30
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit on this container
+    return max(free, 0)
+
+
+def automatic_chunk(method: Method, device: torch.device) -> int:
+    """Rays processed together so that a training step's activations fit in half of the free memory.
+
+    On a CPU also at most what keeps them near 256 MB: past that, memory traffic costs more than it saves.
+    """
+    per_ray = 4 * 2 * method.floats_per_ray()  # float32 values and their gradients
+    budget = free_memory(device) // 2
+    if device.type == "cpu":
+        budget = min(budget, 256 << 20)
+    return max(64, min(65536, budget // per_ray // 64 * 64))

@@ -1,0 +1,110 @@
+"""What a run says while it trains: a progress bar, TensorBoard always, Weights & Biases on request."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from nerfit.errors import ConfigError
+
+
+@dataclass
+class LogConfig:
+    """How often to look, write and save; 0 = never."""
+
+    print_every: int = 100
+    """Steps between scalars (console and TensorBoard)."""
+    image_every: int = 500
+    """Steps between pictures and PSNR of a held-out view, with histograms of the weights."""
+    image_pixels: int = 10_000
+    """That view is shrunk to at most so many pixels."""
+    save_every: int = 10_000
+    """Steps between checkpoints."""
+    save_seconds: float = 900.0
+    """Seconds between checkpoints."""
+    test_every: int = 0
+    """Steps between renderings of all test views into the run."""
+    video_every: int = 0
+    """Steps between videos of the scene's camera path."""
+    wandb: bool = False
+    """Log to Weights & Biases too (pip install "nerfit[wandb]")."""
+
+
+class RunLog:
+    """TensorBoard events in the run folder and, if asked, a Weights & Biases run; a context manager."""
+
+    def __init__(self, folder: Path, config: LogConfig, settings: dict[str, Any], first_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._wandb: Any = None
+        if config.wandb:
+            try:
+                import wandb  # pyright: ignore[reportMissingImports]
+            except ImportError as error:
+                raise ConfigError('log.wandb needs the wandb package: pip install "nerfit[wandb]".') from error
+            self._wandb = wandb.init(project="nerfit", name=folder.name, dir=str(folder), config=settings, resume="allow", id=folder.name)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Log named numbers at a step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+    def images(self, step: int, images: dict[str, Tensor]) -> None:
+        """Log named pictures ([height, width, 3 or 1], in [0, 1])."""
+        for name, image in images.items():
+            self._writer.add_image(name, image.clamp(0, 1), step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb  # pyright: ignore[reportMissingImports]
+
+            self._wandb.log({name: wandb.Image(image.clamp(0, 1).numpy()) for name, image in images.items()}, step=step)
+
+    def histograms(self, step: int, module: torch.nn.Module) -> None:
+        """Log histograms of a module's parameters."""
+        for name, parameter in module.named_parameters():
+            self._writer.add_histogram(name.replace(".", "/"), parameter.detach().float().cpu(), step)
+
+
+class ProgressLine:
+    """A live bar on a terminal, an occasional plain line elsewhere: share done, rate, PSNR, time left."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(file=sys.stderr, quiet=quiet)
+        columns = (BarColumn(), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self._console, disable=quiet or not self._console.is_terminal)
+        self._task = self._bar.add_task("starting", total=1.0)
+        self._last = -float("inf")
+
+    def __enter__(self) -> "ProgressLine":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, progress: float, text: str) -> None:
+        """Update the bar; without a terminal print at most every ten seconds."""
+        self._bar.update(self._task, completed=progress, description=text)
+        if not self._console.is_terminal and time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            self._console.print(f"{progress:4.0%}  {text}", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,108 @@
+"""Optimisers and learning-rate schedules."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from nerfit.errors import ConfigError
+from nerfit.methods.base import Method
+
+
+@dataclass
+class OptimConfig:
+    """How parameters move; the defaults are NeRF's."""
+
+    optimizer: Literal["adam", "radam", "sgd"] = "adam"
+    """Update rule (sgd has momentum 0.9)."""
+    lr: float = 5e-4
+    """Learning rate at the start."""
+    schedule: Literal["exponential", "step", "multi-step", "cosine", "log-linear", "constant"] = "exponential"
+    """How the learning rate falls."""
+    decay_rate: float = 0.1
+    """Factor per decay_steps (exponential, step) or per milestone (multi-step)."""
+    decay_steps: int | None = None
+    """Steps of one decay; none = the run's whole budget, in steps or seconds (the old lrate_decay counts thousands)."""
+    milestones: list[int] = field(default_factory=list)
+    """Steps at which multi-step decays."""
+    lr_final: float = 5e-6
+    """Learning rate at the end of cosine and log-linear."""
+    lr_floor: float = 0.0
+    """The learning rate never falls below this."""
+    warmup_steps: int = 0
+    """Ramp the learning rate up over so many steps, along a quarter sine (mip-NeRF's delay)."""
+    warmup_factor: float = 0.01
+    """Where that ramp starts, as a factor."""
+    eps: float = 1e-8
+    """Adam's and RAdam's epsilon."""
+    weight_decay: float = 0.0
+    """L2 penalty."""
+    clip_value: float | None = None
+    """Clip every gradient entry to ± this."""
+    clip_norm: float | None = None
+    """Clip the norm of all gradients to this."""
+
+    def unused(self) -> dict[str, str]:
+        """Keys that have no effect beside the others, and why."""
+        why = f"schedule is {self.schedule}"
+        uses = {
+            "exponential": {"decay_rate", "decay_steps"},
+            "step": {"decay_rate", "decay_steps"},
+            "multi-step": {"decay_rate", "milestones"},
+            "cosine": {"lr_final", "decay_steps"},
+            "log-linear": {"lr_final", "decay_steps"},
+            "constant": set[str](),
+        }[self.schedule]
+        unused = dict.fromkeys({"decay_rate", "decay_steps", "milestones", "lr_final"} - uses, why)
+        if self.warmup_steps == 0:
+            unused["warmup_factor"] = "warmup_steps is 0"
+        if self.optimizer == "sgd":
+            unused["eps"] = "optimizer is sgd"
+        return unused
+
+
+def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
+    """The learning rate of a step; ``progress`` in [0, 1] is the share of the run's budget that is spent.
+
+    exponential: lr·rate^(step/decay_steps), NeRF's rule. log-linear with warm-up: mip-NeRF, appendix A. Without
+    ``decay_steps`` the budget takes its place, so a run of seconds decays as fully as a run of steps.
+    """
+    c = config
+    x = progress if c.decay_steps is None else step / c.decay_steps
+    if c.schedule == "exponential":
+        lr = c.lr * c.decay_rate**x
+    elif c.schedule == "step":
+        lr = c.lr * c.decay_rate ** math.floor(x)
+    elif c.schedule == "multi-step":
+        lr = c.lr * c.decay_rate ** sum(step >= m for m in c.milestones)
+    elif c.schedule == "cosine":
+        lr = c.lr_final + (c.lr - c.lr_final) * 0.5 * (1 + math.cos(math.pi * min(x, 1)))
+    elif c.schedule == "log-linear":
+        lr = math.exp(math.log(c.lr) * (1 - min(x, 1)) + math.log(c.lr_final) * min(x, 1))
+    else:
+        lr = c.lr
+    if c.warmup_steps:
+        ramp = math.sin(0.5 * math.pi * min(step / c.warmup_steps, 1))
+        lr *= c.warmup_factor + (1 - c.warmup_factor) * ramp
+    return max(lr, c.lr_floor)
+
+
+def make_optimizer(config: OptimConfig, method: Method) -> torch.optim.Optimizer:
+    """The optimiser over a method's parameter groups, each with its ``lr_scale``."""
+    if config.schedule == "step" and config.decay_steps is None:
+        raise ConfigError("optim.schedule step needs --optim.decay-steps.")
+    if config.schedule == "multi-step" and not config.milestones:
+        raise ConfigError("optim.schedule multi-step needs --optim.milestones.")
+    groups = [{"lr_scale": 1.0} | group for group in method.parameter_groups()]
+    common = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, **common)
+    make = torch.optim.Adam if config.optimizer == "adam" else torch.optim.RAdam
+    return make(groups, eps=config.eps, **common)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group ``lr`` times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -1,0 +1,349 @@
+"""The loop: one for every method."""
+
+import json
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nerfit.errors import ConfigError, RunError
+from nerfit.methods.base import Batch, Method, render_view
+from nerfit.rendering.metrics import psnr
+from nerfit.rendering.volume import Rendering
+from nerfit.sampling.pixels import mix
+from nerfit.scenes.scene import Scene, write_json
+from nerfit.training import collapse
+from nerfit.training.checkpoints import LoopState, load_checkpoint, restore, save_checkpoint
+from nerfit.training.devices import automatic_chunk, pick_device, pick_precision, set_threads
+from nerfit.training.logs import LogConfig, ProgressLine, RunLog
+from nerfit.training.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+
+MAX_RESTARTS = 5
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class Settings(Protocol):
+    """The part of a run's configuration that the loop reads."""
+
+    steps: int | None
+    seconds: float | None
+    seed: int
+    threads: int | None
+    device: str
+    precision: str
+    chunk: int | None
+    optim: OptimConfig
+    log: LogConfig
+
+
+@dataclass
+class Callback:
+    """Something from a higher room that happens every so many steps, outside the training clock."""
+
+    every: int
+    run: Callable[["Trainer"], None]
+
+
+class Trainer:
+    """Trains ``make_method(seed)`` on a scene within ``settings.steps`` and/or ``settings.seconds``, into a run folder.
+
+    The run can be killed at any moment: randomness is a function of (seed, step), so a resumed run on a CPU gives the
+    same bits as an uninterrupted one.
+    """
+
+    def __init__(
+        self,
+        make_method: Callable[[], Method],
+        scene: Scene,
+        settings: Settings,
+        folder: Path,
+        callbacks: list[Callback] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        if settings.steps is None and settings.seconds is None:
+            raise ConfigError("a run needs a budget: --steps or --seconds.")
+        self.scene, self.settings, self.folder = scene, settings, folder
+        self.callbacks, self.quiet = callbacks or [], quiet
+        self.threads = set_threads(settings.threads)
+        self.device = pick_device(settings.device)
+        self._make_method = make_method
+        self.state = LoopState(seed=settings.seed)
+        self.interrupted: int | None = None
+        self._skipped_in_a_row = 0
+        self._build()
+        self.state.chunk = settings.chunk or automatic_chunk(self.method, self.device)
+        self._resume()
+
+    def _build(self) -> None:
+        """A fresh method and optimiser from the state's seed."""
+        torch.manual_seed(mix(self.state.seed, 0))
+        self.method = self._make_method().to(self.device)
+        self.method.precision = pick_precision(self.settings.precision, self.device)
+        self.method.seed = self.state.seed
+        self.optimizer = make_optimizer(self.settings.optim, self.method)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
+        self._watch = collapse.CollapseWatch()
+
+    def _resume(self) -> None:
+        found = load_checkpoint(self.folder / "checkpoints", self.device)
+        if found is None:
+            return
+        state, tensors = found
+        if state.seed != self.state.seed:
+            self.state.seed = state.seed
+            self._build()
+        self.state = state if self.settings.chunk is None else replace(state, chunk=self.settings.chunk)
+        restore(tensors, self.method, self.optimizer)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": state.loss_scale})
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent, 0 to 1: whichever of steps and seconds is nearer its end."""
+        s = self.settings
+        steps = self.state.step / s.steps if s.steps else 0.0
+        seconds = self.state.seconds / s.seconds if s.seconds else 0.0
+        return min(1.0, max(steps, seconds))
+
+    def train(self) -> None:
+        """Train until the budget is spent or SIGINT/SIGTERM arrives; either way the last state is saved."""
+        with _signals(self), RunLog(self.folder, self.settings.log, {}, self.state.step) as log, ProgressLine(self.quiet) as bar:
+            self._clock = time.perf_counter()
+            self._saved = self.state.seconds
+            self._rate_from = (self.state.seconds, 0)
+            while self.progress < 1 and self.interrupted is None:
+                rendering, batch, losses = self._step()
+                self._count(len(batch))
+                self._after_step(rendering, batch, losses, log, bar)
+            if self.state.step:
+                self._save()
+            self._write_metrics()
+
+    def _count(self, rays: int) -> None:
+        """Advance step, clock and rate by a step just done."""
+        self.state.step += 1
+        self.state.seconds += self._lap()
+        self._rate_from = (self._rate_from[0], self._rate_from[1] + rays)
+
+    def _lap(self) -> float:
+        """Seconds since the clock was last read."""
+        if self.device.type == "cuda" and self.state.step % 100 == 0:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        lap, self._clock = now - self._clock, now
+        return lap
+
+    def _step(self) -> tuple[Rendering, Batch, dict[str, Tensor]]:
+        """One optimiser step; on a GPU's out-of-memory the chunk is halved and the step repeated."""
+        step = self.state.step
+        set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.progress))
+        while True:
+            generator = torch.Generator(self.device).manual_seed(mix(self.state.seed, step + 1))
+            self.method.before_step(step)
+            batch = self.method.next_batch(self.scene, step, generator)
+            try:
+                rendering, losses = self._backward(batch, step)
+                break
+            except torch.cuda.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                if self.state.chunk <= 64:
+                    raise RunError("the GPU has too little free memory even for 64 rays at a time.") from error
+                self.state.chunk //= 2
+        self._update(losses)
+        self.method.after_step(step)
+        return rendering, batch, losses
+
+    def _backward(self, batch: Batch, step: int) -> tuple[Rendering, dict[str, Tensor]]:
+        """Gradients of the mean loss over the batch, chunk by chunk; returns the last chunk's rendering."""
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, Tensor] = {}
+        rendering: Rendering | None = None
+        for chunk in batch.chunks(self.state.chunk):
+            rendering = self.method.render(chunk)
+            share = len(chunk) / len(batch)
+            losses = {name: value * share for name, value in self.method.losses(rendering, chunk, step).items()}
+            self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            totals = {name: value.detach() + totals.get(name, 0.0) for name, value in losses.items()}
+            rendering.extras["target"] = chunk.target if chunk.target is not None else rendering.rgb
+        assert rendering is not None
+        return rendering, totals
+
+    def _update(self, losses: dict[str, Tensor]) -> None:
+        """Clip and apply the gradients, unless something is not finite."""
+        optim = self.settings.optim
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        finite = bool(torch.isfinite(norm + sum(losses.values())))
+        if finite:
+            self._skipped_in_a_row = 0
+            if optim.clip_value is not None:
+                torch.nn.utils.clip_grad_value_(parameters, optim.clip_value)
+            if optim.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, optim.clip_norm)
+            self.scaler.step(self.optimizer)
+        else:
+            self.state.skipped += 1
+            self._skipped_in_a_row += 1
+        self.scaler.update()
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            bad = [name for name, value in losses.items() if not math.isfinite(float(value))] or ["the gradient"]
+            raise RunError(
+                f"training went wrong at step {self.state.step}: {', '.join(bad)} was not finite {MAX_SKIPPED_IN_A_ROW} times in a row; "
+                "try a lower --optim.lr or --optim.clip-norm 1 (the last checkpoint is intact)."
+            )
+
+    def _after_step(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor], log: RunLog, bar: ProgressLine) -> None:
+        """Logs, checkpoints, callbacks and the look for collapse that are due; what is not training stops the clock."""
+        config, step = self.settings.log, self.state.step
+
+        def due(every: int) -> bool:
+            return every > 0 and step % every == 0
+
+        watch_from = self.settings.optim.warmup_steps
+        if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST:
+            target = rendering.extras["target"]
+            what = self._watch.look(rendering, target)
+            if what is not None:
+                self._restart(what, bar)
+                return
+        if due(config.print_every) or step == 1:
+            values = self._scalars(rendering, losses, log)
+            bar.show(self.progress, self._line(values))
+        if due(config.save_every) or self.state.seconds - self._saved > config.save_seconds:
+            self._save()
+            self.state.seconds += self._lap()
+        if due(config.image_every):
+            self._look_at_holdout(log)
+            log.histograms(step, self.method)
+            self._lap()
+        for callback in self.callbacks:
+            if due(callback.every):
+                callback.run(self)
+                self._lap()
+
+    def _restart(self, what: str, bar: ProgressLine) -> None:
+        """Begin again from another seed."""
+        self.state.restarts += 1
+        if self.state.restarts > MAX_RESTARTS:
+            raise RunError(f"{what}, from each of {MAX_RESTARTS + 1} seeds: try --model.density-activation softplus or a lower --optim.lr.")
+        bar.say(f"step {self.state.step}: {what}; starting again from another seed (restart {self.state.restarts}).")
+        self.state.seed = mix(self.settings.seed, self.state.restarts, 0xC0) >> 32
+        self.state.step = 0
+        self._build()
+
+    def _scalars(self, rendering: Rendering, losses: dict[str, Tensor], log: RunLog) -> dict[str, float]:
+        target = rendering.extras["target"]
+        seconds, rays = self._rate_from
+        rate = rays / max(self.state.seconds - seconds, 1e-9)
+        self._rate_from = (self.state.seconds, 0)
+        values = {f"loss/{name}": float(value) for name, value in losses.items()}
+        values |= {
+            "psnr_fine": psnr(rendering.rgb.detach(), target),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "rays_per_second": rate,
+            "skipped_steps": float(self.state.skipped),
+        }
+        if rendering.opacity is not None:
+            values["opacity"] = float(rendering.opacity.detach().mean())
+        values |= self.method.scalars(rendering, Batch(target=target))
+        log.scalars(self.state.step, values)
+        return values
+
+    def _line(self, values: dict[str, float]) -> str:
+        left = self.state.seconds * (1 - self.progress) / max(self.progress, 1e-9)
+        held = "" if self.state.holdout_psnr is None else f" (held out {self.state.holdout_psnr:.2f})"
+        eta = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.0f} min" if left > 120 else f"{left:.0f} s"
+        skipped = f"  {self.state.skipped} steps skipped" if self.state.skipped else ""
+        return (
+            f"step {self.state.step}  psnr {values['psnr_fine']:.2f}{held} dB  "
+            f"{values['rays_per_second']:,.0f} rays/s  {eta} left{skipped}"
+        )
+
+    def _look_at_holdout(self, log: RunLog) -> None:
+        """Picture and PSNR of one held-out view, shrunk to a size that costs little."""
+        view = (self.scene.splits.get("val") or self.scene.splits.get("test") or self.scene.splits["train"])[0]
+        camera = self.scene.cameras[view]
+        pixels = int(camera.width[0] * camera.height[0])
+        camera = camera.rescale(min(1.0, (self.settings.log.image_pixels / pixels) ** 0.5))
+        width, height = int(camera.width[0]), int(camera.height[0])
+        truth = self.scene.image(view, 0.0 if self.scene.background == "black" else 1.0)
+        truth = torch.nn.functional.adaptive_avg_pool2d(truth.permute(2, 0, 1), (height, width)).permute(1, 2, 0)
+        rendering = render_view(self.method, self.scene, camera, 0, self.state.chunk)
+        self.state.holdout_psnr = psnr(rendering.rgb, truth)
+        images = {"holdout/rgb": rendering.rgb, "holdout/truth": truth}
+        if rendering.disparity is not None and rendering.opacity is not None:
+            images["holdout/disparity"] = (rendering.disparity / rendering.disparity.max().clamp(min=1e-9))[..., None]
+            images["holdout/opacity"] = rendering.opacity[..., None]
+        log.images(self.state.step, images)
+        log.scalars(self.state.step, {"psnr_holdout": self.state.holdout_psnr})
+
+    def _save(self) -> None:
+        self.state.loss_scale = self.scaler.get_scale()
+        save_checkpoint(self.folder / "checkpoints", self.state, self.method, self.optimizer)
+        self._saved = self.state.seconds
+
+    def _write_metrics(self) -> None:
+        """The "train" part of metrics.json; the other parts stay."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / (1 << 20)
+        rays = self._rays_per_step() * self.state.step / max(self.state.seconds, 1e-9)
+        train = {
+            "steps": self.state.step,
+            "seconds": round(self.state.seconds, 3),
+            "rays_per_second": round(rays, 1),
+            "samples_per_second": round(rays * self.method.samples_per_ray(), 1),
+            "peak_memory_mb": round(peak, 1),
+            "threads": self.threads,
+            "device": str(self.device),
+            "seed": self.state.seed,
+            "restarts": self.state.restarts,
+            "skipped_steps": self.state.skipped,
+        }
+        update_metrics(self.folder, "train", train)
+
+    def _rays_per_step(self) -> int:
+        return len(self.method.next_batch(self.scene, 0, torch.Generator(self.device).manual_seed(0)))
+
+
+def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:
+    """Replace one part of a run's metrics.json and keep the others."""
+    path = folder / "metrics.json"
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError):
+        metrics = {}
+    write_json(path, metrics | {part: values})
+
+
+class _signals:
+    """While training, SIGINT and SIGTERM ask the trainer to stop after the step in hand; a second one stops at once."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def _stop(self, number: int, _frame: object) -> None:
+        if self._trainer.interrupted is not None:
+            raise KeyboardInterrupt
+        self._trainer.interrupted = number
+
+    def __enter__(self) -> None:
+        self._old: dict[int, Any] = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._old[number] = signal.signal(number, self._stop)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                return
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
