@@ -14,11 +14,27 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import (
-    average_pose, look_at, nearest_point_to_axes, rays_meet, recentre, scale_of, spherify, to_4x4, transform_poses, view_frame, world_up,
-)  # fmt: skip
+    average_pose,
+    look_at,
+    nearest_point_to_axes,
+    rays_meet,
+    recentre,
+    scale_of,
+    spherify,
+    to_4x4,
+    transform_poses,
+    view_frame,
+    world_up,
+)
 from nerfit.cameras.rotations import (
-    axis_angle_to_matrix, checked_rotations, matrix_to_axis_angle, matrix_to_quaternion, project_to_so3, quaternion_to_matrix, slerp,
-)  # fmt: skip
+    axis_angle_to_matrix,
+    checked_rotations,
+    matrix_to_axis_angle,
+    matrix_to_quaternion,
+    project_to_so3,
+    quaternion_to_matrix,
+    slerp,
+)
 from nerfit.errors import ConfigError, SceneError
 
 relaxed = settings(deadline=None, max_examples=50)
@@ -217,7 +233,7 @@ def twin_frame(back, up):
 def test_average_pose_and_recentring(seed):
     c2w = random_poses(seed, angle=1.0)
     p = c2w.numpy()
-    position = sum(p[i, :, 3] for i in range(7)) / 7
+    position = p[:, :, 3].sum(0) / 7
     rotation = twin_frame(sum(p[i, :, 2] for i in range(7)), sum(p[i, :, 1] for i in range(7)))
     close(average_pose(c2w), np.concatenate([rotation, position[:, None]], 1), 1e-9)
     moved, transform = recentre(c2w)

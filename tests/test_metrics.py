@@ -168,7 +168,7 @@ def test_real_lpips(net):
     assert model.distance(a, b) == pytest.approx(model.distance(b, a), rel=1e-5)
     noise = 2 * b - 1
     distances = [model.distance(a, a + s * noise) for s in (0.01, 0.03, 0.1, 0.25)]
-    assert 0 < distances[0] and distances == sorted(distances) and distances[-1] < 2
+    assert distances[0] > 0 and distances == sorted(distances) and distances[-1] < 2
     assert model.distance(torch.zeros(64, 64, 3), torch.ones(64, 64, 3)) > 0.4
     small = picture(32, 32, 4), picture(32, 32, 5)
     assert model.distance(*small) == pytest.approx(slow_lpips(net, load_file(path), *small), rel=1e-4)

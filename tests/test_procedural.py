@@ -141,7 +141,7 @@ def test_shadows_follow_rays_to_the_sun_and_darken(kind):
     for i in range(24):  # a sunflower of directions over the sun's disc
         r, a = raytrace.SUN_WIDTH * math.sqrt((i + 0.5) / 24), 2.4 * i
         to_sun = (sun + r * (math.cos(a) * side + math.sin(a) * other))[:, None].expand_as(p)
-        _, blocker = raytrace.first_hit(made, p, to_sun, leaving=part)
+        _, blocker = raytrace.first_hit(made, p, to_sun)
         free += (blocker < 0).double()
     free, lit = free / 24, normal.T @ sun > 0.2
     assert ((free == 0) & lit).sum() > 20 and ((free == 1) & lit).sum() > 200
@@ -152,6 +152,33 @@ def test_shadows_follow_rays_to_the_sun_and_darken(kind):
     linear, _ = raytrace.radiance(white, o, d, t, part)
     ground = lit & (part == 0)
     assert linear[:, ground & (sunny < 0.05)].mean() < 0.6 * linear[:, ground & (sunny > 0.95)].mean()
+
+
+@BOTH
+def test_a_shadow_has_the_outline_of_its_solid(kind):
+    torch.manual_seed(0)
+    made = stage(kind)
+    sun = torch.tensor(made.sun, dtype=torch.float64)[:, None]
+    for solid in made.solids:
+        if solid.casts:
+            near = torch.tensor(solid.center, dtype=torch.float64)[:, None] + torch.rand(3, 2000).double() * 2 - 1
+            hit = solid.enter(solid.local(near - 50 * sun), solid.local(sun.expand_as(near), shift=False)).isfinite()
+            gap = solid.gap(solid.local(near), solid.local(sun, shift=False))
+            assert torch.equal(hit, gap < 0) and hit.any() and not hit.all()
+
+
+def test_a_lone_mirror_ball_shows_the_sky_and_never_shades_itself():
+    torch.manual_seed(0)
+    made = raytrace.Stage((Capsule(center=(0.1, 0.2, 0.3), radius=0.5, paint=lambda p: p, mirror=1.0),), sun=(0.0, 0.6, 0.8))
+    o = torch.tensor([[0.1, 3.0, 0.3]], dtype=torch.float64).T.expand(3, 200)
+    d = torch.randn(3, 200).double() * 0.08 - torch.tensor([[0.0, 1, 0]], dtype=torch.float64).T
+    t, part = raytrace.first_hit(made, o, d)
+    o, d, t, part = o[:, part == 0], d[:, part == 0], t[part == 0], part[part == 0]
+    linear, normal = raytrace.radiance(made, o, d, t, part)
+    view = d / d.norm(dim=0)
+    mirrored = torch.stack([(torch.eye(3).double() - 2 * torch.outer(n, n)) @ v for n, v in zip(normal.T, view.T, strict=True)], -1)
+    assert t.numel() > 50 and torch.allclose(linear, raytrace.sky(mirrored), atol=1e-9)
+    assert all((share == 1).all() for share in raytrace.light(made, o + t * d, normal, part))
 
 
 @BOTH

@@ -148,10 +148,13 @@ def _metrics_text(metrics: dict[str, Any]) -> str:
 
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
-    """METHOD and SCENE, which may stand before or after the flags."""
+    """METHOD and SCENE, which may stand before or after the flags; a flag's value may be the name of a method too."""
     from nerfit.plugins import available
 
-    start = next((i for i, word in enumerate(argv) if word in available("nerfit.methods")), 0)
+    named = [i for i, word in enumerate(argv) if word in available("nerfit.methods")]
+    before_scene = [i for i in named if i + 1 < len(argv) and not argv[i + 1].startswith("-")]
+    alone = [i for i in named if i and not argv[i - 1].startswith("-")]
+    start = (before_scene or alone or [0])[-1]
     taken: list[str] = []
     while start < len(argv) and len(taken) < 2 and not argv[start].startswith("-"):
         taken.append(argv.pop(start))

@@ -7,11 +7,13 @@ would have typed, put before the user's own, and parsed with them; so types, nam
 import contextlib
 import dataclasses
 import io
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 import tyro
 import yaml
@@ -49,8 +51,8 @@ class RunConfig(Generic[M, S]):
     """CPU threads; none = what the environment gives."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto = a GPU if there is one."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
-    """What the networks compute in; everything along rays stays float32."""
+    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
+    """What the networks compute in; everything along rays stays float32. auto = bf16 where the hardware is fast at it."""
     chunk: int | None = None
     """Rays processed together; none = from free memory."""
 
@@ -79,10 +81,16 @@ def shipped_recipes() -> dict[str, str]:
     return {name: load_recipe(name).description for name in names}
 
 
-def load_recipe(name: str, beside: Path | None = None) -> Recipe:
-    """A recipe by the name of a shipped one or the path of a YAML file or of an old ``key = value`` text config."""
+def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...] = ()) -> Recipe:
+    """A recipe by the name of a shipped one or the path of a YAML file or of an old ``key = value`` text config.
+
+    The path of a parent starts from the folder ``beside`` of the recipe that names it; none of ``children``, the recipes
+    on the way to it, may be its own ancestor.
+    """
     path = Path(name) if beside is None or Path(name).is_absolute() else beside / name
     shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
+    if path.resolve() in children:
+        raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
     if path.is_file():
         if legacy.is_legacy(path):
             return _translated(path)
@@ -102,7 +110,7 @@ def load_recipe(name: str, beside: Path | None = None) -> Recipe:
     recipe = Recipe(Path(name).stem, values, data.get("method"), data.get("format"), data.get("description", ""))
     recipe.own = set(flatten(values))
     if "parent" in data:
-        parent = load_recipe(str(data["parent"]), folder)
+        parent = load_recipe(str(data["parent"]), folder, (*children, path.resolve()))
         recipe.values = merge(parent.values, values)
         recipe.method, recipe.format = recipe.method or parent.method, recipe.format or parent.format
     return recipe
@@ -162,11 +170,38 @@ def typed_keys(argv: list[str]) -> set[str]:
     return {name for n in names for name in (n, n.replace(".no_", ".").removeprefix("no_"))}
 
 
+def _spelled_out(default: Any, argv: list[str]) -> list[str]:
+    """A command line with ``--x True`` and ``--x False`` for the ``--x`` and ``--no-x`` of values that may also be none."""
+    switches = {"--" + key.replace("_", "-") for key in _switches(default)}
+    out: list[str] = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag = word.replace("_", "-")
+        positive = re.sub(r"(--|\.)no-(?=[^.]*$)", r"\1", flag)
+        if flag in switches and following not in ("True", "False", "None"):
+            out += [flag, "True"]
+        elif positive != flag and positive in switches:
+            out += [positive, "False"]
+        else:
+            out.append(word)
+    return out
+
+
+def _switches(config: Any, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _switches(value, f"{prefix}{f.name}.")
+        elif hints[f.name] == bool | None:
+            yield prefix + f.name
+
+
 def parse(config_type: type[T], argv: list[str], default: T | None = None, prog: str = "nerfit", description: str = "") -> T:
     """A dataclass from a command line; anything wrong with it is a ConfigError of one sentence."""
     said = io.StringIO()
     unnested = tyro.conf.OmitSubcommandPrefixes[config_type]  # pyright: ignore[reportInvalidTypeArguments]
     wants_help = "-h" in argv or "--help" in argv
+    argv = argv if default is None else _spelled_out(default, argv)
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
             default_kw = {} if default is None else {"default": default}
@@ -183,7 +218,7 @@ def parse(config_type: type[T], argv: list[str], default: T | None = None, prog:
         known = [k.replace("--run.", "--").replace("--options.", "--") for k in known]
         if not word.startswith("-"):
             raise ConfigError(f"'{word}' is one value or argument too many.")
-        raise ConfigError(f"there is no option {word.split('=')[0]} here{nearest(word.split('=')[0], known)}.")
+        raise ConfigError(f"there is no option {word.split('=')[0]} here{nearest(word.split('=')[0], known) or '.'}")
     return value
 
 
@@ -209,18 +244,24 @@ def unused_keys(config: Any, prefix: str = "") -> dict[str, str]:
     return out
 
 
+_OPTIM_ABOVE_ZERO = ("lr", "lr_final", "decay_rate", "decay_steps", "clip_value", "clip_norm")
+_ABOVE_ZERO = {"steps", "seconds", "chunk", "threads", "log.image_pixels", *(f"optim.{key}" for key in _OPTIM_ABOVE_ZERO)}
+
+
 def check(config: RunConfig[Any, Any], explicit: set[str]) -> None:
     """Refuse explicit keys that would change nothing, and numbers that can't be meant."""
     for key, why in unused_keys(config).items():
         if key in explicit:
             raise ConfigError(f"{key} has no effect here: {why}.")
     for key, value in flatten(to_dict(config)).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value < 0:
-            raise ConfigError(f"{key} must not be negative, but is {value}.")
-    for key in ("steps", "seconds", "chunk", "optim.lr"):
-        value = flatten(to_dict(config))[key]
-        if value is not None and not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number, but is {value}.")
+        if value <= 0 and key in _ABOVE_ZERO:
             raise ConfigError(f"{key} must be above 0, but is {value}.")
+        if value < 0 and (isinstance(value, int) or key.startswith(("optim.", "log."))):
+            raise ConfigError(f"{key} must not be negative, but is {value}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from nerfit.plugins import find
 from nerfit.scenes import scene_format
 from nerfit.scenes.scene import Scene
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
-from nerfit.training.devices import automatic_chunk, pick_device, pick_precision, set_threads
+from nerfit.training.devices import automatic_chunk, keep_freed_memory, pick_device, pick_precision, set_threads
 
 
 @dataclass
@@ -107,6 +107,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     """The newest whole checkpoint of a run, in evaluation mode; ``images`` also reads the scene's files."""
     plan = Plan.load(folder)
     scene = plan.load_scene(source) if images else Scene.load(folder)
+    keep_freed_memory()
     set_threads(threads or plan.config.threads)
     where = pick_device(device)
     method = plan.make_method(scene).to(where)

@@ -57,7 +57,7 @@ class NerfMLP(nn.Module):
         """The trunk's output, as inputs to be joined by the next layer."""
         inputs = [position]
         for i, layer in enumerate(self.trunk):
-            h = F.relu(linear(layer, *inputs), inplace=True)
+            h = F.relu(linear(layer, *inputs))
             inputs = [position, h] if i in self.skips else [h]
         return inputs
 
@@ -71,7 +71,7 @@ class NerfMLP(nn.Module):
             return out[..., 3], out[..., :3]
         assert direction is not None
         density = linear(self.density, *inputs)[..., 0]
-        view = F.relu(linear(self.view, linear(self.bottleneck, *inputs), direction[:, None]), inplace=True)
+        view = F.relu(linear(self.view, linear(self.bottleneck, *inputs), direction[:, None]))
         return density, self.rgb(view)
 
     def raw_density(self, position: Float[Tensor, "*n position"]) -> Float[Tensor, "*n"]:

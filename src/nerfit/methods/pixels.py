@@ -25,8 +25,9 @@ def pixel_batch(
     views = torch.tensor(scene.splits["train"])
     width, height = scene.cameras.width[views], scene.cameras.height[views]
     half_w, half_h = (width * crop / 2).long().clamp(min=1), (height * crop / 2).long().clamp(min=1)
-    left, top = (width // 2 - half_w) * (crop < 1), (height // 2 - half_h) * (crop < 1)
+    left, top = torch.zeros_like(width), torch.zeros_like(height)
     if crop < 1:
+        left, top = (width // 2 - half_w).clamp(min=0), (height // 2 - half_h).clamp(min=0)
         width, height = torch.minimum(2 * half_w, width), torch.minimum(2 * half_h, height)
     sizes = width * height
     key = generator.initial_seed()

@@ -57,11 +57,10 @@ def load(source: str, config: Config) -> Scene:
         raise SceneError(f"{source} is not a procedural scene{nearest(kind, KINDS)}; write procedural:object or procedural:forward-facing.")
     is_object = kind == "object"
     views = config.views if config.views is not None else 60 if is_object else 20
-    chosen = {"views": views, "val_views": config.val_views, "test_views": config.test_views, "size": config.size, "samples": config.samples}
-    least = {"views": 1 if is_object else 2, "val_views": 0, "test_views": 0, "size": 1, "samples": 1}
-    for name, value in chosen.items():
-        if value < least[name]:
-            raise SceneError(f"{source}: {name} must be at least {least[name]}, not {value}.")
+    for name, least in {"views": 1 if is_object else 2, "val_views": 0, "test_views": 0, "size": 1, "samples": 1}.items():
+        value = views if name == "views" else getattr(config, name)
+        if value < least:
+            raise SceneError(f"{source}: {name} must be at least {least}, not {value}.")
     alpha = is_object if config.alpha is None else config.alpha
     generator = torch.Generator().manual_seed(config.scene_seed)
     if is_object:

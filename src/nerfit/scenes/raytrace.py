@@ -109,6 +109,7 @@ class Capsule(Solid):
     half: float = 0.0
 
     def enter(self, o: Points, d: Points) -> Scalars:
+        """First of the entries into the tube and the two end balls."""
         if self.half == 0:
             return overlap(ball(o, d, self.radius))
         end = column((0, 0, self.half), o)
@@ -117,15 +118,18 @@ class Capsule(Solid):
         return torch.minimum(side, ends)
 
     def normal(self, p: Points) -> Points:
+        """Away from the nearest point of the segment."""
         return unit(torch.cat([p[:2], p[2:] - p[2:].clamp(-self.half, self.half)]))
 
     def gap(self, p: Points, sun: Float[Tensor, "3 1"]) -> Scalars:
+        """Distance from the segment as the sun sees it, less the radius."""
         axis = column((0, 0, 1), p) - sun[2] * sun
         s = (dot(p, axis) / dot(axis, axis).clamp(min=1e-9)).clamp(-self.half, self.half)
         return length(p - dot(p, sun) * sun - s * axis) - self.radius
 
     @property
     def core(self) -> tuple[Vector, float]:
+        """The segment, with the radius around it."""
         return (0.0, 0.0, self.half), self.radius
 
 
@@ -137,15 +141,18 @@ class Cylinder(Solid):
     half: float
 
     def enter(self, o: Points, d: Points) -> Scalars:
+        """Entry into the endless tube where it lies between the caps."""
         return overlap(ball(o[:2], d[:2], self.radius), slab(o[2], d[2], self.half))
 
     def normal(self, p: Points) -> Points:
+        """Up or down on the caps, away from the axis on the side."""
         reach = length(p[:2])
         cap = p[2].abs() - self.half > reach - self.radius
         side = torch.cat([p[:2] / reach.clamp(min=1e-9), torch.zeros_like(p[2:])])
         return torch.where(cap, column((0, 0, 1), p) * p[2].sign(), side)
 
     def gap(self, p: Points, sun: Float[Tensor, "3 1"]) -> Scalars:
+        """Distance from the axis along the sun, measured in the plane z = 0, less the radius."""
         slope = sun[:2] / sun[2]  # along the sun onto z = 0 a disc keeps its shape, so the outline there is a stadium
         q = p[:2] - p[2] * slope
         s = (dot(q, slope) / dot(slope, slope).clamp(min=1e-9)).clamp(-self.half, self.half)
@@ -153,6 +160,7 @@ class Cylinder(Solid):
 
     @property
     def core(self) -> tuple[Vector, float]:
+        """A shorter piece of the axis, or the centre of a flat disc."""
         return (0.0, 0.0, max(self.half - self.radius, 0.0)), min(self.radius, self.half)
 
 
@@ -163,19 +171,22 @@ class Box(Solid):
     half: Vector
 
     def enter(self, o: Points, d: Points) -> Scalars:
+        """Entry into the last of the three slabs."""
         return overlap(*(slab(o[i], d[i], self.half[i]) for i in range(3)))
 
     def normal(self, p: Points) -> Points:
+        """The axis of the nearest face."""
         face = (p.abs() - column(self.half, p)).argmax(0)
         return torch.nn.functional.one_hot(face, 3).T.to(p) * p.sign()
 
     def gap(self, p: Points, sun: Float[Tensor, "3 1"]) -> Scalars:
-        # Seen from the sun a box is a hexagon: the slabs across (sun × axis), as wide as the box's corners reach.
+        """Seen from the sun a box is a hexagon: the slabs across (sun × axis), as wide as the box's corners reach."""
         across = unit(torch.linalg.cross(sun.T.expand(3, 3), torch.eye(3).to(p)).T).T
         return ((across @ p).abs() - across.abs() @ column(self.half, p)).amax(0)
 
     @property
     def core(self) -> tuple[Vector, float]:
+        """The box shrunk by its smallest half extent, which is the radius around it."""
         r = min(self.half)
         return (self.half[0] - r, self.half[1] - r, self.half[2] - r), r
 
@@ -202,13 +213,16 @@ def sky(d: Points) -> Points:
     return torch.lerp(air, column(GROUND, d), (up * -12).clamp(0, 1))
 
 
-def first_hit(stage: Stage, o: Points, d: Points, leaving: Tensor | None = None) -> tuple[Scalars, Int[Tensor, "rays"]]:
-    """The nearest t and its solid's index (inf and -1: none) of stage rays, which ignore the solid they are ``leaving``."""
+def first_hit(stage: Stage, o: Points, d: Points) -> tuple[Scalars, Int[Tensor, "rays"]]:
+    """The nearest t and its solid's index (inf and -1: none) of stage rays.
+
+    A ray that leaves a surface can't meet it again: the solid is convex, so its entry lies behind the origin.
+    """
     t = torch.full_like(o[0], torch.inf)
     part = torch.full_like(o[0], -1, dtype=torch.long)
     for k, solid in enumerate(stage.solids):
         entry = solid.enter(solid.local(o), solid.local(d, shift=False))
-        closer = entry < t if leaving is None else (entry < t) & (leaving != k)
+        closer = entry < t
         t, part = torch.where(closer, entry, t), torch.where(closer, k, part)
     return t, part
 
@@ -263,7 +277,7 @@ def radiance(stage: Stage, o: Points, d: Points, t: Scalars, part: Int[Tensor, "
     bounced = view + 2 * cosine * n
     seen = sky(bounced)
     if bounces > 0 and rows.numel():
-        t2, part2 = first_hit(stage, p, bounced, leaving=part[rows])
+        t2, part2 = first_hit(stage, p, bounced)
         again = (part2 >= 0).nonzero()[:, 0]
         seen[:, again] = radiance(stage, p[:, again], bounced[:, again], t2[again], part2[again], bounces - 1)[0]
     strength = mirror[rows]

@@ -66,7 +66,7 @@ class Scene:
         if not self.near < self.far:
             raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}).")
         sizes = self.cameras.width * self.cameras.height
-        self.starts: Int[Tensor, "views"] = sizes.cumsum(0) - sizes
+        self.starts: Int[Tensor, views] = sizes.cumsum(0) - sizes
         if self.pixels is not None and self.pixels.shape[0] != int(sizes.sum()):
             raise SceneError(f"{self.name}: the images hold {self.pixels.shape[0]} pixels, the cameras {int(sizes.sum())}.")
 

@@ -22,7 +22,7 @@ from nerfit.sampling.pixels import mix
 from nerfit.scenes.scene import Scene, write_json
 from nerfit.training import collapse
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore, save_checkpoint
-from nerfit.training.devices import automatic_chunk, pick_device, pick_precision, set_threads
+from nerfit.training.devices import automatic_chunk, keep_freed_memory, pick_device, pick_precision, set_threads
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog
 from nerfit.training.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 
@@ -72,6 +72,7 @@ class Trainer:
             raise ConfigError("a run needs a budget: --steps or --seconds.")
         self.scene, self.settings, self.folder = scene, settings, folder
         self.callbacks, self.quiet = callbacks or [], quiet
+        keep_freed_memory()
         self.threads = set_threads(settings.threads)
         self.device = pick_device(settings.device)
         self._make_method = make_method

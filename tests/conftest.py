@@ -1,0 +1,90 @@
+"""What the tests share: where real data lies, a tiny made-up Blender scene, and how close float32 must come to a float64 twin."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+from torch import Tensor
+
+settings.register_profile("nerfit", max_examples=30, deadline=None)
+settings.load_profile("nerfit")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real scenes: $NERFIT_DATA, else shared/data beside the repository; the test is skipped without it."""
+    folder = Path(os.environ.get("NERFIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"there is no folder of real scenes at {folder}; set NERFIT_DATA")
+    return folder
+
+
+@pytest.fixture
+def blender_folder(tmp_path: Path) -> Path:
+    """A coloured ball of radius 1 at the origin as a Blender scene of 10x8 pixels: 5 train, 3 val and 6 test views, 4 away.
+
+    As in the official scenes, depth and normal PNGs lie beside the test views.
+    """
+    folder = tmp_path / "ball"
+    for split, count, phase in (("train", 5, 0.0), ("val", 3, 0.4), ("test", 6, 0.8)):
+        (folder / split).mkdir(parents=True)
+        frames: list[dict[str, Any]] = []
+        for i in range(count):
+            c2w = around(2 * math.pi * (i + phase) / count, 0.3 + 0.1 * i)
+            picture = Image.fromarray(ball_picture(c2w))
+            picture.save(folder / split / f"r_{i}.png")
+            if split == "test":
+                picture.save(folder / split / f"r_{i}_depth_0001.png")
+                picture.save(folder / split / f"r_{i}_normal_0001.png")
+            frames.append({"file_path": f"./{split}/r_{i}", "rotation": 0.01, "transform_matrix": c2w.tolist()})
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": FOV, "frames": frames}))
+    return folder
+
+
+WIDTH, HEIGHT, FOV = 10, 8, 0.7
+
+
+def around(azimuth: float, elevation: float) -> np.ndarray:
+    """A camera 4 away from the origin that looks at it, z up."""
+    back = np.array([math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)])
+    right = np.array([-math.sin(azimuth), math.cos(azimuth), 0.0])
+    c2w = np.eye(4)
+    c2w[:3] = np.stack([right, np.cross(back, right), back, 4 * back], 1)
+    return c2w
+
+
+def ball_picture(c2w: np.ndarray) -> np.ndarray:
+    """RGBA: the ball's normals as colours where the ray through a pixel's centre meets it, else transparent."""
+    focal = 0.5 * WIDTH / math.tan(0.5 * FOV)
+    picture = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    for j in range(HEIGHT):
+        for i in range(WIDTH):
+            d = c2w[:3, :3] @ [(i + 0.5 - WIDTH / 2) / focal, -(j + 0.5 - HEIGHT / 2) / focal, -1.0]
+            a, b, c = d @ d, d @ c2w[:3, 3], c2w[:3, 3] @ c2w[:3, 3] - 1
+            if b * b > a * c:
+                normal = c2w[:3, 3] + d * (-b - math.sqrt(b * b - a * c)) / a
+                picture[j, i] = np.rint([*(normal + 1) * 127.5, 255])
+    return picture
+
+
+def assert_close(value: Any, reference: Any, tolerance: float = 1e-5) -> None:
+    """Same shape, and max|difference| / max|reference| within the tolerance; NaN is never close."""
+    value = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    reference = reference.detach().cpu().numpy() if isinstance(reference, Tensor) else np.asarray(reference)
+    assert value.shape == reference.shape, f"shape {value.shape}, expected {reference.shape}"
+    if reference.size:
+        difference, scale = np.abs(value.astype(float) - reference).max(), np.abs(reference).max()
+        assert difference <= tolerance * scale, f"off by {difference:.3g} where values reach {scale:.3g}"
+
+
+def rotation(rng: np.random.Generator) -> np.ndarray:
+    """A random rotation matrix."""
+    q, r = np.linalg.qr(rng.normal(size=(3, 3)))
+    q *= np.sign(np.diag(r))
+    return q * np.linalg.det(q)
