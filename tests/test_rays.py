@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_close, rotation
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from conftest import assert_close, rotation
 from nerfit.cameras import Cameras, Rays
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.lenses import distort, undistort
@@ -28,10 +28,10 @@ def some_cameras(seed: int, sizes: list[tuple[int, int]], offset: float = 0.5, l
     rng, n = np.random.default_rng(seed), len(sizes)
     c2w = [np.concatenate([rotation(rng), rng.normal(size=(3, 1))], 1) for _ in sizes]
     width, height = np.array(sizes).T
-    numbers = [np.stack(c2w), *rng.uniform(5, 15, (2, n)), width * rng.uniform(0.3, 0.7, n), height * rng.uniform(0.3, 0.7, n)]
+    fx, fy = torch.tensor(rng.uniform(5, 15, (2, n)), dtype=torch.float32)
+    cx, cy = torch.tensor(np.stack([width, height]) * rng.uniform(0.3, 0.7, (2, n)), dtype=torch.float32)
     k = torch.tensor(some_lenses(rng, n), dtype=torch.float32) if lens else None
-    tensors = [torch.tensor(x, dtype=torch.float32) for x in numbers]
-    return Cameras(*tensors, torch.tensor(width), torch.tensor(height), k, offset)
+    return Cameras(torch.tensor(np.stack(c2w)).float(), fx, fy, cx, cy, torch.tensor(width), torch.tensor(height), k, offset)
 
 
 def some_lenses(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -240,19 +240,20 @@ def test_a_lens_without_distortion_changes_nothing():
 # --- NDC ------------------------------------------------------------------------------------------------------------
 
 
-def forward_rays(seed: int, n: int) -> tuple[Rays, list[Tensor]]:
+def forward_rays(seed: int, n: int) -> tuple[Rays, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """World rays that look along -z from near the origin, and fx, fy, width, height per ray."""
     rng = np.random.default_rng(seed)
     origins = rng.uniform(-0.5, 0.5, (n, 3))
     directions = np.concatenate([rng.uniform(-0.6, 0.6, (n, 2)), -rng.uniform(0.5, 1.5, (n, 1))], 1)
     o, d = torch.tensor(origins, dtype=torch.float32), torch.tensor(directions, dtype=torch.float32)
-    intrinsics = [torch.tensor(rng.uniform(*span, n), dtype=torch.float32) for span in ((300, 600), (300, 600), (400, 600), (300, 500))]
+    fx, fy, width, height = torch.tensor(rng.uniform(300, 600, (4, n)), dtype=torch.float32)
     unit, ones = torch.nn.functional.normalize(d, dim=-1), torch.ones(n)
-    return Rays(o, d, unit, ones, 9 * ones, 0.002 * ones, torch.arange(n)), intrinsics
+    return Rays(o, d, unit, ones, 9 * ones, 0.002 * ones, torch.arange(n)), (fx, fy, width, height)
 
 
-def ndc_twin(o: list[float], d: list[float], fx: float, fy: float, w: float, h: float, n: float) -> tuple[list[float], list[float]]:
+def ndc_twin(o: list[float], d: list[float], intrinsics: list[float], n: float) -> tuple[list[float], list[float]]:
     """bmild's formulas for one ray."""
+    fx, fy, w, h = intrinsics
     t = -(n + o[2]) / d[2]
     o = [o[i] + t * d[i] for i in range(3)]
     origin = [-2 * fx / w * o[0] / o[2], -2 * fy / h * o[1] / o[2], 1 + 2 * n / o[2]]
@@ -265,7 +266,7 @@ def test_ndc_is_bmilds(seed, n, plane):
     rays, intrinsics = forward_rays(seed, n)
     warped = ndc_rays(rays, *intrinsics, near_plane=plane)
     numbers = zip(rays.origins.tolist(), rays.directions.tolist(), *(k.tolist() for k in intrinsics), strict=True)
-    origins, directions = zip(*(ndc_twin(*row, plane) for row in numbers), strict=True)
+    origins, directions = zip(*(ndc_twin(o, d, k, plane) for o, d, *k in numbers), strict=True)
     assert_close(warped.origins, origins)
     assert_close(warped.directions, directions)
     assert torch.equal(warped.viewdirs, rays.viewdirs)
@@ -310,7 +311,7 @@ def test_a_scene_in_ndc_warps_each_view_with_its_own_intrinsics():
     rays = scene.rays(views, x, y)
     for r, v in enumerate(views.tolist()):
         numbers = [float(k[v]) for k in (cameras.fx, cameras.fy, cameras.width, cameras.height)]
-        origin, direction = ndc_twin(plain.origins[r].tolist(), plain.directions[r].tolist(), *numbers, 1.0)
+        origin, direction = ndc_twin(plain.origins[r].tolist(), plain.directions[r].tolist(), numbers, 1.0)
         assert_close(rays.origins[r], origin)
         assert_close(rays.directions[r], direction)
     assert torch.equal(rays.viewdirs, plain.viewdirs)

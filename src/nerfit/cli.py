@@ -107,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, MemoryError) as error:
         if debug:
             raise
-        print(f"nerfit: {getattr(error, 'strerror', None) or type(error).__name__}: {getattr(error, 'filename', None) or error}.", file=sys.stderr)
+        what = getattr(error, "strerror", None) or type(error).__name__
+        print(f"nerfit: {what}: {getattr(error, 'filename', None) or error}.", file=sys.stderr)
         return 1
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -158,8 +159,7 @@ def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
     taken: list[str] = []
     while start < len(argv) and len(taken) < 2 and not argv[start].startswith("-"):
         taken.append(argv.pop(start))
-    taken += [None] * (2 - len(taken))  # pyright: ignore[reportArgumentType]
-    return taken[0], taken[1], argv
+    return (*taken, None, None)[0], (*taken, None, None)[1], argv
 
 
 def evaluate(argv: list[str]) -> int:
@@ -196,7 +196,8 @@ def demo(argv: list[str]) -> int:
         return int(summary["exit_code"])
     drawn = jobs.render(RenderOptions(run=folder, frames=60))
     answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0], "seconds": time.perf_counter() - start}
-    text = f"test PSNR {answer['psnr']:.2f} dB after {summary['seconds']:.0f} s of training, {answer['seconds']:.0f} s in all\nvideo: {answer['video']}"
+    times = f"{summary['seconds']:.0f} s of training, {answer['seconds']:.0f} s in all"
+    text = f"test PSNR {answer['psnr']:.2f} dB after {times}\nvideo: {answer['video']}"
     _answer(options, answer, text)
     return 0
 
@@ -207,12 +208,12 @@ def inspect(argv: list[str]) -> int:
     from nerfit.plugins import available
 
     kinds = ("scene", "rays", "field", *available("nerfit.methods"))
-    if not argv or argv[0] in ("-h", "--help") or argv[0] not in kinds:
-        word = argv[0] if argv else ""
-        if word in ("-h", "--help"):
-            print("nerfit inspect scene|rays|field|METHOD SCENE [--out PICTURE.png] [--recipe R] [--any.config.key V]\n")
-            print("One part alone: shapes, ranges, timing and a picture. Example: nerfit inspect rays procedural")
-            return 0
+    if {"-h", "--help"} & set(argv[:2]):
+        print("nerfit inspect scene|rays|field|METHOD SCENE [--out PICTURE.png] [--recipe R] [--any.config.key V]\n")
+        print("One part alone: shapes, ranges, timing and a picture. Example: nerfit inspect rays procedural")
+        return 0
+    word = argv[0] if argv else ""
+    if word not in kinds:
         raise ConfigError(f"inspect what? One of {', '.join(kinds)}{nearest(word, kinds)}.")
     source = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
     plan, options, _ = jobs.prepare(argv[0] if argv[0] in kinds[3:] else "nerf", source, argv[2:], folder=False)
@@ -223,12 +224,22 @@ def inspect(argv: list[str]) -> int:
 
 def methods(argv: list[str]) -> int:
     """nerfit methods: what can be trained."""
-    from nerfit.plugins import available, find
+    from nerfit.plugins import available
 
     options = _parse(Common, argv, "methods")
-    known = {name: (find("nerfit.methods", name).__doc__ or "").strip().splitlines()[0] for name in available("nerfit.methods")}
+    known = {name: _about(name) for name in available("nerfit.methods")}
     _answer(options, known, "\n".join(f"{name:14} {text}" for name, text in known.items()))
     return 0
+
+
+def _about(method: str) -> str:
+    """The first line of a method's docstring, or why there is none."""
+    from nerfit.plugins import find
+
+    try:
+        return (find("nerfit.methods", method).__doc__ or "").strip().partition("\n")[0]
+    except ConfigError as error:
+        return str(error)
 
 
 def recipes(argv: list[str]) -> int:

@@ -13,48 +13,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 from nerfit import legacy
 from nerfit.errors import ConfigError, nearest
-from nerfit.scenes.scene import SceneConfig
-from nerfit.training.logs import LogConfig
-from nerfit.training.optim import OptimConfig
+from nerfit.training.trainer import LoopConfig
 
 M = TypeVar("M")
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-@dataclass
-class RunConfig(Generic[M, S]):
+@dataclass(kw_only=True)
+class RunConfig(LoopConfig, Generic[M, S]):
     """Everything that decides what a run computes; saved as config.yaml in its folder."""
 
     model: M
     """The method's own switches."""
-    scene: S = field(default_factory=SceneConfig)  # pyright: ignore[reportAssignmentType]
+    scene: S
     """How the scene is read."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """How parameters move."""
-    log: LogConfig = field(default_factory=LogConfig)
-    """How often to look, write and save."""
-    steps: int | None = None
-    """Stop after so many steps; without steps and seconds the method's own number."""
-    seconds: float | None = None
-    """Stop after so many seconds of training; schedules follow whichever budget ends first."""
-    seed: int = 0
-    """Seed of everything random."""
-    threads: int | None = None
-    """CPU threads; none = what the environment gives."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto = a GPU if there is one."""
-    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
-    """What the networks compute in; everything along rays stays float32. auto = bf16 where the hardware is fast at it."""
-    chunk: int | None = None
-    """Rays processed together; none = from free memory."""
 
 
 @dataclass
@@ -199,15 +179,12 @@ def _switches(config: Any, prefix: str = "") -> Iterator[str]:
 def parse(config_type: type[T], argv: list[str], default: T | None = None, prog: str = "nerfit", description: str = "") -> T:
     """A dataclass from a command line; anything wrong with it is a ConfigError of one sentence."""
     said = io.StringIO()
-    unnested = tyro.conf.OmitSubcommandPrefixes[config_type]  # pyright: ignore[reportInvalidTypeArguments]
     wants_help = "-h" in argv or "--help" in argv
     argv = argv if default is None else _spelled_out(default, argv)
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
-            default_kw = {} if default is None else {"default": default}
-            value, unknown = tyro.cli(
-                unnested, args=argv, prog=prog, description=description, return_unknown_args=True, **default_kw
-            )
+            given: dict[str, Any] = {} if default is None else {"default": default}
+            value, unknown = tyro.cli(config_type, args=argv, prog=prog, description=description, return_unknown_args=True, **given)
     except SystemExit as stop:
         if stop.code == 0:
             raise
@@ -215,7 +192,6 @@ def parse(config_type: type[T], argv: list[str], default: T | None = None, prog:
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0])
         known = ["--" + key.replace("_", "-") for key in keys_of(value)]
-        known = [k.replace("--run.", "--").replace("--options.", "--") for k in known]
         if not word.startswith("-"):
             raise ConfigError(f"'{word}' is one value or argument too many.")
         raise ConfigError(f"there is no option {word.split('=')[0]} here{nearest(word.split('=')[0], known) or '.'}")

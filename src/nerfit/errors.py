@@ -22,8 +22,8 @@ class RunError(NerfitError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as ``, did you mean 'depth'?``, or nothing when no known word is close."""
-    tail = word.rsplit(".", 1)[-1]
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    close = close or [k for k in known if difflib.SequenceMatcher(None, k.rsplit(".", 1)[-1], tail).ratio() > 0.75][:1]
+    tails = {k: k.rsplit(".", 1)[-1].lstrip("-") for k in known}
+    tail = word.rsplit(".", 1)[-1].lstrip("-")
+    close = [k for k, own in tails.items() if own == tail] or difflib.get_close_matches(word, tails, n=1, cutoff=0.6)
+    close = close or [k for k, own in tails.items() if difflib.SequenceMatcher(None, own, tail).ratio() > 0.75]
     return f", did you mean '{close[0]}'?" if close else ""

@@ -1,7 +1,9 @@
 """What the commands do, each as one function from options to an answer that is plain data."""
 
 import dataclasses
+import re
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -9,13 +11,13 @@ from typing import Any, Generic
 from nerfit import config as configs
 from nerfit.cameras.paths import make_path
 from nerfit.config import M, Recipe, RunConfig, S
-from nerfit.errors import ConfigError, RunError, SceneError
+from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.inspect import inspect_part
 from nerfit.outputs.pictures import checked_quantities, render_path
 from nerfit.plugins import find
-from nerfit.runs import Plan, default_config, initialise_from, last_folder, new_folder, open_run, with_budget
+from nerfit.runs import Plan, default_config, initialise_from, last_folder, new_folder, open_run, refuse_existing, with_budget
 from nerfit.scenes import detect_format
 from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.training.trainer import Callback, Trainer, update_metrics
@@ -76,8 +78,10 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     if not wants_help and (method is None or source is None):
         raise ConfigError("a METHOD and a SCENE are needed: nerfit train METHOD SCENE, for instance nerfit train nerf data/lego.")
     method = method or "nerf"
-    _check_recipe(recipe, method)
+    if recipe.method not in (None, method):
+        raise ConfigError(f"recipe {recipe.name} is for the method {recipe.method}, not for {method}.")
     form = _format(source, argv, recipe, wants_help)
+    _check_scene(method, form)
     default = default_config(method, form) if form else RunConfig(model=find("nerfit.methods", method).Config(), scene=SceneConfig())
     from_recipe = configs.arguments(recipe.values)
     if recipe.values:
@@ -94,24 +98,32 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     assert source is not None and form is not None
     if form not in (run.scene.format, "") and run.scene.format:
         raise ConfigError(f"scene.format is {run.scene.format}, but the scene is read as {form}.")
-    plan = Plan(method, source if form == "procedural" else str(Path(source).resolve()), form, run)
+    plan = Plan(method, _absolute(source), form, run)
     for note in recipe.notes:
         say(f"recipe {recipe.name}: {note}")
     if not folder:
         return plan, command, Path()
     out = command.out or (Path(recipe.out) if recipe.out else None)
-    name = source.replace(":", "-") if form == "procedural" else Path(source).resolve().stem
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        new_folder(name, method, out)  # says that it exists, before the scene is read
-    return plan, command, out if out is not None else Path("runs") / f"{name}-{method}"
+    if out is not None:
+        refuse_existing(out)
+    return plan, command, out if out is not None else Path("runs") / f"{_name(source)}-{method}"
+
+
+def _absolute(source: str) -> str:
+    """A path from anywhere; what names no file, such as "procedural", stays."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _name(source: str) -> str:
+    """What a scene's run folders are called."""
+    return Path(source).resolve().stem if Path(source).exists() else re.sub(r"[^\w.]+", "-", source)
 
 
 def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> tuple[Plan, TrainCommand[Any, Any], Path]:
     out = _value(argv, "--out")
     if out is None and (method is None or source is None):
         raise ConfigError("--resume needs --out RUN, or the METHOD and SCENE whose newest run is meant.")
-    name = (source or "").replace(":", "-") if (source or "").startswith("procedural") else Path(source or "").resolve().stem
-    folder = Path(out) if out is not None else last_folder(name, method or "")
+    folder = Path(out) if out is not None else last_folder(_name(source or ""), method or "")
     saved = Plan.load(folder)
     if method is not None and method != saved.method:
         raise ConfigError(f"{folder} is a run of {saved.method}, not of {method}.")
@@ -121,7 +133,10 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     typed = configs.typed_keys(argv)
     config = with_budget(command.config(), typed, find("nerfit.methods", saved.method).default_steps)
     configs.check(config, typed)
-    return dataclasses.replace(saved, config=config, source=source or saved.source), command, folder
+    began = saved.config.optim.optimizer
+    if config.optim.optimizer != began:
+        raise ConfigError(f"{folder} goes on with the optimiser it began with, {began}: a new run may start from its weights with --init.")
+    return dataclasses.replace(saved, config=config, source=_absolute(source or saved.source)), command, folder
 
 
 def _flag(argv: list[str], flag: str) -> int | None:
@@ -145,9 +160,13 @@ def _without(argv: list[str], flag: str) -> list[str]:
     return argv[:index] + argv[index + (1 if "=" in argv[index] else 2) :]
 
 
-def _check_recipe(recipe: Recipe, method: str) -> None:
-    if recipe.method not in (None, method):
-        raise ConfigError(f"recipe {recipe.name} is for the method {recipe.method}, not for {method}.")
+def _check_scene(method: str, form: str | None) -> None:
+    """Refuse a method on a scene it can't use."""
+    accepted = find("nerfit.methods", method).scene_formats
+    if accepted is not None and form not in (None, *accepted):
+        raise ConfigError(f"{method} trains on a scene of format {' or '.join(accepted)}, not {form}: give it one picture of the scene.")
+    if accepted is None and form == "image":
+        raise ConfigError(f"{method} needs pictures with camera poses, not a single picture (nerfit train image fits one).")
 
 
 def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: bool) -> str | None:
@@ -164,7 +183,7 @@ def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: boo
             raise
         if not wants_help:
             say(f"{source}: {form} scene")
-    if recipe.format not in (None, form) and recipe.format != "image":
+    if recipe.format not in (None, form):
         raise ConfigError(f"recipe {recipe.name} is for {recipe.format} scenes, but {source} is of format {form}.")
     return form
 
@@ -173,9 +192,7 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
     """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached."""
     scene = plan.load_scene()
     if not options.resume:
-        folder = new_folder(folder.name, plan.method, folder) if options.out or not folder.exists() else _next(folder)
-        scene.save(folder)
-    plan.save(folder)
+        folder = new_folder(folder, numbered=options.out is None)
     callbacks = [Callback(plan.config.log.test_every, _draw_test), Callback(plan.config.log.video_every, _draw_path)]
     made: list[Method] = []
 
@@ -186,7 +203,15 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
         made.append(method)
         return method
 
-    trainer = Trainer(make_method, scene, plan.config, folder, callbacks, quiet=options.json)
+    try:
+        trainer = Trainer(make_method, scene, plan.config, folder, callbacks, quiet=options.json)
+    except NerfitError:
+        if not options.resume:
+            folder.rmdir()
+        raise
+    if not options.resume:
+        scene.save(folder)
+    plan.save(folder)
     if trainer.progress >= 1:
         say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
     trainer.train()
@@ -204,16 +229,7 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
     return summary
 
 
-def _next(folder: Path) -> Path:
-    n = 2
-    while (out := folder.with_name(f"{folder.name}-{n}")).exists():
-        n += 1
-    return new_folder("", "", out)
-
-
 def _judge_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weights: Path | None) -> dict[str, Any]:
-    import time
-
     views = scene.splits["test"]
     probe = scene.cameras[views[0]].rescale(0.1)
     chunk = 4 * trainer.state.chunk

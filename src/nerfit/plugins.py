@@ -22,6 +22,9 @@ _BUILT_IN = {
 }
 
 
+_PARTS = {"nerfit.methods": ("Config", "render", "losses", "next_batch"), "nerfit.scenes": ("Config", "detect", "load")}
+
+
 def available(group: str) -> dict[str, EntryPoint | str]:
     """Everything of a group by name, built-in first; a plug-in can't replace a built-in name."""
     plugins = {point.name: point for point in entry_points(group=group)}
@@ -37,8 +40,12 @@ def find(group: str, name: str) -> Any:
     target = known[name]
     if isinstance(target, EntryPoint):
         try:
-            return target.load()
+            found = target.load()
         except Exception as error:
-            raise ConfigError(f"plug-in '{name}' ({target.value}) can't be imported: {error}.") from error
+            raise ConfigError(f"plug-in '{name}' ({target.value}) can't be imported: {' '.join(str(error).split())}.") from error
+        missing = [part for part in _PARTS[group] if not hasattr(found, part)]
+        if missing:
+            raise ConfigError(f"plug-in '{name}' ({target.value}) has no {' and no '.join(missing)}.")
+        return found
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute) if attribute else import_module(module)

@@ -28,23 +28,30 @@ class Plan:
     config: RunConfig[Any, Any]
 
     def save(self, folder: Path) -> None:
-        """Write config.yaml."""
+        """Write config.yaml, so that a crash leaves the old file or the new one."""
         head = {"nerfit": __version__, "method": self.method, "source": self.source, "format": self.format}
+        temporary = folder / "config.yaml.part"
         try:
-            (folder / "config.yaml").write_text(yaml.safe_dump(head | to_dict(self.config), sort_keys=False))
+            temporary.write_text(yaml.safe_dump(head | to_dict(self.config), sort_keys=False))
+            temporary.replace(folder / "config.yaml")
         except OSError as error:
             raise RunError(f"{folder / 'config.yaml'} can't be written: {error.strerror}.") from error
 
     @classmethod
-    def load(cls, folder: Path, argv: list[str] | None = None) -> "Plan":
-        """The plan of a run folder, with command-line arguments over it."""
+    def load(cls, folder: Path) -> "Plan":
+        """The plan of a run folder."""
         try:
             data = yaml.safe_load((folder / "config.yaml").read_text())
-            method, source, form = (data.pop(key) for key in ("method", "source", "format"))
+            method, source, form = (str(data.pop(key)) for key in ("method", "source", "format"))
             data.pop("nerfit", None)
-        except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
-            raise RunError(f"{folder} is not a run folder: its config.yaml can't be read ({error}).") from error
-        config = parse(config_type(method, form), arguments(data) + (argv or []), default_config(method, form))
+        except FileNotFoundError as error:
+            raise RunError(f"{folder} is not a run folder (it has no config.yaml).") from error
+        except (OSError, ValueError, yaml.YAMLError, KeyError, AttributeError, TypeError) as error:
+            raise RunError(f"{folder / 'config.yaml'} is damaged: {type(error).__name__}, {' '.join(str(error).split())}.") from error
+        try:
+            config = parse(config_type(method, form), arguments(data), default_config(method, form))
+        except ConfigError as error:
+            raise RunError(f"{folder / 'config.yaml'} can't be used: {error}") from error
         return cls(method, source, form, config)
 
     def make_method(self, scene: Scene) -> Method:
@@ -66,21 +73,26 @@ def default_config(method: str, form: str) -> RunConfig[Any, Any]:
     return RunConfig(model=find("nerfit.methods", method).Config(), scene=scene_format(form).Config())
 
 
-def new_folder(scene: str, method: str, out: Path | None) -> Path:
-    """A fresh run folder: ``out``, which must not hold a run yet, or the next free runs/<scene>-<method>[-n]."""
-    if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RunError(f"{out} exists already: choose another --out, or add --resume to go on with it.")
-    else:
-        base = Path("runs") / f"{scene}-{method}"
-        out, n = base, 2
-        while out.exists():
-            out, n = base.with_name(f"{base.name}-{n}"), n + 1
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"the run folder {out} can't be made: {error.strerror}.") from error
-    return out
+def refuse_existing(out: Path) -> None:
+    """Raise RunError if ``out`` holds anything."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists already: choose another --out, or add --resume to go on with it.")
+
+
+def new_folder(out: Path, numbered: bool) -> Path:
+    """A fresh run folder: ``out``, which must be empty if it exists, or with ``numbered`` the first free of ``out``, ``out``-2, …"""
+    if not numbered:
+        refuse_existing(out)
+    folder, n = out, 1
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=not numbered)
+            return folder
+        except FileExistsError:
+            n += 1
+            folder = out.with_name(f"{out.name}-{n}")
+        except OSError as error:
+            raise RunError(f"the run folder {folder} can't be made: {error.strerror}.") from error
 
 
 def last_folder(scene: str, method: str) -> Path:

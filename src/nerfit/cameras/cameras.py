@@ -141,7 +141,10 @@ class Cameras:
     def from_state(cls, state: dict[str, Any]) -> "Cameras":
         """Cameras from `state`."""
         kinds = {"width": torch.long, "height": torch.long}
-        return cls(**{k: torch.tensor(v, dtype=kinds.get(k, torch.float32)) if isinstance(v, list) else v for k, v in state.items()})
+        values: dict[str, Any] = {
+            k: torch.tensor(v, dtype=kinds.get(k, torch.float32)) if isinstance(v, list) else v for k, v in state.items()
+        }
+        return cls(**values)
 
 
 def focal_from_fov(fov: float, size: int) -> float:

@@ -57,6 +57,7 @@ class NerfMLP(nn.Module):
         """The trunk's output, as inputs to be joined by the next layer."""
         inputs = [position]
         for i, layer in enumerate(self.trunk):
+            assert isinstance(layer, nn.Linear)
             h = F.relu(linear(layer, *inputs))
             inputs = [position, h] if i in self.skips else [h]
         return inputs

@@ -63,7 +63,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type]
     default_steps: ClassVar[int] = 200_000
     scene_formats: ClassVar[tuple[str, ...] | None] = None
-    """Scene formats the method accepts; None = every posed scene."""
+    """Scene formats the method accepts; None = every scene with camera poses."""
     precision: torch.dtype = torch.float32
     """What the networks compute in (`autocast`); the trainer sets it."""
     seed: int = 0
@@ -124,6 +124,13 @@ class Method(nn.Module, ABC):
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
+
+
+def require_at_least(config: Any, **least: int) -> None:
+    """Raise ConfigError where a key of a method's config lies below the least value that works."""
+    for key, value in least.items():
+        if getattr(config, key) < value:
+            raise ConfigError(f"model.{key} must be at least {value}, not {getattr(config, key)}.")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from nerfit.encodings.frequency import encoded_size, frequency_encoding
 from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP
-from nerfit.methods.base import Batch, Method
+from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_weights
@@ -83,6 +83,9 @@ class Nerf(Method):
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
         super().__init__()
         self.config = config
+        require_at_least(config, depth=1, width=2, frequencies=0, view_frequencies=0, samples=1, fine_samples=0, rays=1)
+        if not 0 < config.precrop_fraction <= 1:
+            raise ConfigError(f"model.precrop_fraction must be above 0 and at most 1, not {config.precrop_fraction:g}.")
         if config.lindisp and scene.ndc:
             raise ConfigError("model.lindisp has no meaning in NDC, whose depth is inverse already: add --scene.no-ndc or drop it.")
         if config.lindisp and scene.near <= 0:

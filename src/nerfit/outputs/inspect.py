@@ -24,7 +24,12 @@ def inspect_part(part: str, scene: Scene, method: Method, picture: Path) -> dict
 
 
 def _range(t: torch.Tensor) -> str:
-    return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}, {float(t.min()):.4g} … {float(t.max()):.4g}, mean {float(t.float().mean()):.4g}"
+    kind = str(t.dtype).removeprefix("torch.")
+    return f"{tuple(t.shape)} {kind}, {float(t.min()):.4g} … {float(t.max()):.4g}, mean {float(t.float().mean()):.4g}"
+
+
+def _box(points: torch.Tensor) -> str:
+    return "; ".join(f"{axis} {float(c.min()):.3f} … {float(c.max()):.3f}" for axis, c in zip("xyz", points.T, strict=True))
 
 
 def _milliseconds(fn: Callable[[], Any], repeats: int = 5) -> str:
@@ -54,7 +59,7 @@ def _scene(scene: Scene, _: Method, picture: Path) -> dict[str, Any]:
         "pixels": "none" if pixels is None else f"{tuple(pixels.shape)} uint8, {pixels.numel() / 2**20:.1f} MiB",
         "focal length": f"{float(scene.cameras.fx.min()):.2f} … {float(scene.cameras.fx.max()):.2f} pixels",
         "near, far": f"{scene.near:g}, {scene.far:g}",
-        "camera positions": "; ".join(f"{axis} {float(c.min()):.3f} … {float(c.max()):.3f}" for axis, c in zip("xyz", scene.cameras.centers.T, strict=True)),
+        "camera positions": _box(scene.cameras.centers),
         "background": scene.background,
     }
     if pixels is not None and pixels.shape[1] == 4:
@@ -69,11 +74,17 @@ def _meeting(scene: Scene) -> dict[str, str]:
     axes = torch.nn.functional.normalize(-scene.cameras.c2w[:, :, 2], dim=-1)
     parallel = float(axes.mean(0).norm()) > 0.9
     point = ", ".join(f"{x:.3f}" for x in m.point.tolist())
-    report = {"axes meet at": f"({point}), {m.distance:.3f} from the cameras on average, {m.residual:.3f} off the axes", "in front of": f"{m.in_front:.0%} of the cameras"}
+    report = {
+        "axes meet at": f"({point}), {m.distance:.3f} from the cameras on average, {m.residual:.3f} off the axes",
+        "in front of": f"{m.in_front:.0%} of the cameras",
+    }
     if parallel:
         report["verdict"] = "the cameras look the same way: a forward-facing capture"
     elif m.in_front < 0.9:
-        report["verdict"] = "suspicious: most cameras should have what they look at in front of them; are the poses inverted (world-to-camera) or in other axes?"
+        report["verdict"] = (
+            "suspicious: most cameras should have what they look at in front of them; "
+            "are the poses inverted (world-to-camera) or in other axes?"
+        )
     else:
         report["verdict"] = "the cameras look at something common"
     return report
@@ -95,7 +106,7 @@ def _rays(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
         "direction lengths": _range(rays.directions.norm(dim=-1)),
         "view directions": _range(rays.viewdirs),
         "near, far": f"{float(rays.near.min()):g}, {float(rays.far.max()):g}",
-        "sampled space": "; ".join(f"{a} {float(c.min()):.3f} … {float(c.max()):.3f}" for a, c in zip("xyz", ends.T, strict=True)),
+        "sampled space": _box(ends),
         "a training batch": _milliseconds(lambda: method.next_batch(scene, 0, generator.manual_seed(0))),
     }
     return report | _meeting(scene)

@@ -1,8 +1,9 @@
 """One `Scene` whatever the files look like; one module per format, found by what lies at the path."""
 
+import warnings
 from typing import Any
 
-from nerfit.errors import SceneError
+from nerfit.errors import ConfigError, SceneError
 from nerfit.plugins import available, find
 from nerfit.scenes.scene import Scene, SceneConfig
 
@@ -10,9 +11,14 @@ __all__ = ["Scene", "SceneConfig", "detect_format", "scene_format"]
 
 
 def detect_format(source: str) -> str:
-    """The name of the format that recognises ``source``, built-in formats first."""
+    """The name of the format that recognises ``source``, built-in formats first; a broken plug-in is passed over with a warning."""
     for name in reversed(list(available("nerfit.scenes"))):
-        if find("nerfit.scenes", name).detect(source):
+        try:
+            found = find("nerfit.scenes", name).detect(source)
+        except ConfigError as error:
+            warnings.warn(str(error), stacklevel=2)
+            continue
+        if found:
             return name
     raise SceneError(
         f"no known scene at '{source}': expected a folder with transforms_train.json (Blender) or poses_bounds.npy (LLFF), "

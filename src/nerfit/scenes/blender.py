@@ -39,7 +39,7 @@ def load(source: str, config: Config) -> Scene:
         raise SceneError("scene.factor must be at least 1 and scene.testskip at least 0.")
     folder = Path(source)
     paths: list[Path] = []
-    poses: list[list[list[float]]] = []
+    poses: list[np.ndarray] = []
     splits: dict[str, list[int]] = {}
     fov = 0.0
     for split in ("train", "val", "test"):
@@ -62,8 +62,9 @@ def load(source: str, config: Config) -> Scene:
         if image.shape != images[0].shape:
             raise SceneError(f"{path} is {image.shape[1]}x{image.shape[0]} with {image.shape[2]} channels, unlike the first image.")
     if config.factor > 1:
-        images = [resize_area(image, width // config.factor, height // config.factor) for image in images]
-    c2w = checked_rotations(torch.tensor(poses, dtype=torch.float64)[:, :3], str(folder))
+        images = [resize_area(image, max(1, width // config.factor), max(1, height // config.factor)) for image in images]
+    names = [str(path.relative_to(folder)) for path in paths]
+    c2w = checked_rotations(torch.from_numpy(np.stack(poses)), str(folder), names)
     cameras = Cameras.pinhole(c2w, focal_from_fov(fov, width), width, height, config.pixel_offset)
     cameras = cameras.resize(images[0].shape[1], images[0].shape[0])
     return Scene(
@@ -76,12 +77,12 @@ def load(source: str, config: Config) -> Scene:
         pixels=torch.from_numpy(np.concatenate([image.reshape(-1, image.shape[2]) for image in images])),
         bounds="object",
         background=config.background,
-        view_names=[str(path.relative_to(folder)) for path in paths],
+        view_names=names,
     )
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The checked content of a transforms file."""
+    """The checked content of a transforms file, its poses as 4x4 arrays."""
     try:
         meta = json.loads(file.read_text())
     except OSError as error:
@@ -101,8 +102,11 @@ def _read(file: Path) -> dict[str, Any]:
             matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
         except (TypeError, ValueError):
             matrix = np.empty(0)
-        if matrix.shape not in ((4, 4), (3, 4)) or not np.isfinite(matrix).all():
+        if matrix.shape == (3, 4):
+            matrix = np.vstack([matrix, [0, 0, 0, 1]])
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
             raise SceneError(f"{file}: the transform_matrix of frame {i} ({frame['file_path']}) is not a finite 4x4 matrix.")
+        frame["transform_matrix"] = matrix
     return meta
 
 

@@ -66,7 +66,7 @@ class Scene:
         if not self.near < self.far:
             raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}).")
         sizes = self.cameras.width * self.cameras.height
-        self.starts: Int[Tensor, views] = sizes.cumsum(0) - sizes
+        self.starts: Tensor = sizes.cumsum(0) - sizes
         if self.pixels is not None and self.pixels.shape[0] != int(sizes.sum()):
             raise SceneError(f"{self.name}: the images hold {self.pixels.shape[0]} pixels, the cameras {int(sizes.sum())}.")
 
@@ -118,10 +118,11 @@ class Scene:
         try:
             info: dict[str, Any] = json.loads((folder / "scene.json").read_text())
             cameras = Cameras.from_state(json.loads((folder / "cameras.json").read_text())["normalised"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
+            info["depth_range"] = info["depth_range"] and tuple(info["depth_range"])
+            return cls(cameras=cameras, to_original=to_original, **info)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SceneError(f"{folder} is not a run folder that can be read: {error}.") from error
-        to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
-        return cls(cameras=cameras, to_original=to_original, **info)
 
 
 _PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range")

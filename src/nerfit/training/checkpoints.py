@@ -1,10 +1,12 @@
 """Checkpoints that a power cut can't break: one safetensors file each, with the loop's state in its header."""
 
+import contextlib
+import contextlib
 import json
 import os
 import warnings
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,6 +38,8 @@ class LoopState:
     """Latest PSNR of the held-out view, in dB."""
     loss_scale: float = 1.0
     """Loss scale of fp16 training."""
+    looks: dict[str, list[list[float]]] = field(default_factory=dict)
+    """The latest looks for collapse."""
 
 
 def save_checkpoint(folder: Path, state: LoopState, method: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:
@@ -49,33 +53,44 @@ def save_checkpoint(folder: Path, state: LoopState, method: torch.nn.Module, opt
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     path = folder / f"step_{state.step:08d}.safetensors"
     temporary = path.with_suffix(".part")
+    text = json.dumps(asdict(state))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(save(tensors, {"state": json.dumps(asdict(state)), "crc32": str(_checksum(tensors))}))
+        with temporary.open("wb") as file:
+            file.write(save(tensors, {"state": text, "crc32": str(_checksum(text, tensors))}))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         _prune(folder, path, state)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"the checkpoint of step {state.step} can't be written to {folder}: {error.strerror}; older ones are intact.") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        what = f"the checkpoint of step {state.step} can't be written to {folder}: {error.strerror}"
+        raise RunError(f"{what}; older ones are intact.") from error
     return path
 
 
 def _prune(folder: Path, newest: Path, state: LoopState) -> None:
     index = folder / "state.json"
-    try:
-        best = json.loads(index.read_text())
-    except (OSError, ValueError):
-        best = {"best": None, "best_psnr": None}
-    if state.holdout_psnr is not None and (best["best_psnr"] is None or state.holdout_psnr > best["best_psnr"]):
-        best = {"best": newest.name, "best_psnr": state.holdout_psnr}
-    write_json(index, {"latest": newest.name, "best": best["best"], "best_psnr": best["best_psnr"]})
-    keep = {newest.name, best["best"]} | {p.name for p in checkpoints(folder)[:2]}
+    best, best_psnr = None, -float("inf")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(index.read_text())
+        best, best_psnr = known["best"], float(known["best_psnr"])
+    if state.holdout_psnr is not None and state.holdout_psnr > best_psnr:
+        best, best_psnr = newest.name, state.holdout_psnr
+    write_json(index, {"latest": newest.name, "best": best, "best_psnr": best_psnr if best else None})
+    keep = {newest.name, best} | {p.name for p in checkpoints(folder)[:2]}
     for path in checkpoints(folder):
         if path.name not in keep:
             path.unlink()
+    for part in folder.glob("step_*.part"):  # of a process that was killed while it wrote
+        part.unlink()
+
+
+def discard_checkpoints(folder: Path) -> None:
+    """Delete all checkpoints, which belong to a field that died."""
+    for path in [*checkpoints(folder), folder / "state.json"]:
+        path.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -91,7 +106,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[L
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _checksum(tensors) != int(header["crc32"]):
+            if _checksum(header["state"], tensors) != int(header["crc32"]):
                 raise ValueError("its checksum is wrong")
             state = LoopState(**json.loads(header["state"]))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -121,8 +136,10 @@ def restore(tensors: dict[str, Tensor], method: torch.nn.Module, optimizer: torc
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy(), crc)
+def _checksum(state: str, tensors: dict[str, Tensor]) -> int:
+    """CRC-32 of the state, and of every tensor's name, type, shape and data."""
+    crc = zlib.crc32(state.encode())
+    for name, t in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {t.dtype} {tuple(t.shape)}".encode(), crc)
+        crc = zlib.crc32(t.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return crc

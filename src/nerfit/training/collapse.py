@@ -21,7 +21,8 @@ class CollapseWatch:
     above 99.9 % with a picture whose variance is below 1 % of the colours': from there a ReLU density has no gradient
     to recover by."""
 
-    history: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
+    history: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Mean opacity, relative error and relative variance of the picture at the latest looks, by network."""
 
     def look(self, rendering: Rendering, target: Tensor) -> str | None:
         """Take one look; returns what has collapsed and how, in words, or None."""
@@ -35,10 +36,10 @@ class CollapseWatch:
             error = float((rgb.detach() - target).square().mean()) / variance
             looks = self.history.setdefault(name, [])
             spread = float((rgb.detach() - rgb.detach().mean(0)).square().mean()) / variance
-            looks.append((float(opacity.detach().mean()), error, spread))
+            looks[:] = [*looks, [float(opacity.detach().mean()), error, spread]][-_LOOKS:]
             if len(looks) < _LOOKS:
                 continue
-            opacities, errors, spreads = torch.tensor(looks[-_LOOKS:]).unbind(-1)
+            opacities, errors, spreads = torch.tensor(looks).unbind(-1)
             if bool((errors <= 0.95).any()):
                 continue
             if bool((opacities < 1e-3).all()):

@@ -95,11 +95,10 @@ def make_optimizer(config: OptimConfig, method: Method) -> torch.optim.Optimizer
     if config.schedule == "multi-step" and not config.milestones:
         raise ConfigError("optim.schedule multi-step needs --optim.milestones.")
     groups = [{"lr_scale": 1.0} | group for group in method.parameter_groups()]
-    common = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, **common)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     make = torch.optim.Adam if config.optimizer == "adam" else torch.optim.RAdam
-    return make(groups, eps=config.eps, **common)
+    return make(groups, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

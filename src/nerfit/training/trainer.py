@@ -7,9 +7,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from nerfit.rendering.volume import Rendering
 from nerfit.sampling.pixels import mix
 from nerfit.scenes.scene import Scene, write_json
 from nerfit.training import collapse
-from nerfit.training.checkpoints import LoopState, load_checkpoint, restore, save_checkpoint
+from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, keep_freed_memory, pick_device, pick_precision, set_threads
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog
 from nerfit.training.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
@@ -30,18 +30,28 @@ MAX_RESTARTS = 5
 MAX_SKIPPED_IN_A_ROW = 20
 
 
-class Settings(Protocol):
+@dataclass(kw_only=True)
+class LoopConfig:
     """The part of a run's configuration that the loop reads."""
 
-    steps: int | None
-    seconds: float | None
-    seed: int
-    threads: int | None
-    device: str
-    precision: str
-    chunk: int | None
-    optim: OptimConfig
-    log: LogConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """How parameters move."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How often to look, write and save."""
+    steps: int | None = None
+    """Stop after so many steps; without steps and seconds the method's own number."""
+    seconds: float | None = None
+    """Stop after so many seconds of training; schedules follow whichever budget ends first."""
+    seed: int = 0
+    """Seed of everything random."""
+    threads: int | None = None
+    """CPU threads; none = what the environment gives."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto = a GPU if there is one."""
+    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
+    """What the networks compute in; everything along rays stays float32. auto = bf16 where the hardware is fast at it."""
+    chunk: int | None = None
+    """Rays processed together; none = from free memory."""
 
 
 @dataclass
@@ -63,7 +73,7 @@ class Trainer:
         self,
         make_method: Callable[[], Method],
         scene: Scene,
-        settings: Settings,
+        settings: LoopConfig,
         folder: Path,
         callbacks: list[Callback] | None = None,
         quiet: bool = False,
@@ -91,7 +101,6 @@ class Trainer:
         self.method.seed = self.state.seed
         self.optimizer = make_optimizer(self.settings.optim, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
-        self._watch = collapse.CollapseWatch()
 
     def _resume(self) -> None:
         found = load_checkpoint(self.folder / "checkpoints", self.device)
@@ -166,7 +175,7 @@ class Trainer:
         """Gradients of the mean loss over the batch, chunk by chunk; returns the last chunk's rendering."""
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
-        rendering: Rendering | None = None
+        rendering = Rendering(torch.empty(0, 3))
         for chunk in batch.chunks(self.state.chunk):
             rendering = self.method.render(chunk)
             share = len(chunk) / len(batch)
@@ -174,7 +183,6 @@ class Trainer:
             self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
             totals = {name: value.detach() + totals.get(name, 0.0) for name, value in losses.items()}
             rendering.extras["target"] = chunk.target if chunk.target is not None else rendering.rgb
-        assert rendering is not None
         return rendering, totals
 
     def _update(self, losses: dict[str, Tensor]) -> None:
@@ -212,14 +220,14 @@ class Trainer:
         watch_from = self.settings.optim.warmup_steps
         if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST:
             target = rendering.extras["target"]
-            what = self._watch.look(rendering, target)
+            what = collapse.CollapseWatch(self.state.looks).look(rendering, target)
             if what is not None:
                 self._restart(what, bar)
                 return
         if due(config.print_every) or step == 1:
             values = self._scalars(rendering, losses, log)
             bar.show(self.progress, self._line(values))
-        if due(config.save_every) or self.state.seconds - self._saved > config.save_seconds:
+        if due(config.save_every) or 0 < config.save_seconds < self.state.seconds - self._saved:
             self._save()
             self.state.seconds += self._lap()
         if due(config.image_every):
@@ -239,6 +247,8 @@ class Trainer:
         bar.say(f"step {self.state.step}: {what}; starting again from another seed (restart {self.state.restarts}).")
         self.state.seed = mix(self.settings.seed, self.state.restarts, 0xC0) >> 32
         self.state.step = 0
+        self.state.looks, self.state.holdout_psnr = {}, None
+        discard_checkpoints(self.folder / "checkpoints")
         self._build()
 
     def _scalars(self, rendering: Rendering, losses: dict[str, Tensor], log: RunLog) -> dict[str, float]:
