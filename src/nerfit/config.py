@@ -7,6 +7,7 @@ would have typed, put before the user's own, and parsed with them; so types, nam
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -154,7 +155,7 @@ def _spelled_out(default: Any, argv: list[str]) -> list[str]:
     """A command line with ``--x True`` and ``--x False`` for the ``--x`` and ``--no-x`` of values that may also be none."""
     switches = {"--" + key.replace("_", "-") for key in _switches(default)}
     out: list[str] = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*argv, ""]):
         flag = word.replace("_", "-")
         positive = re.sub(r"(--|\.)no-(?=[^.]*$)", r"\1", flag)
         if flag in switches and following not in ("True", "False", "None"):

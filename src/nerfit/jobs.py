@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,6 +305,8 @@ def inspect(part: str, plan: Plan, out: Path | None) -> dict[str, Any]:
     """Shapes, ranges, timing and a picture of one part."""
     scene = plan.load_scene()
     picture = out or Path(f"inspect-{part}-{scene.name}.png")
-    return inspect_part(part, scene, plan.make_method(scene), picture)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, Path(folder), quiet=True)
+        return inspect_part(part, trainer, picture)
 
 

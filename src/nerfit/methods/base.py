@@ -129,8 +129,9 @@ class Method(nn.Module, ABC):
 def require_at_least(config: Any, **least: int) -> None:
     """Raise ConfigError where a key of a method's config lies below the least value that works."""
     for key, value in least.items():
-        if getattr(config, key) < value:
-            raise ConfigError(f"model.{key} must be at least {value}, not {getattr(config, key)}.")
+        given = getattr(config, key)
+        if given is not None and given < value:
+            raise ConfigError(f"model.{key} must be at least {value}, not {given}.")
 
 
 @torch.no_grad()

@@ -83,7 +83,8 @@ class Nerf(Method):
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
         super().__init__()
         self.config = config
-        require_at_least(config, depth=1, width=2, frequencies=0, view_frequencies=0, samples=1, fine_samples=0, rays=1)
+        require_at_least(config, depth=1, width=2, fine_depth=1, fine_width=2, samples=1, fine_samples=0, rays=1)
+        require_at_least(config, frequencies=0, view_frequencies=0)
         if not 0 < config.precrop_fraction <= 1:
             raise ConfigError(f"model.precrop_fraction must be above 0 and at most 1, not {config.precrop_fraction:g}.")
         if config.lindisp and scene.ndc:

@@ -10,16 +10,20 @@ import torch
 
 from nerfit.cameras.poses import rays_meet
 from nerfit.errors import ConfigError
-from nerfit.methods.base import Method, render_view
+from nerfit.methods.base import render_view
 from nerfit.outputs.frusta import draw_cameras
 from nerfit.scenes.images import colorize, strip, write_png
 from nerfit.scenes.scene import Scene
+from nerfit.training.trainer import Trainer
 
 
-def inspect_part(part: str, scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
-    """The report of ``part`` ("scene", "rays", "field", or else the method) on a scene; writes ``picture``."""
-    parts: dict[str, Callable[[Scene, Method, Path], dict[str, Any]]] = {"scene": _scene, "rays": _rays, "field": _field}
-    report = parts.get(part, _method)(scene, method, picture)
+def inspect_part(part: str, trainer: Trainer, picture: Path) -> dict[str, Any]:
+    """The report of ``part`` ("scene", "rays", "field", or else the method) of a training; writes ``picture``.
+
+    Inspecting the method takes a few training steps.
+    """
+    parts: dict[str, Callable[[Trainer, Path], dict[str, Any]]] = {"scene": _scene, "rays": _rays, "field": _field}
+    report = parts.get(part, _method)(trainer, picture)
     return report | {"picture": str(picture)}
 
 
@@ -32,14 +36,19 @@ def _box(points: torch.Tensor) -> str:
     return "; ".join(f"{axis} {float(c.min()):.3f} … {float(c.max()):.3f}" for axis, c in zip("xyz", points.T, strict=True))
 
 
-def _milliseconds(fn: Callable[[], Any], repeats: int = 5) -> str:
+def _median_seconds(fn: Callable[[], Any], repeats: int) -> float:
+    """Median time of a call, after one that does not count."""
     fn()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         fn()
-        times.append(1e3 * (time.perf_counter() - start))
-    return f"{statistics.median(times):.1f} ms (median of {repeats})"
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _milliseconds(fn: Callable[[], Any], repeats: int = 5) -> str:
+    return f"{1e3 * _median_seconds(fn, repeats):.1f} ms (median of {repeats})"
 
 
 def _sizes(scene: Scene) -> str:
@@ -47,8 +56,9 @@ def _sizes(scene: Scene) -> str:
     return ", ".join(f"{w}x{h}" for w, h in sorted(sizes))
 
 
-def _scene(scene: Scene, _: Method, picture: Path) -> dict[str, Any]:
+def _scene(trainer: Trainer, picture: Path) -> dict[str, Any]:
     """Cameras, images, bounds and splits; frusta with near and far; do the cameras look at something common?"""
+    scene = trainer.scene
     near, far = scene.depth_range if scene.ndc and scene.depth_range else (scene.near, scene.far)
     write_png(picture, draw_cameras(scene.cameras, near, far))
     pixels = scene.pixels
@@ -90,8 +100,9 @@ def _meeting(scene: Scene) -> dict[str, str]:
     return report
 
 
-def _rays(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
+def _rays(trainer: Trainer, picture: Path) -> dict[str, Any]:
     """One view's rays: origins, directions, and where they go."""
+    scene, method = trainer.scene, trainer.method
     view = scene.splits["train"][0]
     batch = method.view_batch(scene, scene.cameras, view, torch.arange(int(scene.cameras.width[view] * scene.cameras.height[view])))
     rays = batch.rays
@@ -112,8 +123,9 @@ def _rays(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
     return report | _meeting(scene)
 
 
-def _field(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
+def _field(trainer: Trainer, picture: Path) -> dict[str, Any]:
     """Density on a slice through the scene's middle (untrained: what initialisation gives)."""
+    scene, method = trainer.scene, trainer.method
     side = 128
     centre = torch.zeros(3) if scene.ndc else rays_meet(scene.cameras).point.float()
     extent = 1.0 if scene.ndc else (scene.far - scene.near) / 2
@@ -131,29 +143,35 @@ def _field(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
     }
 
 
-def _method(scene: Scene, method: Method, picture: Path) -> dict[str, Any]:
-    """A whole step of the method: batch, rendering, losses, their timing, and an untrained view."""
-    generator = torch.Generator(method.device)
-
-    def step() -> dict[str, torch.Tensor]:
-        batch = method.next_batch(scene, 0, generator.manual_seed(0))
-        losses = method.losses(method.render(batch), batch, 0)
-        method.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        return losses
-
-    batch = method.next_batch(scene, 0, generator.manual_seed(0))
-    rendering = method.render(batch)
+def _method(trainer: Trainer, picture: Path) -> dict[str, Any]:
+    """Training steps of the method, their timing beside the machine's matrix product, and a view of the result."""
+    scene, method = trainer.scene, trainer.method
+    seconds = _median_seconds(trainer.step, 5)
+    rendering, batch, losses = trainer.step()
     view = (scene.splits.get("test") or scene.splits["train"])[0]
     camera = scene.cameras[view].rescale(min(1.0, 64 / float(scene.cameras.width[view])))
-    write_png(picture, render_view(method, scene, camera, 0, 4096).rgb)
+    write_png(picture, render_view(method, scene, camera, 0, trainer.state.chunk).rgb)
     report = {
         "parameters": f"{sum(p.numel() for p in method.parameters()):,}",
-        "batch": f"{len(batch)} rays, {method.samples_per_ray()} samples each",
+        "batch": f"{len(batch)} rays, {method.samples_per_ray()} samples each, {trainer.state.chunk} rays at a time",
     }
     for name in ("rgb", "depth", "opacity", "disparity"):
         value = getattr(rendering, name)
         if value is not None:
             report[name] = _range(value.detach())
-    report |= {f"loss {name}": f"{float(value):.5f}" for name, value in step().items()}
-    return report | {"forward and backward": _milliseconds(step, 3)}
+    report |= {f"loss {name}": f"{float(value):.5f}" for name, value in losses.items()}
+    precision = str(method.precision).removeprefix("torch.")
+    report["a training step"] = f"{seconds:.3f} s in {precision} (median of 5), {len(batch) / seconds:,.0f} rays/s"
+    for dtype in (torch.float32, torch.bfloat16):
+        report[f"matrix peak {str(dtype).removeprefix('torch.')}"] = f"{matrix_peak(method.device, dtype) / 1e9:,.0f} GFLOP/s"
+    return report
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Floating-point operations per second of a square matrix product, the median of several."""
+    a = torch.randn(size, size, device=device).to(dtype)
+
+    def product() -> None:
+        float((a @ a)[0, 0])  # reading a value waits for the device
+
+    return 2 * size**3 / _median_seconds(product, 9)

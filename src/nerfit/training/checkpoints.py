@@ -1,7 +1,6 @@
 """Checkpoints that a power cut can't break: one safetensors file each, with the loop's state in its header."""
 
 import contextlib
-import contextlib
 import json
 import os
 import warnings

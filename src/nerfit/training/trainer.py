@@ -130,7 +130,7 @@ class Trainer:
             self._saved = self.state.seconds
             self._rate_from = (self.state.seconds, 0)
             while self.progress < 1 and self.interrupted is None:
-                rendering, batch, losses = self._step()
+                rendering, batch, losses = self.step()
                 self._count(len(batch))
                 self._after_step(rendering, batch, losses, log, bar)
             if self.state.step:
@@ -151,7 +151,7 @@ class Trainer:
         lap, self._clock = now - self._clock, now
         return lap
 
-    def _step(self) -> tuple[Rendering, Batch, dict[str, Tensor]]:
+    def step(self) -> tuple[Rendering, Batch, dict[str, Tensor]]:
         """One optimiser step; on a GPU's out-of-memory the chunk is halved and the step repeated."""
         step = self.state.step
         set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.progress))

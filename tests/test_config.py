@@ -1,0 +1,429 @@
+"""Configuration: the order of its layers, what every key does, and how wrong keys and values are told."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nerfit import config as configs
+from nerfit import jobs
+from nerfit.config import RunConfig, arguments, flatten, load_recipe, merge, parse, shipped_recipes, to_dict
+from nerfit.errors import ConfigError, NerfitError, nearest
+from nerfit.methods.image import ImageConfig
+from nerfit.methods.nerf import NerfConfig
+from nerfit.plugins import find
+from nerfit.runs import Plan, config_type, default_config
+from nerfit.scenes import scene_format
+from nerfit.scenes.procedural import Config as ProceduralConfig
+from nerfit.training.logs import LogConfig
+from nerfit.training.optim import OptimConfig
+from nerfit.training.trainer import Trainer
+
+METHODS = ("nerf", "image")
+FORMATS = ("procedural", "blender", "llff", "image")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, Any], str]:
+    """Write a recipe of nested data or of plain text below tmp_path; returns its path."""
+
+    def write_recipe(name: str, content: Any) -> str:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(path)
+
+    return write_recipe
+
+
+def config_of(*argv: str, method: str | None = "nerf", source: str | None = "procedural") -> RunConfig[Any, Any]:
+    return jobs.prepare(method, source, list(argv), folder=False)[0].config
+
+
+def refusal(*argv: str, method: str | None = "nerf", source: str | None = "procedural") -> str:
+    """The one sentence that a command line is refused with."""
+    with pytest.raises(ConfigError) as error:
+        jobs.prepare(method, source, list(argv), folder=False)
+    message = str(error.value)
+    assert "\n" not in message and message.endswith((".", "?")) and not message.endswith(("..", "?."))
+    return message
+
+
+def test_defaults_then_parents_then_recipe_then_command_line(write: Callable[[str, Any], str], tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write("grand.yaml", {"method": "nerf", "model": {"width": 11, "depth": 3, "samples": 9}, "optim": {"lr": 0.01}, "steps": 50})
+    write("sub/parent.yaml", {"parent": "../grand.yaml", "model": {"width": 12, "samples": 10}, "scene": {"size": 20}})
+    child = write("child.yaml", {"parent": "sub/parent.yaml", "model": {"samples": 5}, "seed": 4})
+    config = config_of("--recipe", child, "--model.samples", "6", "--optim.eps", "1e-6")
+    changed = {k: v for k, v in flatten(to_dict(config)).items() if v != flatten(to_dict(default_config("nerf", "procedural")))[k]}
+    assert changed == {
+        "model.width": 12, "model.depth": 3, "model.samples": 6, "optim.lr": 0.01, "optim.eps": 1e-6, "steps": 50, "seed": 4,
+        "scene.size": 20,
+    }  # fmt: skip
+    assert config_of("--recipe", child).model.samples == 5
+
+
+def test_a_parent_may_be_a_shipped_recipe(write: Callable[[str, Any], str]) -> None:
+    config = config_of("--recipe", write("mine.yaml", {"parent": "nerf", "model": {"width": 64}}))
+    assert (config.model.width, config.model.density_activation, config.scene.pixel_offset) == (64, "relu", 0.0)
+
+
+NESTED = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, min_size=1, max_size=3), max_leaves=6)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), NESTED), st.dictionaries(st.sampled_from("abc"), NESTED))
+def test_merging_keeps_all_of_above_and_what_it_does_not_touch(below: Any, above: Any) -> None:
+    merged, over = merge(below, above), flatten(above)
+    assert over.items() <= flatten(merged).items()
+    shadowed = {key for key in flatten(below) if any(key == k or key.startswith(k + ".") or k.startswith(key + ".") for k in over)}
+    rest = {k: v for k, v in flatten(below).items() if k not in shadowed}
+    assert rest.items() <= flatten(merged).items() and flatten(merged).keys() == over.keys() | rest.keys()
+    assert merge(merged, above) == merged and merge(below, {}) == below
+
+
+def other_value(kind: Any, value: Any) -> Any:
+    """A value of a type that differs from ``value``."""
+    if isinstance(kind, UnionType):
+        inner = next(k for k in get_args(kind) if k is not type(None))
+        return other_value(inner, inner()) if value is None else None
+    if get_origin(kind) is Literal:
+        return next(choice for choice in get_args(kind) if choice != value)
+    if kind is bool:
+        return not value
+    if get_origin(kind) in (list, tuple):
+        return type(value)(x + 1 for x in value) or [0, 3]
+    return value + {int: 1, float: 0.25, str: "x"}[kind]
+
+
+def changed_everywhere(config: Any) -> Any:
+    """A dataclass with every value, also of the dataclasses inside, changed."""
+    hints = get_type_hints(type(config))
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return replace(config, **{
+        name: changed_everywhere(value) if dataclasses.is_dataclass(value) else other_value(hints[name], value)
+        for name, value in values.items()
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_key_can_be_said_in_words(method: str, form: str, tmp_path: Path) -> None:
+    """All values changed, said as a command line, parsed; and back to the defaults the same way."""
+    default = default_config(method, form)
+    changed = changed_everywhere(default)
+    flat, altered = flatten(to_dict(default)), flatten(to_dict(changed))
+    assert flat.keys() == altered.keys() and all(flat[key] != altered[key] for key in flat)
+    kind = config_type(method, form)
+    assert parse(kind, arguments(to_dict(changed)), default) == changed
+    assert parse(kind, arguments(to_dict(default)), changed) == default
+    Plan(method, "somewhere", form, changed).save(tmp_path)
+    assert Plan.load(tmp_path) == Plan(method, "somewhere", form, changed)
+
+
+def put(config: Any, key: str, value: Any) -> Any:
+    head, _, rest = key.partition(".")
+    return replace(config, **{head: put(getattr(config, head), rest, value) if rest else value})
+
+
+QUICK_NERF = NerfConfig(depth=2, width=8, skips=[], samples=4, fine_samples=4, rays=16)
+SMALL_SCENE = ProceduralConfig(size=12, views=3, val_views=1, test_views=1, samples=1)
+
+
+def trained(config: RunConfig[Any, Any], method: str, source: str, folder: Path) -> dict[str, Any]:
+    """Weights after a few steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scene = scene_format("procedural" if source == "procedural" else "image").load(source, config.scene)
+    trainer = Trainer(lambda: find("nerfit.methods", method)(config.model, scene), scene, config, folder, quiet=True)
+    trainer.train()
+    return {name: t.clone() for name, t in trainer.method.state_dict().items()}
+
+
+def differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() != b.keys() or any(a[k].shape != b[k].shape or not torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    gradient = torch.arange(12 * 10 * 3, dtype=torch.uint8).reshape(10, 12, 3)
+    Image.fromarray(gradient.numpy()).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+BASES: dict[str, tuple[str, RunConfig[Any, Any]]] = {
+    "nerf": ("nerf", RunConfig(model=replace(QUICK_NERF, precrop_steps=2), scene=SMALL_SCENE)),
+    "nerf without a fine network": ("nerf", RunConfig(model=replace(QUICK_NERF, fine_samples=0, precrop_steps=0), scene=SMALL_SCENE)),
+    "nerf without directions": ("nerf", RunConfig(model=replace(QUICK_NERF, viewdirs=False), scene=SMALL_SCENE)),
+    "image": ("image", RunConfig(model=ImageConfig(depth=1, width=8, pixels=16), scene=scene_format("image").Config())),
+}
+TOLD: dict[str, Any] = {"skips": [0], "precrop_steps": 1, "raw_noise": 0.5, "fine_width": 6}
+"""Values that matter to so small a run, where `other_value` would not."""
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_key_of_a_method_acts_or_is_declared_without_effect(base: str, picture: str, tmp_path: Path) -> None:
+    method, config = BASES[base]
+    config = replace(config, steps=3, optim=OptimConfig(lr=0.01), device="cpu", log=LogConfig(image_every=0))
+    source = "procedural" if method == "nerf" else picture
+    plain = trained(config, method, source, tmp_path / "plain")
+    unused = config.model.unused() if hasattr(config.model, "unused") else {}
+    hints = get_type_hints(type(config.model))
+    for f in dataclasses.fields(config.model):
+        value = TOLD.get(f.name, other_value(hints[f.name], getattr(config.model, f.name)))
+        if value == getattr(config.model, f.name):
+            value = 3
+        altered = trained(put(config, f"model.{f.name}", value), method, source, tmp_path / f.name)
+        assert differ(plain, altered) == (f.name not in unused), f.name
+
+
+OPTIM: dict[str, OptimConfig] = {
+    "exponential": OptimConfig(),
+    "step": OptimConfig(schedule="step", decay_steps=2),
+    "multi-step": OptimConfig(schedule="multi-step", milestones=[2]),
+    "cosine": OptimConfig(schedule="cosine"),
+    "log-linear, warmed up": OptimConfig(schedule="log-linear", warmup_steps=3),
+    "constant": OptimConfig(schedule="constant"),
+    "sgd": OptimConfig(optimizer="sgd", lr=0.1),
+}
+TOLD_OPTIM: dict[str, Any] = {
+    "schedule": "constant", "decay_steps": 1, "milestones": [1], "clip_value": 1e-5, "clip_norm": 1e-5, "warmup_steps": 2, "eps": 1e-3,
+    "lr_final": 0.003,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("base", OPTIM)
+def test_every_key_of_the_optimiser_acts_or_is_declared_without_effect(base: str, picture: str, tmp_path: Path) -> None:
+    optim, (method, config) = OPTIM[base], BASES["image"]
+    config = replace(config, steps=4, device="cpu", log=LogConfig(image_every=0), optim=optim)
+    plain = trained(config, method, picture, tmp_path / "plain")
+    hints = get_type_hints(OptimConfig)
+    for f in dataclasses.fields(OptimConfig):
+        value = TOLD_OPTIM.get(f.name, other_value(hints[f.name], getattr(optim, f.name)))
+        if value == getattr(optim, f.name):
+            value = "cosine"
+        acts = differ(plain, trained(put(config, f"optim.{f.name}", value), method, picture, tmp_path / f.name))
+        assert acts == (f.name not in optim.unused()), f.name
+
+
+SECTIONS = [
+    *OPTIM.values(),
+    *(NerfConfig(), NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5)),
+    *(scene_format(form).Config() for form in FORMATS if hasattr(scene_format(form).Config, "unused")),
+]
+"""Sections in states in which some of their keys have no effect."""
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: type(s).__qualname__)
+def test_keys_without_effect_exist(section: Any) -> None:
+    assert section.unused().keys() <= {f.name for f in dataclasses.fields(section)}
+    assert all(why and not why.endswith(".") for why in section.unused().values())
+
+
+NUMBERS = [
+    (base, key)
+    for base in ("nerf", "image")
+    for key, value in flatten(to_dict(BASES[base][1])).items()
+    if (isinstance(value, int | float) and not isinstance(value, bool)) or value is None
+]
+
+
+@pytest.mark.parametrize("number", [0, -1, 1])
+@pytest.mark.parametrize("base", ["nerf", "image"])
+def test_any_number_trains_or_is_refused_in_one_sentence(base: str, number: int, picture: str, tmp_path: Path) -> None:
+    method, config = BASES[base]
+    config = replace(config, steps=2, device="cpu", threads=1, optim=OptimConfig(schedule="cosine", warmup_steps=1))
+    config = replace(config, log=LogConfig(image_every=1))
+    trained_keys, refused = set(), set()
+    for _, key in (pair for pair in NUMBERS if pair[0] == base):
+        tried = put(config, key, float(number) if isinstance(flatten(to_dict(config))[key], float) else number)
+        try:
+            configs.check(tried, {key})
+            trained(tried, method, "procedural" if base == "nerf" else picture, tmp_path / key)
+            trained_keys.add(key)
+        except NerfitError as error:
+            assert "\n" not in str(error) and str(error).endswith("."), key
+            refused.add(key)
+    assert "seed" in (refused if number < 0 else trained_keys)
+    assert ("steps" in refused) == (number < 1) and ("optim.clip_norm" in refused) == (number < 1)
+
+
+def test_unknown_keys_name_the_nearest(write: Callable[[str, Any], str]) -> None:
+    assert refusal("--model.widht", "3").endswith("did you mean '--model.width'?")
+    assert refusal("--samples", "3").endswith("did you mean '--model.samples'?")
+    assert refusal("--model.no-viewdir").startswith("there is no option --model.no-viewdir here")
+    assert refusal("--optim.learning-rate=3").startswith("there is no option --optim.learning-rate here")
+    recipe = write("typo.yaml", {"optim": {"shedule": "cosine"}})
+    assert refusal("--recipe", recipe) == "recipe typo: there is no option --optim.shedule here, did you mean '--optim.schedule'?"
+    assert "--methd" in refusal("--recipe", write("head.yaml", {"methd": "nerf"}))
+    assert refusal("--recipe", "lgo") == "there is no recipe 'lgo', did you mean 'lego'? (`nerfit recipes` lists them)."
+    assert "no recipe 'gone.yaml'" in refusal("--recipe", write("orphan.yaml", {"parent": "gone.yaml"}))
+    assert refusal(method="nrf").startswith("there is no method 'nrf', did you mean 'nerf'?")
+
+
+@given(st.text("abc.-", max_size=8), st.lists(st.text("abc.-", min_size=1, max_size=8), max_size=4))
+def test_a_hint_is_one_of_the_known(word: str, known: list[str]) -> None:
+    hint = nearest(word, known)
+    assert hint == "" or hint in {f", did you mean '{k}'?" for k in known}
+    if word in known and word.strip("-."):
+        assert word.rsplit(".", 1)[-1].lstrip("-") in hint
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--model.width", "x"], "--model.width"),
+        (["--model.width", "3.5"], "--model.width"),
+        (["--model.width"], "--model.width"),
+        (["--steps", "many"], "--steps"),
+        (["--optim.lr", "fast"], "--optim.lr"),
+        (["--model.init", "zeros"], "'zeros'"),
+        (["--scene.train-views", "1", "2"], "--scene.train-views"),
+        (["--scene.alpha", "perhaps"], "perhaps"),
+        (["--optim.lr", "nan"], "optim.lr must be a finite number"),
+        (["--scene.far", "inf"], "scene.far must be a finite number"),
+        (["extra"], "'extra' is one value or argument too many"),
+        (["--recipe"], "--recipe needs a value"),
+    ],
+)
+def test_wrong_values_name_their_key(argv: list[str], expected: str) -> None:
+    assert expected in refusal(*argv)
+
+
+def test_wrong_values_in_recipes_name_recipe_and_key(write: Callable[[str, Any], str]) -> None:
+    for content, expected in [
+        ({"model": {"width": "wide"}}, "--model.width"),
+        ({"model": 5}, "--model"),
+        ({"steps": [1, 2]}, "'2' is one value"),
+        ({"optim": {"lr": -1.0}}, "optim.lr must be above 0"),
+        ({"model": {"viewdirs": False, "view_frequencies": 3}}, "model.view_frequencies has no effect here: viewdirs is off"),
+    ]:
+        message = refusal("--recipe", write("bad.yaml", content))
+        assert expected in message, content
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"),
+    [
+        (["--model.view-frequencies", "4", "--model.no-viewdirs"], "model.view_frequencies"),
+        (["--model.no-viewdirs", "--model.view-frequencies=4"], "model.view_frequencies"),
+        (["--model.fine-samples", "0", "--model.fine-width", "64"], "model.fine_width"),
+        (["--model.precrop-fraction", "0.5"], "model.precrop_fraction"),
+        (["--optim.lr-final", "1e-5"], "optim.lr_final"),
+        (["--optim.schedule", "cosine", "--optim.decay-rate", "0.1"], "optim.decay_rate"),
+        (["--optim.warmup-factor", "0.01"], "optim.warmup_factor"),
+        (["--optim.optimizer", "sgd", "--optim.eps", "1e-7"], "optim.eps"),
+    ],
+)
+def test_a_key_that_would_change_nothing_is_refused_where_it_is_typed(argv: list[str], key: str) -> None:
+    assert refusal(*argv).startswith(f"{key} has no effect here: ")
+
+
+def test_inherited_keys_may_lose_their_effect(write: Callable[[str, Any], str]) -> None:
+    recipe = write("flat.yaml", {"parent": "nerf-small", "model": {"viewdirs": False}})
+    assert load_recipe(recipe).values["optim"]["lr_final"] and not config_of("--recipe", recipe, "--optim.schedule", "constant").model.viewdirs
+
+
+@pytest.mark.parametrize("form", ["procedural", "llff"])
+def test_switches_that_may_be_undecided(form: str, tmp_path: Path) -> None:
+    key = {"procedural": "alpha", "llff": "ndc"}[form]
+    (tmp_path / "poses_bounds.npy").touch()
+    source = form if form == "procedural" else str(tmp_path)
+    for words, expected in [
+        ([], None), ([f"--scene.{key}"], True), ([f"--scene.no-{key}"], False), ([f"--scene.{key}", "True"], True),
+        ([f"--scene.{key}=False"], False), ([f"--scene.{key}", "None"], None), ([f"--scene.{key}", "--seed", "3"], True),
+    ]:  # fmt: skip
+        assert getattr(config_of(*words, source=source).scene, key) is expected, words
+
+
+def test_recipes_are_refused_where_they_do_not_belong() -> None:
+    assert refusal("--recipe", "lego") == "recipe lego is for blender scenes, but procedural is of format procedural."
+    assert refusal("--recipe", "nerf", method="image") == "recipe nerf is for the method nerf, not for image."
+
+
+def test_a_single_picture_is_not_for_nerf(picture: str) -> None:
+    assert "single picture" in refusal(source=picture)
+    assert config_of(source=picture, method="image").scene.format == ""
+    assert "image" in refusal(source="procedural", method="image")
+
+
+def test_parents_in_a_circle_end(write: Callable[[str, Any], str]) -> None:
+    assert "among its own parents" in refusal("--recipe", write("self.yaml", {"parent": "self.yaml"}))
+    write("b.yaml", {"parent": "./c.yaml"})
+    write("c.yaml", {"parent": "a.yaml"})
+    assert "a.yaml is among its own parents" in refusal("--recipe", write("a.yaml", {"parent": "b.yaml"}))
+    twins = [write("left.yaml", {"parent": "nerf"}), write("right.yaml", {"parent": "left.yaml"})]
+    assert load_recipe(twins[1]).values == load_recipe(twins[0]).values
+
+
+@pytest.mark.parametrize("text", ["a: [1", "\tb: 1", "model:\n- width\n - x", "", "just words", "- a\n- b", "!!python/object:os.system {}"])
+def test_what_is_not_a_recipe_is_said(write: Callable[[str, Any], str], text: str) -> None:
+    assert refusal("--recipe", write("bad.yaml", text)).startswith("recipe ")
+
+
+def test_bytes_are_not_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(bytes(range(256)))
+    assert "bad.yaml" in refusal("--recipe", str(tmp_path / "bad.yaml"))
+
+
+def test_a_typed_budget_replaces_the_recipes(write: Callable[[str, Any], str]) -> None:
+    by_seconds, by_steps = write("seconds.yaml", {"seconds": 30}), write("steps.yaml", {"steps": 70})
+    both = write("both.yaml", {"steps": 70, "seconds": 30})
+
+    def budget(*argv: str) -> tuple[int | None, float | None]:
+        config = config_of(*argv)
+        return config.steps, config.seconds
+
+    assert budget() == (find("nerfit.methods", "nerf").default_steps, None)
+    assert budget("--recipe", by_seconds) == (None, 30)
+    assert budget("--recipe", by_seconds, "--steps", "5") == (5, None)
+    assert budget("--recipe", by_steps, "--seconds", "2.5") == (None, 2.5)
+    assert budget("--recipe", both) == (70, 30)
+    assert budget("--recipe", both, "--steps=5") == (5, None)
+    assert budget("--recipe", by_steps, "--steps", "5", "--seconds", "9") == (5, 9)
+
+
+@dataclass
+class Places:
+    """Something of each scene format, enough to be recognised."""
+
+    folder: Path
+
+    def __getitem__(self, form: str) -> str:
+        if form == "procedural":
+            return form
+        place = self.folder / form
+        place.mkdir(exist_ok=True)
+        names = {"blender": "transforms_train.json", "llff": "poses_bounds.npy", "image": "photo.jpg"}
+        (place / names[form]).touch()
+        return str(place / names[form] if form == "image" else place)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_is_a_configuration(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.description and recipe.method in METHODS
+    forms = [recipe.format] if recipe.format else ["procedural", "blender", "llff"]
+    for form in forms:
+        plan = jobs.prepare(None, Places(tmp_path)[form], ["--recipe", name], folder=False)[0]
+        assert (plan.method, plan.format) == (recipe.method, form)
+        flat = flatten(to_dict(plan.config))
+        assert {key: flat[key] for key in flatten(recipe.values)} == flatten(recipe.values)
+
+
+def test_an_old_config_is_a_recipe_that_names_method_scene_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Places(tmp_path)["llff"]
+    text = "expname = fern_test\nbasedir = ./logs\ndatadir = ./llff\ndataset_type = llff\nN_samples = 64\nN_importance = 32\n"
+    (tmp_path / "config_fern.txt").write_text(text)
+    plan, _, folder = jobs.prepare(None, None, ["--recipe", "config_fern.txt", "--model.width", "64"])
+    assert (plan.method, plan.format, plan.source, folder) == ("nerf", "llff", source, Path("logs/fern_test"))
+    assert (plan.config.model.fine_samples, plan.config.model.width, plan.config.scene.ndc) == (32, 64, True)
+    assert jobs.prepare("nerf", source, ["--recipe", "config_fern.txt", "--out", "elsewhere"])[2] == Path("elsewhere")
+    assert refusal("--recipe", "config_fern.txt").startswith("recipe config_fern.txt is for llff scenes")
