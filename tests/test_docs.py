@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nerfit import cli, config, jobs
+from nerfit import cli, config
 from nerfit.plugins import available
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def test_commands_in_the_docs_exist(command: str) -> None:
     words = shlex.split(command.replace("\\|", "|"))[1:]
     assert words[0] in cli.COMMANDS, command
     if words[0] == "train" and words[1] in available("nerfit.methods"):
-        recipe = jobs._value(words, "--recipe")
+        recipe = config.typed_value(words, "--recipe")
         if recipe is not None and not recipe.endswith(".txt"):
             config.load_recipe(recipe)
     if words[0] == "render" and "--what" in words:

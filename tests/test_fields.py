@@ -289,6 +289,8 @@ UNUSABLE = [
     ({"depth": 0}, "depth"),
     ({"width": 0}, "width"),
     ({"width": 1}, "width"),
+    ({"fine_depth": 0}, "fine_depth"),
+    ({"fine_width": 1}, "fine_width"),
     ({"rays": 0}, "rays"),
     ({"frequencies": -1}, "frequencies"),
     ({"view_frequencies": -1}, "view_frequencies"),

@@ -151,6 +151,18 @@ def typed_keys(argv: list[str]) -> set[str]:
     return {name for n in names for name in (n, n.replace(".no_", ".").removeprefix("no_"))}
 
 
+def typed_value(argv: list[str], flag: str) -> str | None:
+    """The value of ``--flag value`` or ``--flag=value`` on a command line, before it is parsed as a whole."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+        if word == flag:
+            if following is None:
+                raise ConfigError(f"{flag} needs a value.")
+            return following
+    return None
+
+
 def _spelled_out(default: Any, argv: list[str]) -> list[str]:
     """A command line with ``--x True`` and ``--x False`` for the ``--x`` and ``--no-x`` of values that may also be none."""
     switches = {"--" + key.replace("_", "-") for key in _switches(default)}
@@ -221,7 +233,7 @@ def unused_keys(config: Any, prefix: str = "") -> dict[str, str]:
     return out
 
 
-_OPTIM_ABOVE_ZERO = ("lr", "lr_final", "decay_rate", "decay_steps", "clip_value", "clip_norm")
+_OPTIM_ABOVE_ZERO = ("lr", "lr_final", "decay_rate", "decay_steps", "eps", "clip_value", "clip_norm")
 _ABOVE_ZERO = {"steps", "seconds", "chunk", "threads", "log.image_pixels", *(f"optim.{key}" for key in _OPTIM_ABOVE_ZERO)}
 
 

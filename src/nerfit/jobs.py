@@ -70,9 +70,9 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
 
     Raises ConfigError, SceneError or RunError before anything is written.
     """
-    if _flag(argv, "--resume") is not None and "--help" not in argv:
+    if "--resume" in argv and "--help" not in argv:
         return _prepare_resume(method, source, argv)
-    recipe_name = _value(argv, "--recipe")
+    recipe_name = configs.typed_value(argv, "--recipe")
     recipe = configs.load_recipe(recipe_name) if recipe_name else Recipe("none", {})
     method, source = method or recipe.method, source or recipe.source
     wants_help = "-h" in argv or "--help" in argv
@@ -121,15 +121,13 @@ def _name(source: str) -> str:
 
 
 def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> tuple[Plan, TrainCommand[Any, Any], Path]:
-    out = _value(argv, "--out")
+    out = configs.typed_value(argv, "--out")
     if out is None and (method is None or source is None):
         raise ConfigError("--resume needs --out RUN, or the METHOD and SCENE whose newest run is meant.")
     folder = Path(out) if out is not None else last_folder(_name(source or ""), method or "")
     saved = Plan.load(folder)
     if method is not None and method != saved.method:
         raise ConfigError(f"{folder} is a run of {saved.method}, not of {method}.")
-    if _value(argv, "--recipe") is not None:
-        argv = _without(argv, "--recipe")
     command = _parse_train(saved.config, argv)
     typed = configs.typed_keys(argv)
     config = with_budget(command.config(), typed, find("nerfit.methods", saved.method).default_steps)
@@ -138,27 +136,6 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     if config.optim.optimizer != began:
         raise ConfigError(f"{folder} goes on with the optimiser it began with, {began}: a new run may start from its weights with --init.")
     return dataclasses.replace(saved, config=config, source=_absolute(source or saved.source)), command, folder
-
-
-def _flag(argv: list[str], flag: str) -> int | None:
-    return next((i for i, word in enumerate(argv) if word == flag or word.startswith(flag + "=")), None)
-
-
-def _value(argv: list[str], flag: str) -> str | None:
-    index = _flag(argv, flag)
-    if index is None:
-        return None
-    if "=" in argv[index]:
-        return argv[index].split("=", 1)[1]
-    if index + 1 == len(argv):
-        raise ConfigError(f"{flag} needs a value.")
-    return argv[index + 1]
-
-
-def _without(argv: list[str], flag: str) -> list[str]:
-    index = _flag(argv, flag)
-    assert index is not None
-    return argv[:index] + argv[index + (1 if "=" in argv[index] else 2) :]
 
 
 def _check_scene(method: str, form: str | None) -> None:
@@ -174,7 +151,7 @@ def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: boo
     """The scene's format: as typed, else as detected; a recipe made for another one is refused."""
     if source is None:
         return recipe.format
-    form = _value(argv, "--scene.format") or recipe.values.get("scene", {}).get("format")
+    form = configs.typed_value(argv, "--scene.format") or recipe.values.get("scene", {}).get("format")
     if not form:
         try:
             form = detect_format(source)
@@ -308,5 +285,3 @@ def inspect(part: str, plan: Plan, out: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, Path(folder), quiet=True)
         return inspect_part(part, trainer, picture)
-
-

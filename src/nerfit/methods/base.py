@@ -135,9 +135,7 @@ def require_at_least(config: Any, **least: int) -> None:
 
 
 @torch.no_grad()
-def render_view(
-    method: Method, scene: Scene, cameras: Cameras, view: int, chunk: int, look: Cameras | None = None
-) -> Rendering:
+def render_view(method: Method, scene: Scene, cameras: Cameras, view: int, chunk: int, look: Cameras | None = None) -> Rendering:
     """A whole view as a Rendering whose tensors have leading axes [height, width], on the CPU, without weights."""
     width, height = int(cameras.width[view]), int(cameras.height[view])
     parts: list[Rendering] = []

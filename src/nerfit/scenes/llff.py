@@ -177,10 +177,8 @@ def looks_one_way(cameras: Cameras) -> bool:
 
 def split(c2w: Float[Tensor, "views 3 4"], hold: int) -> tuple[list[int], list[int]]:
     """Training and test views: every ``hold``-th is for testing, or (0) the one nearest the average position."""
-    if hold:
-        test = list(range(0, len(c2w), hold))
-    else:
-        test = [int((c2w[:, :, 3] - average_pose(c2w)[:, 3]).square().sum(-1).argmin())]
+    nearest = int((c2w[:, :, 3] - average_pose(c2w)[:, 3]).square().sum(-1).argmin())
+    test = list(range(0, len(c2w), hold)) if hold else [nearest]
     train = [i for i in range(len(c2w)) if i not in set(test)]
     if not train:
         raise SceneError(f"holding out every {hold or 1} of {len(c2w)} views leaves none to train on; choose another hold.")
@@ -243,9 +241,8 @@ def _common_size(folder: Path, files: list[Path], poses: Poses, check_shape: boo
     sizes = [image_size(f) for f in files]
     for file, size in zip(files, sizes, strict=True):
         if size != sizes[0]:
-            raise SceneError(
-                f"{file} is {size[0]}x{size[1]} where {files[0].name} is {sizes[0][0]}x{sizes[0][1]}; an LLFF scene has pictures of one size."
-            )
+            others = f"{files[0].name} is {sizes[0][0]}x{sizes[0][1]}"
+            raise SceneError(f"{file} is {size[0]}x{size[1]} where {others}; an LLFF scene has pictures of one size.")
     w, h = sizes[0]
     if check_shape and abs(h - w * poses.height / poses.width) > 1 + 0.02 * h:
         raise SceneError(

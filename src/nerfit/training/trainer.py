@@ -275,8 +275,7 @@ class Trainer:
         eta = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.0f} min" if left > 120 else f"{left:.0f} s"
         skipped = f"  {self.state.skipped} steps skipped" if self.state.skipped else ""
         return (
-            f"step {self.state.step}  psnr {values['psnr_fine']:.2f}{held} dB  "
-            f"{values['rays_per_second']:,.0f} rays/s  {eta} left{skipped}"
+            f"step {self.state.step}  psnr {values['psnr_fine']:.2f}{held} dB  {values['rays_per_second']:,.0f} rays/s  {eta} left{skipped}"
         )
 
     def _look_at_holdout(self, log: RunLog) -> None:
