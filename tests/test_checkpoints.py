@@ -303,7 +303,9 @@ def test_a_second_signal_stops_at_once(here: Path, monkeypatch: pytest.MonkeyPat
 
 def test_sigterm_to_a_process_of_its_own(here: Path, whole: Path) -> None:
     command = [sys.executable, "-m", "nerfit", *TRAIN, "--steps", "60", "--log.save-every", "7"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     wait_for_checkpoint(here / "run", lambda: process.poll() is None)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=600)

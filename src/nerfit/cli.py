@@ -152,7 +152,8 @@ def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
     """METHOD and SCENE, which may stand before or after the flags; a flag's value may be the name of a method too."""
     from nerfit.plugins import available
 
-    named = [i for i, word in enumerate(argv) if word in available("nerfit.methods")]
+    methods = available("nerfit.methods")
+    named = [i for i, word in enumerate(argv) if word in methods]
     before_scene = [i for i in named if i + 1 < len(argv) and not argv[i + 1].startswith("-")]
     alone = [i for i in named if i and not argv[i - 1].startswith("-")]
     start = (before_scene or alone or [0])[-1]
@@ -205,7 +206,7 @@ def demo(argv: list[str]) -> int:
 def inspect(argv: list[str]) -> int:
     """nerfit inspect scene|rays|field|METHOD SCENE."""
     from nerfit import jobs
-    from nerfit.plugins import available
+    from nerfit.plugins import available, find
 
     kinds = ("scene", "rays", "field", *available("nerfit.methods"))
     if {"-h", "--help"} & set(argv[:2]):
@@ -216,7 +217,9 @@ def inspect(argv: list[str]) -> int:
     if word not in kinds:
         raise ConfigError(f"inspect what? One of {', '.join(kinds)}{nearest(word, kinds)}.")
     source = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
-    plan, options, _ = jobs.prepare(argv[0] if argv[0] in kinds[3:] else "nerf", source, argv[2:], folder=False)
+    posed = source is None or not find("nerfit.scenes", "image").detect(source)
+    method = word if word in kinds[3:] else "nerf" if posed else "image"
+    plan, options, _ = jobs.prepare(method, source, argv[2:], folder=False)
     report = jobs.inspect(argv[0], plan, options.out)
     _answer(options, report, "\n".join(f"{key:24} {value}" for key, value in report.items()))
     return 0

@@ -153,13 +153,13 @@ def typed_keys(argv: list[str]) -> set[str]:
 
 def typed_value(argv: list[str], flag: str) -> str | None:
     """The value of ``--flag value`` or ``--flag=value`` on a command line, before it is parsed as a whole."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for place, word in enumerate(argv):
         if word.startswith(flag + "="):
             return word.partition("=")[2]
         if word == flag:
-            if following is None:
+            if place + 1 == len(argv):
                 raise ConfigError(f"{flag} needs a value.")
-            return following
+            return argv[place + 1]
     return None
 
 

@@ -20,9 +20,8 @@ _BUILT_IN = {
         "image": "nerfit.scenes.single_image",
     },
 }
-
-
-_PARTS = {"nerfit.methods": ("Config", "render", "losses", "next_batch"), "nerfit.scenes": ("Config", "detect", "load")}
+_PARTS = {"nerfit.methods": ("Config", "render", "scene_formats"), "nerfit.scenes": ("Config", "detect", "load")}
+"""What is asked of a plug-in before it is used."""
 
 
 def available(group: str) -> dict[str, EntryPoint | str]:
@@ -33,7 +32,7 @@ def available(group: str) -> dict[str, EntryPoint | str]:
 
 def find(group: str, name: str) -> Any:
     """The class or module of a name; an unknown name, or a plug-in that can't be imported, is a ConfigError."""
-    known = available(group)
+    known = _BUILT_IN[group] if name in _BUILT_IN[group] else available(group)
     if name not in known:
         kind = "method" if group == "nerfit.methods" else "scene format"
         raise ConfigError(f"there is no {kind} '{name}'{nearest(name, known)} (known: {', '.join(sorted(known))}).")

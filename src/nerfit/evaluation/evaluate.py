@@ -17,7 +17,7 @@ from nerfit.scenes.images import strip, write_png
 from nerfit.scenes.scene import Scene
 
 PROTOCOL = (
-    "full-size {split} views of {scene} on {background}; pictures rounded to 8 bits; PSNR from the squared error of each view, "
+    "full-size {split} views of {scene}{background}; pictures rounded to 8 bits; PSNR from the squared error of each view, "
     "SSIM with an 11-tap Gaussian (sigma 1.5, data range 1), LPIPS 0.1; means over views"
 )
 
@@ -64,12 +64,13 @@ def evaluate(
         if pictures is not None:
             write_png(pictures / f"{number:03d}.png", prediction)
             write_png(pictures / "strips" / f"{number:03d}.png", error_strip(truth, prediction))
+    over = f" over {'black' if background == 0 else 'white'}" if scene.has_alpha else ""
     names = [name for name in rows[0] if name not in ("view", "seconds")]
     means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in names}
     return means | {
         "seconds_per_view": float(np.mean([row["seconds"] for row in rows])),
         "split": split,
-        "protocol": PROTOCOL.format(split=split, scene=scene.name, background="black" if background == 0 else "white"),
+        "protocol": PROTOCOL.format(split=split, scene=scene.name, background=over),
         "missing": missing,
         "views": rows,
     }

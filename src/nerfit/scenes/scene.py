@@ -78,6 +78,11 @@ class Scene:
         return image if background is None else composite(image, background)
 
     @property
+    def has_alpha(self) -> bool:
+        """Whether the images have transparent pixels to be put on a background."""
+        return self.pixels is not None and self.pixels.shape[1] == 4
+
+    @property
     def _pixels(self) -> Tensor:
         if self.pixels is None:
             raise SceneError(f"{self.name}: this scene was opened without its images.")

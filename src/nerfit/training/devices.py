@@ -20,7 +20,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}' can't be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device '{name}' can't be used here: {str(error).splitlines()[0].rstrip('.')}.") from error
     return device
 
 
