@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
-BLOCKS = {language: text for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M)}
+BLOCKS = dict(re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M))
 """The page's project file, module and commands by language, the commands' being none."""
 
 
@@ -60,8 +60,8 @@ def test_the_example_of_the_page_works(packages: Path) -> None:
     listed, trained, judged, nerf, help_, drawn, found, unknown, resumed = shell(
         packages,
         *(line.removeprefix("nerfit ") for line in commands[:3]),
-        "train nerf wall:8 --model.depth 1 --model.width 8 --model.skips --model.samples 4 --model.fine-samples 4 --model.rays 32 --steps 2 "
-        "--threads 1",
+        "train nerf wall:8 --model.depth 1 --model.width 8 --model.skips --model.samples 4 --model.fine-samples 4 --model.rays 32 "
+        "--steps 2 --threads 1",
         "train fog wall:4 --help",
         "render runs/wall-16-fog --what rgb,depth,disparity,opacity,normal --frames 2",
         "inspect field wall:4 --model.width 8",

@@ -218,6 +218,14 @@ def test_undistorting_undoes_the_lens(dtype, tolerance, seed, n):
     assert_close(torch.stack(back), torch.stack([u, v]), tolerance)
 
 
+@given(seed=SEEDS, n=st.integers(1, 9))
+def test_undistorting_converges_quadratically(seed, n):
+    """Four of Newton's steps are enough; with any other slope the error would only shrink by a factor each time."""
+    rng = np.random.default_rng(seed)
+    u, v, k = (torch.tensor(a) for a in (*rng.uniform(-0.5, 0.5, (2, n)), some_lenses(rng, n)))
+    assert_close(torch.stack(undistort(*distort(u, v, k), k, iterations=4)), torch.stack([u, v]), 1e-10)
+
+
 @given(seed=SEEDS, sizes=SIZES)
 def test_rays_through_a_lens_project_back_to_their_pixels(seed, sizes):
     cameras = some_cameras(seed, sizes, lens=True)

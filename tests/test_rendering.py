@@ -67,10 +67,10 @@ def test_intervals_are_world_lengths_with_an_endless_last(seed, rays, samples):
     assert_close(delta[:, :-1], np.array(twin)[:, :-1])
 
 
-@given(seed=SEEDS, rays=SMALL, samples=SMALL, last=st.sampled_from([1e10, 0.1]))
-def test_compositing_follows_its_twin(seed, rays, samples, last):
+@given(seed=SEEDS, rays=SMALL, samples=SMALL, endless=st.booleans())
+def test_compositing_follows_its_twin(seed, rays, samples, endless):
     density, rgb, t, norm = some_samples(seed, rays, samples)
-    delta = intervals(t, norm, last)
+    delta = intervals(t, norm, None if endless else t[:, -1] + 0.1)
     weights = render_weights(density, delta)
     twin = [weights_twin(a, b) for a, b in zip(density.tolist(), delta.tolist(), strict=True)]
     assert_close(weights, twin)
@@ -102,7 +102,7 @@ def test_splitting_a_sample_of_constant_density_changes_nothing():
 @given(seed=SEEDS, background=st.sampled_from([0.0, 1.0, 0.3]))
 def test_every_form_of_background_means_the_same(seed, background):
     density, rgb, t, norm = some_samples(seed, 5, 4)
-    weights = render_weights(density, intervals(t, norm, 0.1))
+    weights = render_weights(density, intervals(t, norm, t[:, -1] + 0.1))
     forms = background, torch.full((3,), background), torch.full((5, 3), background)
     grey, triple, each = (composite_samples(weights, rgb, t, b) for b in forms)
     assert torch.equal(grey.rgb, triple.rgb)
@@ -142,7 +142,7 @@ def test_any_density_gives_finite_pictures_and_gradients(density, near):
 
 def test_gradients_are_those_of_the_formula():
     density, rgb, t, norm = (x.double() for x in some_samples(0, 3, 4, empty=0))
-    delta = intervals(t, norm, 0.3)
+    delta = intervals(t, norm, t[:, -1] + 0.3)
     density = (density / 20).requires_grad_()
 
     def render(sigma: Tensor, color: Tensor) -> tuple[Tensor, ...]:
@@ -301,7 +301,8 @@ def test_density_is_what_rendering_used(fine, viewdirs, activation):
     weights, t = marched(method, batch)[-1]
     with torch.no_grad():
         density = method.density(rays.origins[:, None] + rays.directions[:, None] * t[..., None])
-    assert_close(weights, render_weights(density, intervals(t, rays.directions.norm(dim=-1))))
+    delta = intervals(t, rays.directions.norm(dim=-1), rays.far if activation == "softplus" else None)
+    assert_close(weights, render_weights(density, delta))
     assert density.std() > 1e-3
 
 

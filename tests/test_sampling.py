@@ -124,6 +124,13 @@ def test_importance_samples_of_lost_and_vanishing_weights_follow_their_twin(seed
     assert (out <= edges[:, -1:]).all()
 
 
+def test_a_number_that_meets_the_cdf_goes_to_the_bin_behind():
+    """Right-side search: of the edges 3, 4 and 5, which share the cdf's value 1/2, the last."""
+    edges, uniform = torch.tensor([[2.0, 3.0, 4.0, 5.0, 6.0]]), torch.tensor([[0.0, 0.5, 0.75, 1.0]])
+    out = sample_pdf(edges, torch.tensor([[1.0, 0.0, 0.0, 1.0]]), 4, uniform, padding=0.0)
+    assert out.tolist() == [[2.0, 5.0, 5.5, 6.0]]
+
+
 def test_the_histogram_of_importance_samples_is_the_pdf():
     """Binomial counts within five standard deviations, over bins of unequal width, some of them without weight."""
     weights = torch.tensor([[0.0, 3.0, 0.5, 0.0, 1.0, 8.0, 0.01]])

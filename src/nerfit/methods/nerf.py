@@ -93,6 +93,8 @@ class Nerf(Method):
             raise ConfigError("model.lindisp needs a near distance above 0: set --scene.near.")
         if config.samples < 3 and config.fine_samples:
             raise ConfigError("model.samples must be at least 3 to place importance samples.")
+        # A density that is never zero would end every ray opaque, so where space ends at far, rays do too.
+        self.rays_end = config.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
         self.coarse = self._network(config.depth, config.width)
         self.fine: NerfMLP | None = None
         if config.fine_samples:
@@ -139,7 +141,8 @@ class Nerf(Method):
         if self.config.raw_noise and batch.generator is not None:
             noise = torch.randn(t.shape, generator=batch.generator, device=t.device)
             raw_density = raw_density + noise * self.config.raw_noise
-        weights = render_weights(self._activate(raw_density), intervals(t, rays.directions.norm(dim=-1)))
+        delta = intervals(t, rays.directions.norm(dim=-1), rays.far if self.rays_end else None)
+        weights = render_weights(self._activate(raw_density), delta)
         return composite_samples(weights, torch.sigmoid(raw_rgb), t, batch.background)
 
     def _activate(self, raw: Tensor) -> Tensor:

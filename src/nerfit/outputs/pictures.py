@@ -40,7 +40,7 @@ def write_frame(name: str, rendering: Rendering, path: Path, normals: Callable[[
     if name == "normal":
         return write_png(path, normals() * 0.5 + 0.5)
     # NDC depth runs from 0 at the near plane to 1 at infinity: true disparity over the near plane's is 1 - depth.
-    disparity = (1 - rendering.depth) * rendering.opacity if scene.ndc else rendering.disparity * scene.near
+    disparity = (1 - rendering.depth) * rendering.opacity if scene.ndc else rendering.disparity * rendering.opacity * scene.near
     return write_png(path, colorize(disparity, 0.0, 1.0))
 
 

@@ -19,9 +19,15 @@ class Rendering:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
-def intervals(t: Float[Tensor, "rays samples"], norm: Float[Tensor, "rays"], last: float = 1e10) -> Float[Tensor, "rays samples"]:
-    """World lengths between neighbouring distances: differences of t times the direction's length, the last one endless."""
-    return torch.cat([t[:, 1:] - t[:, :-1], torch.full_like(t[:, :1], last)], -1) * norm[:, None]
+def intervals(
+    t: Float[Tensor, "rays samples"], norm: Float[Tensor, "rays"], far: Float[Tensor, "rays"] | None = None
+) -> Float[Tensor, "rays samples"]:
+    """World lengths between neighbouring distances: differences of t times the direction's length.
+
+    The last interval ends at ``far``, or nowhere (1e10, as in the original NeRF: whatever density is last is opaque).
+    """
+    last = torch.full_like(t[:, :1], 1e10) if far is None else (far[:, None] - t[:, -1:]).clamp(min=0)
+    return torch.cat([t[:, 1:] - t[:, :-1], last], -1) * norm[:, None]
 
 
 def render_weights(density: Float[Tensor, "rays samples"], delta: Float[Tensor, "rays samples"]) -> Float[Tensor, "rays samples"]:
