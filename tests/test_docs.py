@@ -30,7 +30,7 @@ def test_commands_in_the_docs_exist(command: str) -> None:
     """The command exists; its flags, recipe, method and options are known."""
     words = shlex.split(command.replace("\\|", "|"))[1:]
     assert words[0] in cli.COMMANDS, command
-    if words[0] == "train" and words[1] in available("nerfit.methods"):
+    if words[0] == "train" and words[1:2] and words[1] in available("nerfit.methods"):
         recipe = config.typed_value(words, "--recipe")
         if recipe is not None and not recipe.endswith(".txt"):
             config.load_recipe(recipe)

@@ -232,11 +232,12 @@ def test_a_coarse_rendering_follows_its_twin_from_ray_to_colour(viewdirs, activa
         norm = math.hypot(*d)
         toward = np.array(encoding_twin([x / norm for x in d], 1)) if viewdirs else None
         t, through, color, depth, opacity = [2 + 4 * i / 5 for i in range(6)], 1.0, np.zeros(3), 0.0, 0.0
+        last = 0.0 if activation == "softplus" else 1e10
         for i in range(6):
             point = [a + t[i] * b for a, b in zip(o, d, strict=True)]
             sigma, *rgb = nerf_twin(method.coarse, np.array(encoding_twin(point, 2)), toward)
             sigma = max(sigma + 0.2, 0) if activation == "relu" else softplus(sigma + 0.2 - 1)
-            alpha = 1 - math.exp(-sigma * norm * (t[i + 1] - t[i] if i < 5 else 1e10))
+            alpha = 1 - math.exp(-sigma * norm * (t[i + 1] - t[i] if i < 5 else last))
             color += through * alpha / (1 + np.exp(-np.array(rgb)))
             depth, opacity, through = depth + through * alpha * t[i], opacity + through * alpha, through * (1 - alpha)
         assert out.depth is not None

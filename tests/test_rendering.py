@@ -27,8 +27,10 @@ SMALL = st.integers(1, 9)
 # --- Quadrature -----------------------------------------------------------------------------------------------------
 
 
-def intervals_twin(t: list[float], norm: float) -> list[float]:
-    return [((t[i + 1] - t[i]) if i + 1 < len(t) else 1e10) * norm for i in range(len(t))]
+def intervals_twin(t: list[float], norm: float, far: float = math.inf) -> list[float]:
+    """The last interval ends at ``far``, or, where that is infinite, after 1e10; none is negative."""
+    last = max(far - t[-1], 0) if far < math.inf else 1e10
+    return [((t[i + 1] - t[i]) if i + 1 < len(t) else last) * norm for i in range(len(t))]
 
 
 def weights_twin(density: list[float], delta: list[float]) -> list[float]:
@@ -59,12 +61,15 @@ def some_samples(seed: int, rays: int, samples: int, empty: float = 0.3) -> tupl
 
 
 @given(seed=SEEDS, rays=SMALL, samples=SMALL)
-def test_intervals_are_world_lengths_with_an_endless_last(seed, rays, samples):
+def test_intervals_are_world_lengths_up_to_far_or_for_ever(seed, rays, samples):
     _, _, t, norm = some_samples(seed, rays, samples)
     delta = intervals(t, norm)
     twin = [intervals_twin(a, n) for a, n in zip(t.tolist(), norm.tolist(), strict=True)]
     assert_close(delta, twin)
     assert_close(delta[:, :-1], np.array(twin)[:, :-1])
+    far = t[:, -1] + torch.linspace(-0.5, 2, rays)
+    twin = [intervals_twin(a, n, f) for a, n, f in zip(t.tolist(), norm.tolist(), far.tolist(), strict=True)]
+    assert_close(intervals(t, norm, far), twin)
 
 
 @given(seed=SEEDS, rays=SMALL, samples=SMALL, endless=st.booleans())
@@ -304,6 +309,27 @@ def test_density_is_what_rendering_used(fine, viewdirs, activation):
     delta = intervals(t, rays.directions.norm(dim=-1), rays.far if activation == "softplus" else None)
     assert_close(weights, render_weights(density, delta))
     assert density.std() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("activation", "bounds", "ndc", "ends"),
+    [
+        ("softplus", "object", False, True),
+        ("softplus", "object", True, False),
+        ("softplus", "unbounded", False, False),
+        ("softplus", "forward-facing", False, False),
+        ("relu", "object", False, False),
+    ],
+)
+@FINE
+def test_rays_end_at_far_only_where_space_does(fine, activation, bounds, ndc, ends):
+    """A thin fog shows the background through an object's bounds, but fills an endless last interval."""
+    scene = ring_scene(bounds=bounds, ndc=ndc)
+    method = small_nerf(scene, fine_samples=fine, density_activation=activation, density_bias=3.0 if activation == "relu" else -3.0)
+    opacity = method.render(whole_view(method, scene)).opacity
+    assert opacity is not None
+    assert bool((opacity < 0.5).all()) == ends
+    assert bool((opacity > 1 - 1e-5).all()) != ends
 
 
 @pytest.mark.parametrize("train", [False, True])

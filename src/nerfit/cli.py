@@ -195,7 +195,7 @@ def demo(argv: list[str]) -> int:
     summary = jobs.train(plan, train_options, folder)
     if summary["exit_code"]:
         return int(summary["exit_code"])
-    drawn = jobs.render(RenderOptions(run=folder, frames=60))
+    drawn = jobs.render(RenderOptions(run=folder, frames=48))
     answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0], "seconds": time.perf_counter() - start}
     times = f"{summary['seconds']:.0f} s of training, {answer['seconds']:.0f} s in all"
     text = f"test PSNR {answer['psnr']:.2f} dB after {times}\nvideo: {answer['video']}"
