@@ -33,7 +33,7 @@ SCENES = {
     "forward-facing": (forward_facing(), 1.33, math.inf),
     "one camera": (hemisphere(3)[0], 2.0, 6.0),
     "one camera, no end": (hemisphere(3)[0], 2.0, math.inf),
-    "one place": (Cameras.pinhole(torch.stack([look_at((0, 0, 0), (math.cos(a), math.sin(a), 0)) for a in range(6)]), 99, 80, 50), 0.0, 5.0),
+    "one place": (Cameras.pinhole(torch.stack([look_at((0, 0, 0), (math.cos(a), math.sin(a), 0)) for a in range(6)]), 99, 80, 50), 0, 5),
     "upside down": (Cameras.pinhole(torch.stack([look_at((2, 1, 0), up=(0, -1, 0)), look_at((0, 1, 2), up=(0, -1, 0))]), 99, 80, 50), 1, 3),
     "straight down": (Cameras.pinhole(torch.stack([look_at((x, 0, 5), (x, 0, 0), (0, 1, 0)) for x in range(4)]), 99, 80, 50), 1, 9),
     "far from the origin": (Cameras.pinhole(torch.stack([look_at((5000 + x, 0, 5), (5000, 0, 0)) for x in range(1, 4)]), 99, 80, 50), 1, 9),
