@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -396,6 +397,8 @@ def child(argv: list[str], prepare: Callable[[], None] = lambda: None) -> int:
     try:
         prepare()
         code = main(argv)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

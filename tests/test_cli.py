@@ -174,9 +174,9 @@ def test_judging_rewrites_its_own_part_only(run: Path) -> None:
     assert answer.code == 0 and answer.data["split"] == "val" and "1/1" in answer.err
     after = json.loads((run / "metrics.json").read_text())
     assert after == before | {"val": answer.data}
-    assert {p.name for p in (run / "renders" / "val").iterdir()} == {"000.png", "strips"}
-    assert Image.open(run / "renders" / "val" / "000.png").size == (24, 24)
-    assert Image.open(run / "renders" / "val" / "strips" / "000.png").size[0] >= 72
+    assert {p.name for p in (run / "renders" / "eval_val").iterdir()} == {"000.png", "strips"}
+    assert Image.open(run / "renders" / "eval_val" / "000.png").size == (24, 24)
+    assert Image.open(run / "renders" / "eval_val" / "strips" / "000.png").size[0] >= 72
     again = nerfit("eval", run)
     assert again.code == 0 and again.out.startswith("test: PSNR ")
     test = json.loads((run / "metrics.json").read_text())["test"]
@@ -299,7 +299,6 @@ def test_help_helps(here: Path, words: list[str]) -> None:
         (["eval", "nothing", "--splt", "val"], "there is no option --splt here, did you mean '--split'?"),
         (["eval", "nothing", "more"], "'more' is one value or argument too many"),
         (["render", "nothing"], "nothing is not a run folder"),
-        (["render", "nothing", "--what", "rgb,dpth"], "'dpth' can't be rendered, did you mean 'depth'?"),
         (["render", "nothing", "--frames", "few"], "--frames"),
         (["inspect"], "inspect what? One of scene, rays, field"),
         (["inspect", "feild", "procedural"], "did you mean 'field'?"),
@@ -333,7 +332,7 @@ def test_mistakes_are_told_in_one_sentence(here: Path, words: list[str], expecte
         (["render", "run", "--path", "missing.json"], "missing.json can't be read"),
         (["render", "run", "--frames", "0"], "at least 1 frame"),
         (["render", "run", "--factor", "0"], "--factor must be above 0"),
-        (["render", "run", "--what", "colour"], "'colour' can't be rendered"),
+        (["render", "run", "--what", "rgb,dpth"], "'dpth' can't be rendered, did you mean 'depth'?"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -408,4 +407,24 @@ def test_a_reader_who_stops_early_is_no_error(here: Path) -> None:
 def test_the_demo(here: Path) -> None:
     answer = nerfit("demo", "--seconds", 10, "--json")
     assert answer.code == 0 and answer.data["run"] == "runs/demo" and answer.data["psnr"] > 12
-    assert frame_count(answer.data["video"]) == 60
+    assert frame_count(answer.data["video"]) >= 24
+
+
+def test_a_run_goes_on_only_on_its_own_scene_and_terms(run: Path) -> None:
+    go_on = ("train", "nerf", "--out", run, "--resume", "--steps", 41)
+    before = contents(run)
+    assert "cameras differ" in nerfit("train", "nerf", "procedural:forward-facing", *go_on[2:]).refusal
+    assert "leave out --recipe" in nerfit(*go_on, "--recipe", "nerf-small").refusal
+    assert "leave out --init" in nerfit(*go_on, "--init", run).refusal
+    assert contents(run) == before
+
+
+def test_pictures_drawn_before_are_never_overwritten(run: Path) -> None:
+    folders = [nerfit("render", run, "--frames", 2, "--what", "rgb", "--json").data["folder"] for _ in range(2)]
+    assert folders == ["run/renders/circle", "run/renders/circle-2"]
+    assert "exists already" in nerfit("render", run, "--frames", 2, "--out", "run/renders/circle").refusal
+
+
+def test_metrics_that_a_small_picture_has_not_are_said_to_be_missing(picture: Path) -> None:
+    train = nerfit("train", "image", picture, "--model.width=8", "--steps=2", "--json")
+    assert "ssim" not in train.data["test"] and "too small" in train.data["test"]["missing"][-1]

@@ -178,7 +178,6 @@ CHANGES: dict[str, tuple[str, str, Any]] = {
     "N_iters": ("N_iters = 7", "steps", 7),
     "lrate": ("lrate = 1e-3", "optim.lr", 1e-3),
     "lrate_decay": ("lrate_decay = 500", "optim.decay_steps", 500_000),
-    "chunk": ("chunk = 4096", "chunk", 4096),
     "no_batching": ("no_batching = True", "model.batching", "image"),
     "random_seed": ("random_seed = 3", "seed", 3),
     "precrop_iters": ("no_batching = True\nprecrop_iters = 500", "model.precrop_steps", 500),
@@ -214,7 +213,12 @@ REFUSED = {
     "render_factor": ("render_factor = 4", "--factor"),
     "shape": ("shape = cube", "deepvoxels"),
 }
-NOTED = {"config": "config = a.txt", "netchunk": "netchunk = 65536", "netchunk_per_gpu": "netchunk_per_gpu = 1024"}
+NOTED = {
+    "config": "config = a.txt",
+    "chunk": "chunk = 32768",
+    "netchunk": "netchunk = 65536",
+    "netchunk_per_gpu": "netchunk_per_gpu = 1024",
+}
 
 
 def lookup(recipe: dict[str, Any], dotted: str) -> Any:

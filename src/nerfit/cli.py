@@ -52,8 +52,8 @@ class RenderOptions(Common):
     """Run folder."""
     path: str | None = None
     """circle, sphere, spiral, spiral-flat, interpolate, ellipse, still, test, or a JSON file; none = the scene's own."""
-    what: str = "rgb,disparity"
-    """Any of rgb,depth,disparity,opacity,normal, separated by commas."""
+    what: str | None = None
+    """Any of rgb,depth,disparity,opacity,normal, separated by commas; none = rgb and, of a field, disparity."""
     factor: float = 1.0
     """Shrink the pictures by this factor (the old render_factor)."""
     frames: int | None = None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
+import torch
+
 from nerfit import config as configs
 from nerfit.cameras.paths import make_path
 from nerfit.config import M, Recipe, RunConfig, S
@@ -77,7 +79,9 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     method, source = method or recipe.method, source or recipe.source
     wants_help = "-h" in argv or "--help" in argv
     if not wants_help and (method is None or source is None):
-        raise ConfigError("a METHOD and a SCENE are needed: nerfit train METHOD SCENE, for instance nerfit train nerf data/lego.")
+        raise ConfigError(
+            "a METHOD and a SCENE are needed, side by side: nerfit train METHOD SCENE, for instance nerfit train nerf data/lego."
+        )
     method = method or "nerf"
     if recipe.method not in (None, method):
         raise ConfigError(f"recipe {recipe.name} is for the method {recipe.method}, not for {method}.")
@@ -125,6 +129,9 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     if out is None and (method is None or source is None):
         raise ConfigError("--resume needs --out RUN, or the METHOD and SCENE whose newest run is meant.")
     folder = Path(out) if out is not None else last_folder(_name(source or ""), method or "")
+    for flag in ("--recipe", "--init"):
+        if configs.typed_value(argv, flag) is not None:
+            raise ConfigError(f"{folder} goes on with its own configuration and weights: leave out {flag}.")
     saved = Plan.load(folder)
     if method is not None and method != saved.method:
         raise ConfigError(f"{folder} is a run of {saved.method}, not of {method}.")
@@ -169,7 +176,9 @@ def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: boo
 def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str, Any]:
     """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached."""
     scene = plan.load_scene()
-    if not options.resume:
+    if options.resume:
+        _check_same_scene(scene, folder, plan.source)
+    else:
         folder = new_folder(folder, numbered=options.out is None)
     callbacks = [Callback(plan.config.log.test_every, _draw_test), Callback(plan.config.log.video_every, _draw_path)]
     made: list[Method] = []
@@ -207,6 +216,14 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
     return summary
 
 
+def _check_same_scene(scene: Scene, folder: Path, source: str) -> None:
+    """Refuse to go on with a run on other cameras than it began with; the same scene may have moved."""
+    began = Scene.load(folder)
+    same = (began.format, began.ndc, len(began.cameras)) == (scene.format, scene.ndc, len(scene.cameras))
+    if not same or not torch.allclose(began.cameras.c2w, scene.cameras.c2w, atol=1e-5):
+        raise RunError(f"{source} is not the scene that {folder} was trained on: its cameras differ.")
+
+
 def _judge_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weights: Path | None) -> dict[str, Any]:
     views = scene.splits["test"]
     probe = scene.cameras[views[0]].rescale(0.1)
@@ -218,7 +235,7 @@ def _judge_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weights:
     if estimate > EVALUATE_WITHIN:
         say(f"judging {len(views)} test views would take about {estimate / 60:.0f} minutes: nerfit eval {folder}")
         return {}
-    metrics = judge(trainer.method, scene, chunk, "test", lpips_weights, folder / "renders" / "test")
+    metrics = judge(trainer.method, scene, chunk, "test", lpips_weights, folder / "renders" / "eval_test")
     update_metrics(folder, "test", metrics)
     return {"test": metrics}
 
@@ -244,7 +261,7 @@ def evaluate(options: Any) -> dict[str, Any]:
     """Judge a run's split; its part of metrics.json is replaced, the rest stays."""
     _needs_run(options.run)
     run = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)
-    pictures = options.run / "renders" / options.split
+    pictures = options.run / "renders" / f"eval_{options.split}"
     metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say)
     update_metrics(options.run, options.split, metrics)
     return metrics
@@ -252,7 +269,7 @@ def evaluate(options: Any) -> dict[str, Any]:
 
 def render(options: Any) -> dict[str, Any]:
     """Draw a camera path of a run into its renders folder; returns the folder and the videos."""
-    names = checked_quantities(options.what)
+    names = checked_quantities(options.what) if options.what else None
     _needs_run(options.run)
     run = open_run(options.run, images=False, threads=options.threads, device=options.device)
     if options.factor <= 0:
@@ -261,7 +278,8 @@ def render(options: Any) -> dict[str, Any]:
     cameras, look = _path(run.scene, kind, options.frames)
     cameras = cameras.rescale(1 / options.factor)
     look = None if look is None else look.rescale(1 / options.factor)
-    folder = options.out or options.run / "renders" / Path(kind).stem
+    folder = new_folder(options.out or options.run / "renders" / Path(kind).stem, numbered=options.out is None)
+    names = names or (["rgb", "disparity"] if run.method.has_density else ["rgb"])
     videos = render_path(
         run.method, run.scene, cameras, run.chunk, names, folder, look, options.fps, lambda done, of: _tick(done, of, "frames")
     )

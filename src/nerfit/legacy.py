@@ -72,7 +72,7 @@ FLAGS: dict[str, Flag] = {
     "N_iters": Flag(int, 200_000, "steps"),
     "lrate": Flag(float, 5e-4, "optim.lr"),
     "lrate_decay": Flag(int, 250, _decay),
-    "chunk": Flag(int, None, "chunk"),
+    "chunk": Flag(int, None, note="is not needed: how many rays are worked on at once is chosen from the free memory"),
     "netchunk": Flag(int, None, note="is not needed: how many points go through a network at once is chosen automatically"),
     "netchunk_per_gpu": Flag(int, None, note="is not needed: how many points go through a network at once is chosen automatically"),
     "no_batching": Flag(bool, False, lambda old: {"model.batching": "image" if old["no_batching"] else "all"}),

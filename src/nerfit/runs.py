@@ -15,7 +15,7 @@ from nerfit.plugins import find
 from nerfit.scenes import scene_format
 from nerfit.scenes.scene import Scene
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
-from nerfit.training.devices import automatic_chunk, keep_freed_memory, pick_device, pick_precision, set_threads
+from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
 
 
 @dataclass
@@ -131,7 +131,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     method.eval()
     if where.type == pick_device(plan.config.device).type:
         method.precision = pick_precision(plan.config.precision, where)
-    return Run(folder, plan, scene, method, state, plan.config.chunk or 4 * automatic_chunk(method, where))
+    return Run(folder, plan, scene, method, state, plan.config.chunk or 4 * state.chunk)
 
 
 def initialise_from(folder: Path, method: Method) -> None:

@@ -26,3 +26,15 @@ def ndc_rays(rays: Rays, fx: Tensor, fy: Tensor, width: Tensor, height: Tensor, 
     radius = rays.pixel_radius * ax.abs()
     zero = torch.zeros_like(t)
     return replace(rays, origins=origins, directions=directions, near=zero, far=zero + 1, pixel_radius=radius)
+
+
+def from_ndc(points: Tensor, fx: Tensor, fy: Tensor, width: Tensor, height: Tensor, near_plane: float = 1.0) -> Tensor:
+    """World points ([n, 3]) of points in NDC; the inverse of `to_ndc`."""
+    z = 2 * near_plane / (points[:, 2] - 1)
+    return torch.stack([-points[:, 0] * z * width / (2 * fx), -points[:, 1] * z * height / (2 * fy), z], -1)
+
+
+def to_ndc(points: Tensor, fx: Tensor, fy: Tensor, width: Tensor, height: Tensor, near_plane: float = 1.0) -> Tensor:
+    """Points ([n, 3]) of the world in NDC (NeRF, equation 18): (-2fx/W·x/z, -2fy/H·y/z, 1 + 2n/z)."""
+    x, y, z = points.unbind(-1)
+    return torch.stack([-2 * fx / width * x / z, -2 * fy / height * y / z, 1 + 2 * near_plane / z], -1)

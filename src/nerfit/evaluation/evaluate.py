@@ -1,5 +1,6 @@
 """Test metrics of a run, view by view, by the protocol that papers use."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ from nerfit.scenes.images import strip, write_png
 from nerfit.scenes.scene import Scene
 
 PROTOCOL = (
-    "full-size {split} views of {scene}{background}; pictures rounded to 8 bits; PSNR from the squared error of each view, "
-    "SSIM with an 11-tap Gaussian (sigma 1.5, data range 1), LPIPS 0.1; means over views"
+    "full-size {split} views of {scene}{background}; pictures rounded to 8 bits; PSNR from the squared error of each view "
+    "(at most 100 dB), SSIM with an 11-tap Gaussian (sigma 1.5, data range 1), LPIPS 0.1; means over views"
 )
 
 
@@ -54,11 +55,17 @@ def evaluate(
         rendering = render_view(method, scene, scene.cameras, view, chunk)
         seconds = time.perf_counter() - start
         prediction, truth = quantise(rendering.rgb), quantise(scene.image(view, background))
-        row: dict[str, Any] = {"view": scene.view_names[view] if scene.view_names else str(view), "psnr": psnr(prediction, truth)}
+        row: dict[str, Any] = {
+            "view": scene.view_names[view] if scene.view_names else str(view),
+            "psnr": min(psnr(prediction, truth), 100.0),
+        }
         row["ssim"] = ssim(prediction, truth)
         for name, network in networks.items():
             row[name] = float(network.distance(prediction.to(method.device), truth.to(method.device)))
         row["seconds"] = seconds
+        for name in [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]:
+            missing.append(f"{name} of {row['view']}: the picture is too small for it")
+            del row[name]
         rows.append(row)
         report(f"{number + 1}/{len(views)}  {row['view']}  psnr {row['psnr']:.2f} dB  {seconds:.1f} s")
         if pictures is not None:
@@ -66,7 +73,7 @@ def evaluate(
             write_png(pictures / "strips" / f"{number:03d}.png", error_strip(truth, prediction))
     over = f" over {'black' if background == 0 else 'white'}" if scene.has_alpha else ""
     names = [name for name in rows[0] if name not in ("view", "seconds")]
-    means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in names if all(name in row for row in rows)}
     return means | {
         "seconds_per_view": float(np.mean([row["seconds"] for row in rows])),
         "split": split,

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerfit.cameras import Cameras, Rays
-from nerfit.errors import ConfigError
-from nerfit.rendering.volume import Rendering
+from nerfit.errors import ConfigError, RunError
+from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.scene import Scene
 
 
@@ -103,6 +103,11 @@ class Method(nn.Module, ABC):
         """Network evaluations per ray, for the rates that are logged."""
         return 1
 
+    @property
+    def has_density(self) -> bool:
+        """Whether the method is a radiance field, with depth and normals, and not a picture."""
+        return type(self).density is not Method.density
+
     def density(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         """Volume density (per unit of scene length) at points of the scene."""
         raise ConfigError(f"{type(self).__name__.lower()} has no density: normals and meshes need a radiance field.")
@@ -138,14 +143,26 @@ def require_at_least(config: Any, **least: int) -> None:
 def render_view(method: Method, scene: Scene, cameras: Cameras, view: int, chunk: int, look: Cameras | None = None) -> Rendering:
     """A whole view as a Rendering whose tensors have leading axes [height, width], on the CPU, without weights."""
     width, height = int(cameras.width[view]), int(cameras.height[view])
+    pixels = torch.arange(width * height)
     parts: list[Rendering] = []
-    for pixels in torch.arange(width * height).split(chunk):
-        parts.append(method.render(method.view_batch(scene, cameras, view, pixels, look)))
+    while len(pixels):
+        try:
+            parts.append(method.render(method.view_batch(scene, cameras, view, pixels[:chunk], look)))
+            pixels = pixels[chunk:]
+        except torch.cuda.OutOfMemoryError:
+            chunk = smaller_chunk(chunk)
+    joined = join(parts)
 
-    def whole(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        if values[0] is None:
-            return None
-        return torch.cat(values).float().cpu().reshape(height, width, *values[0].shape[1:])
+    def as_image(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.float().cpu().reshape(height, width, *value.shape[1:])
 
-    return Rendering(whole("rgb"), whole("depth"), whole("opacity"), whole("disparity"))
+    rgb = joined.rgb.float().cpu().reshape(height, width, 3)
+    return Rendering(rgb, as_image(joined.depth), as_image(joined.opacity), as_image(joined.disparity))
+
+
+def smaller_chunk(chunk: int) -> int:
+    """Half the chunk after a GPU ran out of memory; a RunError where little more can be saved."""
+    torch.cuda.empty_cache()
+    if chunk <= 64:
+        raise RunError("the GPU has too little free memory even for 64 rays at a time.")
+    return chunk // 2

@@ -66,6 +66,9 @@ class NerfConfig:
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
         unused = {}
+        deepest = max(self.depth, self.fine_depth or 0 if self.fine_samples else 0)
+        if self.skips and min(self.skips) >= deepest:
+            unused["skips"] = f"the network has only layers 0 to {deepest - 1}"
         if self.fine_samples == 0:
             unused |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
         if not self.viewdirs:
@@ -84,7 +87,7 @@ class Nerf(Method):
         super().__init__()
         self.config = config
         require_at_least(config, depth=1, width=2, fine_depth=1, fine_width=2, samples=1, fine_samples=0, rays=1)
-        require_at_least(config, frequencies=0, view_frequencies=0)
+        require_at_least(config, frequencies=0, view_frequencies=0, raw_noise=0, precrop_steps=0)
         if not 0 < config.precrop_fraction <= 1:
             raise ConfigError(f"model.precrop_fraction must be above 0 and at most 1, not {config.precrop_fraction:g}.")
         if config.lindisp and scene.ndc:

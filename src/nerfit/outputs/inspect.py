@@ -74,7 +74,7 @@ def _scene(trainer: Trainer, picture: Path) -> dict[str, Any]:
     }
     if pixels is not None and pixels.shape[1] == 4:
         report["opaque pixels"] = f"{float((pixels[:, 3] > 127).float().mean()):.1%}"
-    return report | _meeting(scene)
+    return report if scene.format == "image" else report | _meeting(scene)
 
 
 def _meeting(scene: Scene) -> dict[str, str]:

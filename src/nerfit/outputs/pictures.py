@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerfit.cameras import Cameras
+from nerfit.cameras.ndc import from_ndc, to_ndc
 from nerfit.errors import ConfigError, nearest
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.video import write_video
@@ -53,15 +54,20 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
     """World-space unit normals [height, width, 3] at the expected depth: minus the density's gradient, 0 on empty rays."""
     depth, opacity = rendering.depth, rendering.opacity
     assert depth is not None and opacity is not None
+    camera = cameras[index].to(method.device)
     flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1)
     out = []
     for pixels in torch.arange(flat_depth.numel()).split(chunk):
         rays = method.view_batch(scene, cameras, index, pixels).rays
         assert rays is not None
         points = rays.origins + rays.directions * flat_depth[pixels].to(rays.origins.device)[:, None]
+        lens = (camera.fx, camera.fy, camera.width, camera.height)
+        if scene.ndc:
+            points = from_ndc(points, *lens)
         with torch.enable_grad():
-            points.requires_grad_()
-            (gradient,) = torch.autograd.grad(method.density(points).sum(), points)
+            points = points.detach().requires_grad_()
+            density = method.density(to_ndc(points, *lens) if scene.ndc else points)
+            (gradient,) = torch.autograd.grad(density.sum(), points)
         out.append(-torch.nn.functional.normalize(gradient, dim=-1).cpu())
     normals = torch.cat(out).reshape(*depth.shape, 3)
     return normals * (opacity > 0.5)[..., None]

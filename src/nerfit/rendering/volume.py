@@ -1,5 +1,6 @@
 """Volume rendering along rays: densities to weights to pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,19 @@ class Rendering:
     disparity: Float[Tensor, "rays"] | None = None
     weights: Float[Tensor, "rays samples"] | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+def join(parts: Sequence[Rendering]) -> Rendering:
+    """Renderings of consecutive chunks as one, detached, without the samples' weights."""
+
+    def cat(values: list[Tensor | None]) -> Tensor | None:
+        present = [value.detach() for value in values if value is not None]
+        return torch.cat(present) if present else None
+
+    rgb = torch.cat([part.rgb.detach() for part in parts])
+    fields = {name: cat([getattr(part, name) for part in parts]) for name in ("depth", "opacity", "disparity")}
+    extras = {name: torch.cat([part.extras[name].detach() for part in parts]) for name in parts[0].extras}
+    return Rendering(rgb, **fields, extras=extras)
 
 
 def intervals(

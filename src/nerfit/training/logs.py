@@ -1,8 +1,10 @@
 """What a run says while it trains: a progress bar, TensorBoard always, Weights & Biases on request."""
 
+import importlib
 import sys
 import time
-from dataclasses import dataclass
+import zlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +41,17 @@ class LogConfig:
 class RunLog:
     """TensorBoard events in the run folder and, if asked, a Weights & Biases run; a context manager."""
 
-    def __init__(self, folder: Path, config: LogConfig, settings: dict[str, Any], first_step: int = 0) -> None:
+    def __init__(self, folder: Path, settings: Any, first_step: int = 0) -> None:
+        """``settings`` is the run's configuration (a dataclass with a ``log`` section), which W&B keeps with the run."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
         self._wandb: Any = None
-        if config.wandb:
-            try:
-                import wandb  # pyright: ignore[reportMissingImports]
-            except ImportError as error:
-                raise ConfigError('log.wandb needs the wandb package: pip install "nerfit[wandb]".') from error
-            self._wandb = wandb.init(project="nerfit", name=folder.name, dir=str(folder), config=settings, resume="allow", id=folder.name)
+        if settings.log.wandb:
+            self._module = import_wandb()
+            unique = f"{folder.name}-{zlib.crc32(str(folder.resolve()).encode()):08x}"
+            about = {"name": folder.name, "id": unique, "dir": str(folder), "config": asdict(settings)}
+            self._wandb = self._module.init(project="nerfit", resume="allow", **about)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -71,14 +73,23 @@ class RunLog:
         for name, image in images.items():
             self._writer.add_image(name, image.clamp(0, 1), step, dataformats="HWC")
         if self._wandb is not None:
-            import wandb  # pyright: ignore[reportMissingImports]
-
-            self._wandb.log({name: wandb.Image(image.clamp(0, 1).numpy()) for name, image in images.items()}, step=step)
+            self._wandb.log({name: self._module.Image(image.clamp(0, 1).numpy()) for name, image in images.items()}, step=step)
 
     def histograms(self, step: int, module: torch.nn.Module) -> None:
         """Log histograms of a module's parameters."""
         for name, parameter in module.named_parameters():
-            self._writer.add_histogram(name.replace(".", "/"), parameter.detach().float().cpu(), step)
+            values = parameter.detach().float().cpu()
+            self._writer.add_histogram(name.replace(".", "/"), values, step)
+            if self._wandb is not None:
+                self._wandb.log({f"histogram/{name}": self._module.Histogram(values.numpy())}, step=step)
+
+
+def import_wandb() -> Any:
+    """The wandb module; a ConfigError that says how to get it where it is missing."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError('log.wandb needs the wandb package: pip install "nerfit[wandb]".') from error
 
 
 class ProgressLine:

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from nerfit.errors import ConfigError, RunError
-from nerfit.methods.base import Batch, Method, render_view
+from nerfit.methods.base import Batch, Method, render_view, smaller_chunk
 from nerfit.rendering.metrics import psnr
-from nerfit.rendering.volume import Rendering
+from nerfit.rendering.volume import Rendering, join
 from nerfit.sampling.pixels import mix
 from nerfit.scenes.scene import Scene, write_json
 from nerfit.training import collapse
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, keep_freed_memory, pick_device, pick_precision, set_threads
-from nerfit.training.logs import LogConfig, ProgressLine, RunLog
+from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 
 MAX_RESTARTS = 5
@@ -80,6 +80,8 @@ class Trainer:
     ) -> None:
         if settings.steps is None and settings.seconds is None:
             raise ConfigError("a run needs a budget: --steps or --seconds.")
+        if settings.log.wandb:
+            import_wandb()
         self.scene, self.settings, self.folder = scene, settings, folder
         self.callbacks, self.quiet = callbacks or [], quiet
         keep_freed_memory()
@@ -125,7 +127,7 @@ class Trainer:
 
     def train(self) -> None:
         """Train until the budget is spent or SIGINT/SIGTERM arrives; either way the last state is saved."""
-        with _signals(self), RunLog(self.folder, self.settings.log, {}, self.state.step) as log, ProgressLine(self.quiet) as bar:
+        with _signals(self), RunLog(self.folder, self.settings, self.state.step) as log, ProgressLine(self.quiet) as bar:
             self._clock = time.perf_counter()
             self._saved = self.state.seconds
             self._rate_from = (self.state.seconds, 0)
@@ -162,28 +164,25 @@ class Trainer:
             try:
                 rendering, losses = self._backward(batch, step)
                 break
-            except torch.cuda.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
-                if self.state.chunk <= 64:
-                    raise RunError("the GPU has too little free memory even for 64 rays at a time.") from error
-                self.state.chunk //= 2
+            except torch.cuda.OutOfMemoryError:
+                self.state.chunk = smaller_chunk(self.state.chunk)
         self._update(losses)
         self.method.after_step(step)
         return rendering, batch, losses
 
     def _backward(self, batch: Batch, step: int) -> tuple[Rendering, dict[str, Tensor]]:
-        """Gradients of the mean loss over the batch, chunk by chunk; returns the last chunk's rendering."""
+        """Gradients of the mean loss over the batch, chunk by chunk; returns what all of it saw, and the losses."""
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, Tensor] = {}
-        rendering = Rendering(torch.empty(0, 3))
+        seen: list[Rendering] = []
         for chunk in batch.chunks(self.state.chunk):
             rendering = self.method.render(chunk)
             share = len(chunk) / len(batch)
             losses = {name: value * share for name, value in self.method.losses(rendering, chunk, step).items()}
             self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
             totals = {name: value.detach() + totals.get(name, 0.0) for name, value in losses.items()}
-            rendering.extras["target"] = chunk.target if chunk.target is not None else rendering.rgb
-        return rendering, totals
+            seen.append(join([rendering]))
+        return join(seen), totals
 
     def _update(self, losses: dict[str, Tensor]) -> None:
         """Clip and apply the gradients, unless something is not finite."""
@@ -207,7 +206,7 @@ class Trainer:
             bad = [name for name, value in losses.items() if not math.isfinite(float(value))] or ["the gradient"]
             raise RunError(
                 f"training went wrong at step {self.state.step}: {', '.join(bad)} was not finite {MAX_SKIPPED_IN_A_ROW} times in a row; "
-                "try a lower --optim.lr or --optim.clip-norm 1 (the last checkpoint is intact)."
+                "try a lower --optim.lr or --optim.clip-norm 1."
             )
 
     def _after_step(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor], log: RunLog, bar: ProgressLine) -> None:
@@ -218,14 +217,13 @@ class Trainer:
             return every > 0 and step % every == 0
 
         watch_from = self.settings.optim.warmup_steps
-        if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST:
-            target = rendering.extras["target"]
-            what = collapse.CollapseWatch(self.state.looks).look(rendering, target)
+        if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST and batch.target is not None:
+            what = collapse.CollapseWatch(self.state.looks).look(rendering, batch.target)
             if what is not None:
                 self._restart(what, bar)
                 return
         if due(config.print_every) or step == 1:
-            values = self._scalars(rendering, losses, log)
+            values = self._scalars(rendering, batch, losses, log)
             bar.show(self.progress, self._line(values))
         if due(config.save_every) or 0 < config.save_seconds < self.state.seconds - self._saved:
             self._save()
@@ -251,32 +249,31 @@ class Trainer:
         discard_checkpoints(self.folder / "checkpoints")
         self._build()
 
-    def _scalars(self, rendering: Rendering, losses: dict[str, Tensor], log: RunLog) -> dict[str, float]:
-        target = rendering.extras["target"]
+    def _scalars(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor], log: RunLog) -> dict[str, float]:
         seconds, rays = self._rate_from
         rate = rays / max(self.state.seconds - seconds, 1e-9)
         self._rate_from = (self.state.seconds, 0)
         values = {f"loss/{name}": float(value) for name, value in losses.items()}
         values |= {
-            "psnr_fine": psnr(rendering.rgb.detach(), target),
             "lr": self.optimizer.param_groups[0]["lr"],
             "rays_per_second": rate,
             "skipped_steps": float(self.state.skipped),
         }
+        if batch.target is not None:
+            values["psnr_fine"] = psnr(rendering.rgb, batch.target)
         if rendering.opacity is not None:
             values["opacity"] = float(rendering.opacity.detach().mean())
-        values |= self.method.scalars(rendering, Batch(target=target))
+        values |= self.method.scalars(rendering, batch)
         log.scalars(self.state.step, values)
         return values
 
     def _line(self, values: dict[str, float]) -> str:
         left = self.state.seconds * (1 - self.progress) / max(self.progress, 1e-9)
+        psnr_now = f"  psnr {values['psnr_fine']:.2f}" if "psnr_fine" in values else ""
         held = "" if self.state.holdout_psnr is None else f" (held out {self.state.holdout_psnr:.2f})"
         eta = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.0f} min" if left > 120 else f"{left:.0f} s"
         skipped = f"  {self.state.skipped} steps skipped" if self.state.skipped else ""
-        return (
-            f"step {self.state.step}  psnr {values['psnr_fine']:.2f}{held} dB  {values['rays_per_second']:,.0f} rays/s  {eta} left{skipped}"
-        )
+        return f"step {self.state.step}{psnr_now}{held} dB  {values['rays_per_second']:,.0f} rays/s  {eta} left{skipped}"
 
     def _look_at_holdout(self, log: RunLog) -> None:
         """Picture and PSNR of one held-out view, shrunk to a size that costs little."""
