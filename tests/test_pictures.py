@@ -23,7 +23,7 @@ def room() -> Scene:
     return procedural.load("procedural:forward-facing", procedural.Config(size=6, views=2, samples=1))
 
 
-def lens(scene: Scene) -> tuple[Tensor, ...]:
+def lens(scene: Scene) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     c = scene.cameras[0]
     return c.fx, c.fy, c.width, c.height
 

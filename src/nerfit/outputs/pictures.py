@@ -51,24 +51,33 @@ def _video_frame(name: str, path: Path, scene: Scene) -> np.ndarray:
 
 
 def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, rendering: Rendering, chunk: int) -> Tensor:
-    """World-space unit normals [height, width, 3] at the expected depth: minus the density's gradient, 0 on empty rays."""
+    """World-space unit normals [height, width, 3] at the expected depth, 0 on empty rays.
+
+    Minus the density's gradient, averaged over the corners of a cube two pixels wide and computed in float32: a field's
+    finest waves are shorter than a pixel, and their gradient is noise.
+    """
     depth, opacity = rendering.depth, rendering.opacity
     assert depth is not None and opacity is not None
     camera = cameras[index].to(method.device)
-    flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1)
+    lens = (camera.fx, camera.fy, camera.width, camera.height)
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).to(method.device)
+    flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1).to(method.device)
+    precision, method.precision = method.precision, torch.float32
     out = []
-    for pixels in torch.arange(flat_depth.numel()).split(chunk):
+    for pixels in torch.arange(flat_depth.numel()).split(max(1, chunk // len(corners))):
         rays = method.view_batch(scene, cameras, index, pixels).rays
         assert rays is not None
-        points = rays.origins + rays.directions * flat_depth[pixels].to(rays.origins.device)[:, None]
-        lens = (camera.fx, camera.fy, camera.width, camera.height)
+        t = flat_depth[pixels.to(method.device), None]
+        points = rays.origins + rays.directions * t
         if scene.ndc:
             points = from_ndc(points, *lens)
+            t = -points[:, 2:]
         with torch.enable_grad():
-            points = points.detach().requires_grad_()
-            density = method.density(to_ndc(points, *lens) if scene.ndc else points)
-            (gradient,) = torch.autograd.grad(density.sum(), points)
-        out.append(-torch.nn.functional.normalize(gradient, dim=-1).cpu())
+            cube = (points[:, None] + t[..., None] / camera.fx * corners).reshape(-1, 3).detach().requires_grad_()
+            density = method.density(to_ndc(cube, *lens) if scene.ndc else cube)
+            (gradient,) = torch.autograd.grad(density.sum(), cube)
+        out.append(-torch.nn.functional.normalize(gradient.reshape(len(pixels), -1, 3).mean(1), dim=-1).cpu())
+    method.precision = precision
     normals = torch.cat(out).reshape(*depth.shape, 3)
     return normals * (opacity > 0.5)[..., None]
 
