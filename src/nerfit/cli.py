@@ -186,11 +186,12 @@ def render(argv: list[str]) -> int:
 def demo(argv: list[str]) -> int:
     """nerfit demo."""
     from nerfit import jobs
+    from nerfit.runs import numbered_folders
 
     options = _parse(DemoOptions, argv, "demo")
     start = time.perf_counter()
     extra = [] if options.seconds is None else ["--seconds", str(options.seconds)]
-    folder = options.out or next(p for n in range(1, 10_000) if not (p := Path("runs") / ("demo" if n == 1 else f"demo-{n}")).exists())
+    folder = options.out or next(p for p in numbered_folders(Path("runs/demo")) if not p.exists())
     plan, train_options, folder = jobs.prepare("nerf", "procedural", ["--recipe", "demo", "--out", str(folder), *extra])
     summary = jobs.train(plan, train_options, folder)
     if summary["exit_code"]:

@@ -101,7 +101,7 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     run = with_budget(command.config(), typed, find("nerfit.methods", method).default_steps)
     configs.check(run, typed)
     assert source is not None and form is not None
-    if form not in (run.scene.format, "") and run.scene.format:
+    if run.scene.format not in ("", form):
         raise ConfigError(f"scene.format is {run.scene.format}, but the scene is read as {form}.")
     plan = Plan(method, _absolute(source), form, run)
     for note in recipe.notes:

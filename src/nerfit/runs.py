@@ -1,6 +1,9 @@
 """Run folders: making them, opening them, and the whole job of a training from its configuration."""
 
 import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Method
 from nerfit.plugins import find
 from nerfit.scenes import scene_format
-from nerfit.scenes.scene import Scene
+from nerfit.scenes.scene import Scene, write_whole
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
 
@@ -30,10 +33,8 @@ class Plan:
     def save(self, folder: Path) -> None:
         """Write config.yaml, so that a crash leaves the old file or the new one."""
         head = {"nerfit": __version__, "method": self.method, "source": self.source, "format": self.format}
-        temporary = folder / "config.yaml.part"
         try:
-            temporary.write_text(yaml.safe_dump(head | to_dict(self.config), sort_keys=False))
-            temporary.replace(folder / "config.yaml")
+            write_whole(folder / "config.yaml", yaml.safe_dump(head | to_dict(self.config), sort_keys=False))
         except OSError as error:
             raise RunError(f"{folder / 'config.yaml'} can't be written: {error.strerror}.") from error
 
@@ -83,21 +84,28 @@ def new_folder(out: Path, numbered: bool) -> Path:
     """A fresh run folder: ``out``, which must be empty if it exists, or with ``numbered`` the first free of ``out``, ``out``-2, …"""
     if not numbered:
         refuse_existing(out)
-    folder, n = out, 1
-    while True:
+    for folder in numbered_folders(out):
         try:
             folder.mkdir(parents=True, exist_ok=not numbered)
             return folder
         except FileExistsError:
-            n += 1
-            folder = out.with_name(f"{out.name}-{n}")
+            continue
         except OSError as error:
             raise RunError(f"the run folder {folder} can't be made: {error.strerror}.") from error
+    raise AssertionError("numbers end nowhere")
+
+
+def numbered_folders(out: Path) -> Iterator[Path]:
+    """``out``, ``out``-2, ``out``-3 and so on."""
+    yield out
+    for n in itertools.count(2):
+        yield out.with_name(f"{out.name}-{n}")
 
 
 def last_folder(scene: str, method: str) -> Path:
     """The newest automatic run folder of a scene and method."""
-    found = [p for p in Path("runs").glob(f"{scene}-{method}*") if (p / "config.yaml").is_file()]
+    name = re.compile(re.escape(f"{scene}-{method}") + r"(-\d+)?")
+    found = [p for p in Path("runs").glob("*") if name.fullmatch(p.name) and (p / "config.yaml").is_file()]
     if not found:
         raise RunError(f"there is no run of {method} on {scene} under runs/ to resume.")
     return max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)

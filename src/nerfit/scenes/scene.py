@@ -153,7 +153,12 @@ def pick(count: int, views: tuple[int, int, int]) -> list[int]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a crash leaves the old file or the new one, never half of either."""
+    """Write JSON as `write_whole` does."""
+    write_whole(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old one or the new one, never half of either."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
