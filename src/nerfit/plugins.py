@@ -15,6 +15,7 @@ _BUILT_IN = {
     "nerfit.methods": {"nerf": "nerfit.methods.nerf:Nerf", "image": "nerfit.methods.image:Image"},
     "nerfit.scenes": {
         "procedural": "nerfit.scenes.procedural",
+        "transforms": "nerfit.scenes.transforms",
         "blender": "nerfit.scenes.blender",
         "llff": "nerfit.scenes.llff",
         "image": "nerfit.scenes.single_image",

@@ -21,8 +21,8 @@ def detect_format(source: str) -> str:
         if found:
             return name
     raise SceneError(
-        f"no known scene at '{source}': expected a folder with transforms_train.json (Blender) or poses_bounds.npy (LLFF), "
-        "an image file, or 'procedural'."
+        f"no known scene at '{source}': expected a folder with transforms_train.json (Blender), poses_bounds.npy (LLFF) or "
+        "transforms.json (instant-ngp, nerfstudio), an image file, or 'procedural'."
     )
 
 

@@ -1,8 +1,6 @@
 """Blender scenes (NeRF synthetic): transforms_train/val/test.json and RGBA PNGs."""
 
-import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
+from nerfit.scenes.frames import image_path, read_frames
 from nerfit.scenes.images import read_images, resize_area
 from nerfit.scenes.scene import Scene, SceneConfig, pick
 
@@ -53,7 +52,7 @@ def load(source: str, config: Config) -> Scene:
         chosen = (0, -1, max(config.testskip, 1)) if split != "train" else config.train_views
         frames = [meta["frames"][i] for i in pick(len(meta["frames"]), chosen)]
         splits[split] = list(range(len(poses), len(poses) + len(frames)))
-        paths += [_image_path(folder, frame["file_path"]) for frame in frames]
+        paths += [image_path(folder, frame["file_path"]) for frame in frames]
         poses += [frame["transform_matrix"] for frame in frames]
 
     images = read_images(paths)
@@ -83,38 +82,8 @@ def load(source: str, config: Config) -> Scene:
 
 def _read(file: Path) -> dict[str, Any]:
     """The checked content of a transforms file, its poses as 4x4 arrays."""
-    try:
-        meta = json.loads(file.read_text())
-    except OSError as error:
-        raise SceneError(f"{file} can't be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SceneError(f"{file} is not valid JSON ({error}).") from error
-    fov = meta.get("camera_angle_x") if isinstance(meta, dict) else None
+    meta = read_frames(file)
+    fov = meta.get("camera_angle_x")
     if not isinstance(fov, int | float) or not 0 < fov < math.pi:
         raise SceneError(f"{file}: camera_angle_x must be an angle between 0 and π, not {fov!r}.")
-    frames = meta.get("frames")
-    if not isinstance(frames, list) or not frames:
-        raise SceneError(f"{file} lists no frames.")
-    for i, frame in enumerate(frames):
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-            raise SceneError(f"{file}: frame {i} has no file_path.")
-        try:
-            matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
-        except (TypeError, ValueError):
-            matrix = np.empty(0)
-        if matrix.shape == (3, 4):
-            matrix = np.vstack([matrix, [0, 0, 0, 1]])
-        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-            raise SceneError(f"{file}: the transform_matrix of frame {i} ({frame['file_path']}) is not a finite 4x4 matrix.")
-        frame["transform_matrix"] = matrix
     return meta
-
-
-def _image_path(folder: Path, file_path: str) -> Path:
-    """The PNG a frame names; depth and normal PNGs beside it are never looked for."""
-    path = folder / file_path
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        path = path.with_name(path.name + ".png")
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
-        raise SceneError(f"the frame '{file_path}' points outside {folder}.")
-    return path

@@ -1,0 +1,541 @@
+"""The reader of transforms.json: its cameras against a float64 twin, how captures are centred, and every kind of bad input."""
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from conftest import around, assert_close, rotation
+from nerfit.cameras.paths import make_path
+from nerfit.cameras.poses import rays_meet, world_up
+from nerfit.errors import ConfigError, SceneError
+from nerfit.scenes import detect_format, transforms
+from nerfit.scenes.scene import Scene
+
+VIEWS, WIDTH, HEIGHT = 12, 12, 8
+FOCUS = {"fl_x": 11.0, "fl_y": 10.5, "cx": 6.3, "cy": 3.8}
+LENS = {"k1": 0.06, "k2": -0.08, "p1": -0.01, "p2": 0.004, "k3": 0.02}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+
+
+def picture(view: int, width: int = WIDTH, height: int = HEIGHT, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(view).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> Path:
+    """A ring of 12 pictures in a world of its own: turned, and the point looked at far from its origin."""
+    folder = tmp_path / "plant"
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for i in range(VIEWS):
+        name = f"images/{i:04d}.png"
+        Image.fromarray(picture(i)).save(folder / name)
+        frames.append({"file_path": name, "transform_matrix": (WORLD @ ring(i)).tolist()})
+    write(folder, {**FOCUS, **LENS, "w": WIDTH, "h": HEIGHT, "aabb_scale": 4, "frames": frames[::-1]})
+    return folder
+
+
+def ring(view: int) -> np.ndarray:
+    """Cameras 4 away from the origin, all around it."""
+    return around(2 * math.pi * view / VIEWS, 0.2 + 0.03 * view)
+
+
+WORLD = np.eye(4)
+WORLD[:3, :3], WORLD[:3, 3] = rotation(np.random.default_rng(5)), [30.0, -20.0, 10.0]
+
+
+def write(folder: Path, meta: dict[str, Any]) -> None:
+    (folder / "transforms.json").write_text(json.dumps(meta))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "transforms.json").read_text())
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Set keys of the file; None removes one."""
+    write(folder, {k: v for k, v in (read(folder) | changes).items() if v is not None})
+
+
+def edit_frame(folder: Path, index: int, **changes: Any) -> None:
+    meta = read(folder)
+    meta["frames"][index].update(changes)
+    write(folder, meta)
+
+
+def load(folder: Path, **choices: Any) -> Scene:
+    """The scene, which must be read without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return transforms.load(str(folder), transforms.Config(**choices))
+
+
+def twin_pixel(c2w: np.ndarray, point: np.ndarray, lens: dict[str, float]) -> tuple[float, float]:
+    """Where a point of the file's world appears in the file's picture, pixels from its corner (OpenCV's model)."""
+    x, y, z = c2w[:3, :3].T @ (point - c2w[:3, 3])
+    u, v = x / -z, -y / -z
+    k1, k2, p1, p2, k3 = (lens.get(k, 0.0) for k in ("k1", "k2", "p1", "p2", "k3"))
+    r2 = u**2 + v**2
+    radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
+    ud = u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u**2)
+    vd = v * radial + p1 * (r2 + 2 * v**2) + 2 * p2 * u * v
+    return lens["fl_x"] * ud + lens["cx"], lens["fl_y"] * vd + lens["cy"]
+
+
+def assert_rays_meet_points(
+    scene: Scene, view: int, c2w: np.ndarray, lens: dict[str, float], size: tuple[int, int] = (WIDTH, HEIGHT), offset: float = 0.5
+) -> None:
+    """Points of the file's world lie on the rays of the pixels that they are seen in; ``size`` is that of the file's picture."""
+    points = WORLD[:3, 3] + np.random.default_rng(view).uniform(-1, 1, (20, 3))
+    pixels = np.array([twin_pixel(c2w, point, lens) for point in points])
+    small = (int(scene.cameras.width[view]), int(scene.cameras.height[view]))
+    x, y = torch.tensor(pixels * np.array(small) / size - offset, dtype=torch.float32).T
+    rays = scene.rays(torch.full((20,), view), x, y)
+    here = np.linalg.inv(scene.to_original.numpy()) @ np.concatenate([points, np.ones((20, 1))], 1).T
+    to_points = torch.from_numpy(here[:3].T) - rays.origins.double()
+    along = (to_points * rays.viewdirs).sum(-1)
+    assert (along > 0).all()
+    assert_close(rays.viewdirs * along[:, None], to_points, 1e-5)
+
+
+def matrices(folder: Path) -> list[np.ndarray]:
+    """The file's poses in order of the pictures' names."""
+    return [np.array(f["transform_matrix"]) for f in sorted(read(folder)["frames"], key=lambda f: f["file_path"])]
+
+
+# --- What is read ---------------------------------------------------------------------------------------------------
+
+
+def test_a_capture_is_read_in_order_of_names(capture):
+    scene = load(capture)
+    assert (scene.name, scene.format, scene.bounds, scene.background) == ("plant", "transforms", "unbounded", "white")
+    assert scene.view_names == [f"images/{i:04d}.png" for i in range(VIEWS)]
+    assert scene.splits == {"train": [1, 2, 3, 4, 5, 6, 7, 9, 10, 11], "val": [0, 8], "test": [0, 8]}
+    for view in range(VIEWS):
+        assert np.array_equal((scene.image(view, None) * 255).round().numpy(), picture(view))
+
+
+def test_formats_are_recognised(capture, blender_folder, tmp_path):
+    assert detect_format(str(capture)) == "transforms"
+    assert detect_format(str(capture / "transforms.json")) == "transforms"
+    other = capture / "indoors.json"
+    other.write_text((capture / "transforms.json").read_text())
+    assert detect_format(str(other)) == "transforms"
+    scene = load(other)
+    assert (scene.name, len(scene.view_names)) == ("indoors", VIEWS)
+    assert load(capture / "transforms.json").name == "plant"
+    (blender_folder / "transforms.json").write_text(other.read_text())
+    assert detect_format(str(blender_folder)) == "blender"
+    for text in ('{"a": 1}', "[]", "{", "[" * 100_000):
+        other.write_text(text)
+        assert not transforms.detect(str(other))
+    assert not transforms.detect(str(tmp_path))
+    assert not transforms.detect(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize("lens", [{}, LENS], ids=["pinhole", "opencv"])
+@pytest.mark.parametrize("choices", [{}, {"factor": 2}, {"factor": 5}, {"pixel_offset": 0.0}, {"centre": False}], ids=str)
+def test_rays_meet_what_their_pixels_show(capture, lens, choices):
+    edit(capture, **dict.fromkeys(LENS) | lens, camera_model="OPENCV" if lens else "PINHOLE")
+    scene = load(capture, **choices)
+    assert (scene.cameras.distortion is None) == (not lens)
+    for view, c2w in enumerate(matrices(capture)):
+        assert_rays_meet_points(scene, view, c2w, FOCUS | lens, offset=choices.get("pixel_offset", 0.5))
+
+
+def test_each_frame_may_have_a_lens_and_a_size_of_its_own(capture):
+    """Frame 3 is upright, frame 4 a half-size copy of what the file describes: its own values go first, then the file's."""
+    Image.fromarray(picture(3, 9, 14)).save(capture / "images/0003.png")
+    Image.fromarray(picture(4, WIDTH // 2, HEIGHT // 2)).save(capture / "images/0004.png")
+    own = {"fl_x": 12.0, "fl_y": 13.0, "cx": 4.0, "cy": 7.5, "k1": -0.03, "p2": 0.0}
+    edit_frame(capture, VIEWS - 1 - 3, **own, w=9, h=14)
+    scene = load(capture)
+    matrix = matrices(capture)
+    assert_rays_meet_points(scene, 3, matrix[3], FOCUS | LENS | own, (9, 14))
+    for view in (2, 4):
+        assert_rays_meet_points(scene, view, matrix[view], FOCUS | LENS)
+    sizes = torch.stack([scene.cameras.width, scene.cameras.height], -1)
+    assert sizes[2:6].tolist() == [[12, 8], [9, 14], [6, 4], [12, 8]]
+    for view, size in ((2, ()), (3, (9, 14)), (4, (6, 4)), (5, ())):
+        assert np.array_equal((scene.image(view, None) * 255).round().numpy(), picture(view, *size))
+
+
+def test_focal_lengths_have_several_names(capture):
+    def focal(**keys: Any) -> list[float]:
+        edit(capture, **{"fl_x": None, "fl_y": None, "camera_angle_x": None, "camera_angle_y": None} | keys)
+        cameras = load(capture).cameras
+        return [float(cameras.fx[5]), float(cameras.fy[5])]
+
+    def wide(size: int) -> float:
+        return 0.5 * size / math.tan(0.35)
+
+    assert focal(fl_x=9.0) == [9, 9]
+    assert focal(fl_y=8) == [8, 8]
+    assert focal(fl_x=9.0, fl_y=8, camera_angle_x=0.7, camera_angle_y=0.7) == [9, 8]
+    assert focal(camera_angle_x=0.7) == pytest.approx([wide(WIDTH), wide(WIDTH)])
+    assert focal(camera_angle_y=0.7) == pytest.approx([wide(HEIGHT), wide(HEIGHT)])
+    assert focal(camera_angle_x=0.7, camera_angle_y=0.7) == pytest.approx([wide(WIDTH), wide(HEIGHT)])
+    edit_frame(capture, VIEWS - 1 - 5, camera_angle_x=0.7, camera_angle_y=0.7)
+    assert focal(fl_x=9.0, fl_y=8.0) == pytest.approx([wide(WIDTH), wide(HEIGHT)])
+
+
+def test_size_and_principal_point_default_to_those_of_the_picture(capture):
+    edit(capture, cx=None, cy=None, w=None, h=None)
+    cameras = load(capture, factor=2).cameras
+    assert torch.stack([cameras.cx, cameras.cy, cameras.fx, cameras.fy], -1).tolist() == [[3, 2, 5.5, 5.25]] * VIEWS
+    edit(capture, w=WIDTH * 3.0, h=HEIGHT * 3.0)
+    cameras = load(capture).cameras
+    assert torch.stack([cameras.cx, cameras.cy], -1).tolist() == [[6, 4]] * VIEWS
+    assert_close(torch.stack([cameras.fx, cameras.fy], -1), [[11 / 3, 3.5]] * VIEWS)
+
+
+def test_smaller_pictures_are_area_means(capture):
+    scene = load(capture, factor=4)
+    mean = picture(7).reshape(2, 4, 3, 4, 3).mean((1, 3))
+    assert np.abs((scene.image(7) * 255).numpy() - mean).max() <= 0.5001
+    assert load(capture, factor=100).cameras.width.tolist() == [1] * VIEWS
+
+
+def test_names_may_lack_their_suffix(capture):
+    (capture / "images/0002.png").rename(capture / "images/0002.jpeg")
+    meta = read(capture)
+    for frame in meta["frames"]:
+        frame["file_path"] = "./" + frame["file_path"].removesuffix(".png")
+    write(capture, meta)
+    assert load(capture).view_names[1:4] == ["images/0001.png", "images/0002.jpeg", "images/0003.png"]
+
+
+# --- Absent pictures and splits -------------------------------------------------------------------------------------
+
+
+def test_absent_pictures_are_left_out_with_one_warning(capture):
+    for i in (0, 3, 5, 11):
+        (capture / f"images/{i:04d}.png").unlink()
+    with pytest.warns(UserWarning) as caught:
+        scene = transforms.load(str(capture), transforms.Config(holdout=3))
+    assert [str(w.message) for w in caught] == [
+        f"{capture / 'transforms.json'}: 4 of 12 pictures are not there and were left out: "
+        "images/0011.png, images/0005.png, images/0003.png, ..."
+    ]
+    assert scene.view_names == [f"images/{i:04d}.png" for i in (1, 2, 4, 6, 7, 8, 9, 10)]
+    assert scene.splits == {"train": [1, 2, 4, 5, 7], "val": [0, 3, 6], "test": [0, 3, 6]}
+    for view, i in enumerate((1, 2, 4, 6)):
+        assert_rays_meet_points(scene, view, matrices(capture)[i], FOCUS | LENS)
+        assert np.array_equal((scene.image(view, None) * 255).round().numpy(), picture(i))
+
+
+def test_nothing_or_chosen_views_are_held_out(capture):
+    assert load(capture, holdout=0).splits == {"train": list(range(VIEWS)), "val": [], "test": []}
+    assert load(capture, train_views=(0, 3, 1)).splits == {"train": [1, 2, 3], "val": [0, 8], "test": [0, 8]}
+    with pytest.raises(SceneError, match=r"none is left to train on.*holdout"):
+        load(capture, holdout=1)
+
+
+def test_a_file_may_list_its_splits(capture):
+    def splits(**lists: list[int]) -> dict[str, list[int]]:
+        names = dict.fromkeys(f"{s}_filenames" for s in ("train", "val", "test"))
+        edit(capture, **names | {f"{s}_filenames": [f"images/{i:04d}.png" for i in views] for s, views in lists.items()})
+        return load(capture).splits
+
+    assert splits(train=[5, 4, 6], val=[1], test=[0, 2]) == {"train": [4, 5, 6], "val": [1], "test": [0, 2]}
+    assert splits(train=[4, 5], val=[1, 7]) == {"train": [4, 5], "val": [1, 7], "test": [1, 7]}
+    assert splits(train=[4, 5]) == {"train": [4, 5], "val": [], "test": []}
+    assert splits(test=[2, 3]) == {"train": [0, 1, *range(4, 12)], "val": [2, 3], "test": [2, 3]}
+    for train, message in ((["images/0001.png", "images/0099.png"], r"0099\.png, which is not among"), ("images/0001.png", "a list")):
+        edit(capture, train_filenames=train)
+        refused(capture, f"train_filenames .*{message}")
+    assert splits(train=[2, 4, 5], test=[0]) == {"train": [2, 4, 5], "val": [0], "test": [0]}
+    (capture / "images/0004.png").unlink()
+    with pytest.warns(UserWarning, match=r"1 of 12 .*0004\.png$"):
+        assert transforms.load(str(capture), transforms.Config()).splits["train"] == [2, 4]
+
+
+def test_masks_are_said_to_be_ignored(capture):
+    edit_frame(capture, 0, mask_path="masks/0.png")
+    with pytest.warns(UserWarning, match="masks"):
+        transforms.load(str(capture), transforms.Config())
+
+
+# --- Transparency and bounds ----------------------------------------------------------------------------------------
+
+
+def test_transparency_is_kept_where_there_is_some(capture):
+    opaque = picture(2, channels=4)
+    opaque[..., 3] = 255
+    Image.fromarray(opaque).save(capture / "images/0002.png")
+    scene = load(capture)
+    assert (scene.has_alpha, scene.bounds) == (False, "unbounded")
+    assert np.array_equal((scene.image(2) * 255).round().numpy(), opaque[..., :3])
+    Image.fromarray(picture(2)).save(capture / "images/0002.png")
+    clear = picture(6, 7, 9, 4)
+    Image.fromarray(clear).save(capture / "images/0006.png")
+    edit_frame(capture, VIEWS - 1 - 6, w=7, h=9)
+    scene = load(capture, background="black")
+    assert (scene.has_alpha, scene.bounds, scene.background) == (True, "object", "black")
+    assert np.array_equal((scene.image(6, None) * 255).round().numpy(), clear)
+    assert np.array_equal((scene.image(7, None) * 255).round().numpy()[..., :3], picture(7))
+    assert (scene.image(7, None)[..., 3] == 1).all()
+
+
+@pytest.mark.parametrize("aabb", [1, 1.0, 16, None])
+def test_near_and_far_follow_from_the_cameras(capture, aabb):
+    """The ring lies 4 file units from what it looks at: unit distance here."""
+    edit(capture, aabb_scale=aabb)
+    scene = load(capture)
+    assert scene.bounds == ("object" if aabb == 1 else "unbounded")
+    expected = (0.25, 1.75) if aabb == 1 else (0.05, 100.0)
+    assert (scene.near, scene.far) == pytest.approx(expected, rel=1e-4)
+    same = load(capture, centre=False)
+    assert (same.near, same.far) == pytest.approx([4 * t for t in expected], rel=1e-4)
+    chosen = load(capture, near=0.3, far=9.0)
+    assert (chosen.near, chosen.far) == (0.3, 9.0)
+    with pytest.raises(SceneError, match="must be smaller"):
+        load(capture, near=200.0)
+
+
+# --- Centring -------------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.01, 100))
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_centring_undoes_any_similarity_of_the_files_world(capture, seed, scale):
+    """Cameras end at unit mean distance around the origin with z up, wherever they were, and ``to_original`` leads back."""
+    rng = np.random.default_rng(seed)
+    world = np.eye(4)
+    world[:3, :3], world[:3, 3] = rotation(rng), rng.normal(size=3) * 10 * scale
+    meta = read(capture)
+    poses = []
+    for frame in meta["frames"]:
+        local = ring(int(frame["file_path"][-8:-4]))
+        local[:3, 3] *= scale
+        frame["transform_matrix"] = (world @ local).tolist()
+        poses.append(world @ local)
+    write(capture, meta)
+    scene = load(capture)
+    meeting = rays_meet(scene.cameras)
+    assert_close(meeting.point + 1, np.ones(3), 1e-4)
+    assert meeting.distance == pytest.approx(1, rel=1e-4)
+    assert_close(world_up(scene.cameras.c2w), [0.0, 0.0, 1.0], 1e-4)
+    assert float(scene.cameras.centers[:, 2].min()) > 0
+    back = scene.to_original.numpy()
+    stretch = np.cbrt(np.linalg.det(back[:3, :3]))
+    assert stretch == pytest.approx(4 * scale, rel=1e-4)
+    for view, c2w in enumerate(poses[::-1]):
+        here = np.vstack([scene.cameras.c2w[view].double().numpy(), [0, 0, 0, 1]])
+        here[:3, :3] /= stretch
+        assert_close(back @ here, c2w, 1e-5)
+
+
+def test_a_capture_that_stands_upright_in_the_origin_only_shrinks(capture):
+    meta = read(capture)
+    for frame in meta["frames"]:
+        frame["transform_matrix"] = ring(int(frame["file_path"][-8:-4])).tolist()
+    write(capture, meta)
+    assert_close(load(capture).to_original, np.diag([4.0, 4, 4, 1]), 1e-6)
+    scene = load(capture, centre=False)
+    assert torch.equal(scene.to_original, torch.eye(4, dtype=torch.float64))
+    assert_close(scene.cameras.c2w, np.stack([ring(i)[:3] for i in range(VIEWS)]), 1e-6)
+
+
+def outwards(view: int) -> np.ndarray:
+    """From the middle of a room."""
+    c2w = ring(view) @ np.diag([-1.0, 1, -1, 1])
+    c2w[:3, 3] *= 0.25
+    return c2w
+
+
+def from_one_side(view: int) -> np.ndarray:
+    return around(0.5 + 0.05 * view, 0.1 + 0.03 * (view % 3))
+
+
+def half_way(view: int) -> np.ndarray:
+    return around(0.25 * view, 0.3)
+
+
+def side_by_side(view: int) -> np.ndarray:
+    c2w = np.eye(4)
+    c2w[0, 3] = view
+    return c2w
+
+
+def in_one_point(view: int) -> np.ndarray:
+    c2w = ring(view)
+    c2w[:3, 3] = 0
+    return c2w
+
+
+@pytest.mark.parametrize(
+    ("pose", "aabb", "path", "looks_inwards"),
+    [
+        (ring, 1, "circle", True),
+        (ring, 8, "ellipse", True),
+        (from_one_side, 8, "spiral", True),
+        (half_way, 8, "interpolate", True),
+        (outwards, 8, "interpolate", False),
+        (side_by_side, 8, "interpolate", False),
+        (in_one_point, 8, "interpolate", False),
+    ],
+)
+def test_other_captures_have_a_place_and_a_path_too(capture, pose: Callable[[int], np.ndarray], aabb, path, looks_inwards):
+    """Cameras that look at nothing common are centred on their mean position; every default path can be made."""
+    meta = read(capture) | {"aabb_scale": aabb}
+    for frame in meta["frames"]:
+        frame["transform_matrix"] = (WORLD @ pose(int(frame["file_path"][-8:-4]))).tolist()
+    write(capture, meta)
+    scene = load(capture)
+    assert scene.default_path == path
+    assert load(capture, centre=False).default_path == path
+    assert len(make_path(path, scene.cameras, 5, scene.depth_range, scene.splits["test"])[0]) == 5
+    centers = scene.cameras.centers.double()
+    distance = 0.0 if pose is in_one_point else 1.0
+    assert float(centers.norm(dim=-1).mean()) == pytest.approx(distance, abs=1e-4)
+    assert (float(centers.mean(0).norm()) < 1e-4) == (not looks_inwards)
+
+
+# --- Bad input ------------------------------------------------------------------------------------------------------
+
+BAD_KEYS: dict[str, tuple[dict[str, Any], str]] = {
+    "fisheye": ({"camera_model": "OPENCV_FISHEYE"}, "OPENCV_FISHEYE is not supported yet"),
+    "panorama": ({"camera_model": "EQUIRECTANGULAR"}, "EQUIRECTANGULAR is not supported yet"),
+    "model a number": ({"camera_model": 3}, "3 is not supported"),
+    "fisheye of instant-ngp": ({"is_fisheye": True}, "is_fisheye is not supported yet"),
+    "latlong": ({"latlong": True}, "latlong is not supported yet"),
+    "equirectangular": ({"equirectangular": True}, "equirectangular is not supported yet"),
+    "f-theta": ({"ftheta_p0": 0.0, "ftheta_p1": 1.0}, "ftheta_p0 is not supported yet"),
+    "k4": ({"k4": 0.01}, "k4 is not supported yet"),
+    "rational": ({"camera_model": "FULL_OPENCV", "k6": 0.01}, "k6 is not supported yet"),
+    "no focal length": ({"fl_x": None, "fl_y": None}, "no focal length"),
+    "focal zero": ({"fl_x": 0}, "fl_x must be larger than 0"),
+    "focal negative": ({"fl_y": -3.0}, "fl_y must be larger than 0"),
+    "focal a word": ({"fl_x": "11"}, "fl_x '11', which should be a number"),
+    "focal nan": ({"fl_x": math.nan}, "fl_x 'nan'"),
+    "focal endless": ({"fl_x": 10**400}, "fl_x '1000"),
+    "angle in degrees": ({"fl_x": None, "camera_angle_x": 40}, "camera_angle_x between 0 and π"),
+    "distortion a list": ({"k1": [0.1]}, r"k1 '\[0\.1\]'"),
+    "centre a word": ({"cx": "middle"}, "cx 'middle'"),
+    "rotated": ({"w": HEIGHT, "h": WIDTH}, "is 12x8 where w and h are 8 and 12; it was rotated or cropped"),
+    "negative size": ({"w": -12}, "w and h are -12"),
+    "no frames": ({"frames": []}, "lists no frames"),
+    "frames no list": ({"frames": 3}, "lists no frames"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_KEYS)
+def test_bad_keys_are_refused_in_a_sentence(capture, case):
+    keys, message = BAD_KEYS[case]
+    edit(capture, **keys)
+    refused(capture, message)
+
+
+def test_lens_parameters_that_are_zero_do_no_harm(capture):
+    plain = load(capture).cameras.state()
+    edit(capture, k4=0, k5=0.0, is_fisheye=False, camera_model="opencv")
+    assert load(capture).cameras.state() == plain
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(SceneError, match=message) as caught:
+        load(folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert folder.name in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"file_path": "../secret.png"}, "points outside"),
+        ({"file_path": "/etc/secret.png"}, "points outside"),
+        ({"file_path": ""}, "points outside"),
+        ({"file_path": None}, "frame 2 has no file_path"),
+        ({"transform_matrix": None}, "frame 2 .*4x4"),
+        ({"transform_matrix": [[1, 0, 0, 10**400]] * 4}, "frame 2 .*4x4"),
+        ({"transform_matrix": [[1, 0, 0, math.inf]] * 4}, "frame 2 .*4x4"),
+        ({"transform_matrix": np.zeros((4, 4)).tolist()}, r"0009\.png .*no rotation"),
+        ({"transform_matrix": np.diag([1, 1, -1, 1]).tolist()}, r"0009\.png .*mirrors"),
+        ({"transform_matrix": (np.eye(4) + np.eye(4)[::-1] * np.eye(4)[3][:, None]).tolist()}, "last row"),
+        ({"camera_model": "FISHEYE624"}, r"0009\.png.*FISHEYE624"),
+    ],
+)
+def test_bad_frames_are_refused_in_a_sentence(capture, keys, message):
+    edit_frame(capture, 2, **keys)
+    refused(capture, message)
+
+
+def test_a_name_too_long_to_exist_is_an_absent_picture(capture):
+    edit_frame(capture, 2, file_path="images/" + "x" * 300)
+    with pytest.warns(UserWarning, match="1 of 12"):
+        transforms.load(str(capture), transforms.Config())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2", "\x00", "[" * 100_000, "[]", "null"])
+def test_broken_json_is_refused_in_a_sentence(capture, content):
+    (capture / "transforms.json").write_text(content)
+    assert transforms.detect(str(capture))
+    refused(capture, r"transforms\.json")
+
+
+def test_bad_pictures_are_named(capture):
+    file = capture / "images/0003.png"
+    file.write_bytes(file.read_bytes()[:80])
+    refused(capture, r"0003\.png can't be read")
+    file.write_text("a letter")
+    refused(capture, r"0003\.png can't be read")
+
+
+def test_a_scene_without_any_picture_says_so(capture):
+    for file in (capture / "images").iterdir():
+        file.unlink()
+    refused(capture, r"lists 12 pictures of which none is there; the first should be .*0011\.png")
+
+
+def test_a_missing_file_is_named(capture):
+    (capture / "transforms.json").unlink()
+    refused(capture, r"transforms\.json can't be read")
+
+
+@pytest.mark.parametrize("choices", [{"factor": 0}, {"factor": -2}, {"holdout": -1}])
+def test_senseless_settings_are_refused(capture, choices):
+    with pytest.raises(ConfigError, match="at least"):
+        load(capture, **choices)
+
+
+# --- Real data ------------------------------------------------------------------------------------------------------
+
+
+def test_the_fox_is_read(data_folder):
+    """50 of the 67 pictures are there; intrinsics as in the file, over the factor."""
+    if not (data_folder / "fox" / "transforms.json").is_file():
+        pytest.skip(f"there is no fox in {data_folder}")
+    with pytest.warns(UserWarning, match="17 of 67 pictures are not there"):
+        scene = transforms.load(str(data_folder / "fox"), transforms.Config(factor=30))
+    assert (scene.name, scene.bounds, scene.near, scene.far, scene.default_path) == ("fox", "unbounded", 0.05, 100.0, "spiral")
+    assert len(scene.view_names) == 50
+    assert scene.view_names[:5] == [f"images/{i:04d}.jpg" for i in (1, 2, 3, 4, 6)]
+    assert scene.splits["test"] == [0, 8, 16, 24, 32, 40, 48]
+    assert len(scene.splits["train"]) == 43
+    assert scene.cameras.width.tolist() == [36] * 50
+    assert scene.cameras.height.tolist() == [64] * 50
+    lens = [scene.cameras.fx[0], scene.cameras.fy[0], scene.cameras.cx[0], scene.cameras.cy[0]]
+    assert_close(torch.stack(lens), np.array([1375.52, 1374.49, 554.558, 965.268]) / 30)
+    assert scene.cameras.distortion is not None
+    assert_close(scene.cameras.distortion[49], [0.0578421, -0.0805099, -0.000980296, 0.00015575, 0])
+    meeting = rays_meet(scene.cameras)
+    assert float(meeting.point.norm()) < 1e-5
+    assert (meeting.in_front, meeting.distance) == (1.0, pytest.approx(1, rel=1e-5))
+    assert float(scene.cameras.c2w[:, 2, 1].min()) > 0.7
