@@ -1,0 +1,29 @@
+"""Adam that leaves entries without gradient alone, as hash tables need."""
+
+import torch
+from torch import Tensor
+
+from nerfit.kernels.dispatch import dialect
+
+
+@torch.no_grad()
+def sparse_adam(
+    p: Tensor, gradient: Tensor, m: Tensor, v: Tensor, step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> None:
+    """One Adam step (Kingma and Ba 2015, algorithm 1) in place where the gradient is not zero; the gradient is zero afterwards.
+
+    ``step`` counts from 1 and corrects the bias as if every entry had been touched each time; ``weight_decay`` is an L2
+    penalty's factor, on touched entries only. All tensors float32, of one size.
+    """
+    correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
+    if dialect(p.device) == "cpu" and p.numel() % 16 == 0 and p.dtype == torch.float32:
+        from nerfit.kernels.cpu import api
+
+        api.sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
+        return
+    touched = gradient != 0
+    g = gradient + weight_decay * p
+    m.copy_(torch.where(touched, betas[0] * m + (1 - betas[0]) * g, m))
+    v.copy_(torch.where(touched, betas[1] * v + (1 - betas[1]) * g * g, v))
+    p.sub_(torch.where(touched, lr / correction1 * m / ((v / correction2).sqrt() + eps), 0.0))
+    gradient.zero_()

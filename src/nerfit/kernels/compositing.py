@@ -1,0 +1,70 @@
+"""Packed volume rendering: samples of all rays one after another, each ray's between two offsets."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerfit.kernels.dispatch import dialect
+
+
+def composite_packed(
+    density: Float[Tensor, "samples"],
+    rgb: Float[Tensor, "samples 3"],
+    length: Float[Tensor, "samples"],
+    t: Float[Tensor, "samples"],
+    offsets: Int[Tensor, "rays_plus_1"],
+    least_light: float = 1e-4,
+) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays"], Float[Tensor, "rays"], Float[Tensor, "samples"]]:
+    """Colour Σwc, opacity Σw, depth Σwt of the rays, and the samples' weights w = T(1 - exp(-σδ)) (NeRF, equation 3).
+
+    ``length`` is δ, ``offsets`` says where each ray's samples begin (int64, the last entry their number). A ray ends where
+    its transmittance T has fallen below ``least_light``. Differentiable in density and colour.
+    """
+    if dialect(density.device) == "reference" or density.dtype != torch.float32:
+        return composite_packed_reference(density, rgb, length, t, offsets, least_light)
+    return _Composite.apply(density, rgb, length, t, offsets, least_light)
+
+
+def composite_packed_reference(
+    density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`composite_packed` in PyTorch, in any precision."""
+    rays = len(offsets) - 1
+    ray = torch.repeat_interleave(torch.arange(rays, device=density.device), offsets.diff())
+    optical = density * length
+    total = torch.cat([optical.new_zeros(1), optical.cumsum(0)])
+    before = total[:-1] - total[offsets[:-1]][ray]
+    seen = torch.exp(-before) >= least_light
+    weights = torch.where(seen, torch.exp(-before) * -torch.expm1(-optical), 0.0)
+    color = rgb.new_zeros(rays, 3).index_add(0, ray, weights[:, None] * rgb)
+    opacity = weights.new_zeros(rays).index_add(0, ray, weights)
+    depth = weights.new_zeros(rays).index_add(0, ray, weights * t)
+    return color, opacity, depth, weights
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> Any:  # type: ignore[override]
+        density, rgb = density.contiguous(), rgb.contiguous()
+        color, opacity, depth, weights = _bodies(density).composite_forward(density, rgb, length, t, offsets, least_light)
+        ctx.save_for_backward(density, rgb, length, t, offsets, weights)
+        ctx.least_light = least_light
+        return color, opacity, depth, weights
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+        g_density, g_rgb = _bodies(gradients[0]).composite_backward(
+            *ctx.saved_tensors, ctx.least_light, *(g.contiguous() for g in gradients)
+        )
+        return g_density, g_rgb, None, None, None, None
+
+
+def _bodies(x: Tensor) -> Any:
+    if dialect(x.device) == "cuda":
+        from nerfit.kernels.cuda import compositing as bodies
+    else:
+        from nerfit.kernels.cpu import api as bodies
+    return bodies

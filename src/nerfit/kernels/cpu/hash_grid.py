@@ -1,0 +1,182 @@
+"""Hash-grid encoding on CPUs: blocks of LANES samples, features channel-major, 4 features per entry."""
+
+# Level by level over many blocks, so that a level's table stays in cache; the corners of a block are fetched ahead. The
+# gradient is scattered by one thread per level: no atomics, the same sums every time.
+
+import numpy as np
+
+from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
+from nerfit.kernels.cpu.vectors import (
+    fma,
+    join4,
+    load4,
+    load16,
+    maximum,
+    minimum,
+    prefetch,
+    splat4,
+    splat16,
+    splat16i,
+    split4,
+    store4,
+    store16,
+    store16i,
+    to_float,
+    truncate,
+)
+
+_PRIME_Y, _PRIME_Z = np.int32(2654435761 - 2**32), np.int32(805459861)
+CHUNK = 128
+"""Blocks that are encoded together."""
+
+
+@part_of_kernel
+def positions(x, first, blocks, rows):
+    """Positions x [n, 3] from block ``first`` on as ``rows`` ([blocks, 3, LANES], flat); lanes past the last sample repeat it."""
+    last = x.shape[0] - 1
+    for block in range(blocks):
+        for i in range(LANES):
+            s = min((first + block) * LANES + i, last)
+            for axis in range(3):
+                rows[(3 * block + axis) * LANES + i] = x[s, axis]
+
+
+@part_of_kernel
+def corners(p, resolution, offset, entries, index, weight):
+    """Entry numbers and trilinear weights ([8, LANES], x fastest) of the cells around positions p ([3, LANES])."""
+    dense = (np.int64(resolution) + 1) ** 3 <= entries
+    n, one, zero = splat16(np.float32(resolution)), splat16(np.float32(1)), splat16(np.float32(0))
+    inside = splat16(np.float32(1 - 2**-24))
+    step = splat16i(np.int32(1))
+    first = splat16i(np.int32(offset))
+    row, slab = splat16i(np.int32(resolution + 1)), splat16i(np.int32((resolution + 1) * (resolution + 1)))
+    mask = splat16i(np.int32(entries - 1))
+    prime_y, prime_z = splat16i(_PRIME_Y), splat16i(_PRIME_Z)
+    for i in range(0, LANES, 16):
+        x = maximum(minimum(load16(p, i), inside), zero) * n
+        y = maximum(minimum(load16(p, LANES + i), inside), zero) * n
+        z = maximum(minimum(load16(p, 2 * LANES + i), inside), zero) * n
+        ix, iy, iz = truncate(x), truncate(y), truncate(z)
+        fx, fy, fz = x - to_float(ix), y - to_float(iy), z - to_float(iz)
+        gx, gy, gz = one - fx, one - fy, one - fz
+        if dense:
+            a = first + ix + iy * row + iz * slab
+            b, c, d = a + row, a + slab, a + row + slab
+            store16i(index, i, a)
+            store16i(index, LANES + i, a + step)
+            store16i(index, 2 * LANES + i, b)
+            store16i(index, 3 * LANES + i, b + step)
+            store16i(index, 4 * LANES + i, c)
+            store16i(index, 5 * LANES + i, c + step)
+            store16i(index, 6 * LANES + i, d)
+            store16i(index, 7 * LANES + i, d + step)
+        else:
+            hy, hz, jx = iy * prime_y, iz * prime_z, ix + step
+            ky, kz = hy + prime_y, hz + prime_z
+            a, b, c, d = hy ^ hz, ky ^ hz, hy ^ kz, ky ^ kz
+            store16i(index, i, ((ix ^ a) & mask) + first)
+            store16i(index, LANES + i, ((jx ^ a) & mask) + first)
+            store16i(index, 2 * LANES + i, ((ix ^ b) & mask) + first)
+            store16i(index, 3 * LANES + i, ((jx ^ b) & mask) + first)
+            store16i(index, 4 * LANES + i, ((ix ^ c) & mask) + first)
+            store16i(index, 5 * LANES + i, ((jx ^ c) & mask) + first)
+            store16i(index, 6 * LANES + i, ((ix ^ d) & mask) + first)
+            store16i(index, 7 * LANES + i, ((jx ^ d) & mask) + first)
+        a, b, c, d = gy * gz, fy * gz, gy * fz, fy * fz
+        store16(weight, i, gx * a)
+        store16(weight, LANES + i, fx * a)
+        store16(weight, 2 * LANES + i, gx * b)
+        store16(weight, 3 * LANES + i, fx * b)
+        store16(weight, 4 * LANES + i, gx * c)
+        store16(weight, 5 * LANES + i, fx * c)
+        store16(weight, 6 * LANES + i, gx * d)
+        store16(weight, 7 * LANES + i, fx * d)
+
+
+@part_of_kernel
+def encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, depth):
+    """``features`` ([block, depth, LANES], flat) of blocks of positions, ``rows`` ([block, 3, LANES], flat)."""
+    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
+    found = np.empty(4 * LANES, np.float32)
+    for level in range(resolutions.size):
+        for block in range(blocks):
+            p = rows[3 * block * LANES :]
+            corners(p, resolutions[level], offsets[level], entries, index, weight)
+            for k in range(8 * LANES):
+                prefetch(table, 4 * np.int64(index[k]))
+            for i in range(LANES):
+                sum = splat4(np.float32(0))
+                for k in range(8):
+                    sum = fma(load4(table, 4 * np.int64(index[k * LANES + i])), splat4(weight[k * LANES + i]), sum)
+                store4(found, 4 * i, sum)
+            at = (block * depth + 4 * level) * LANES
+            for i in range(0, LANES, 16):
+                split4(found, 4 * i, features, at + i, LANES)
+
+
+@kernel
+def encode(part, parts, x, table, resolutions, offsets, entries, features, depth):
+    """``features`` ([blocks, depth, LANES], flat) of positions x [n, 3] in [0, 1]; table flat, 4 floats an entry."""
+    blocks = (x.shape[0] + LANES - 1) // LANES
+    stop = blocks * (part + 1) // parts
+    rows = np.empty(3 * CHUNK * LANES, np.float32)
+    for first in range(blocks * part // parts, stop, CHUNK):
+        many = min(CHUNK, stop - first)
+        positions(x, first, many, rows)
+        encode_blocks(rows, many, table, resolutions, offsets, entries, features[first * depth * LANES :], depth)
+
+
+@kernel
+def scatter(part, parts, x, gradient, resolutions, offsets, entries, table_gradient, depth):
+    """Add the table's gradient for feature gradients ([blocks, depth, LANES], flat; zero past the last sample)."""
+    p = np.empty(3 * LANES, np.float32)
+    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
+    each = np.empty(4 * LANES, np.float32)
+    blocks = (x.shape[0] + LANES - 1) // LANES
+    for level in range(part, resolutions.size, parts):
+        for block in range(blocks):
+            positions(x, block, 1, p)
+            corners(p, resolutions[level], offsets[level], entries, index, weight)
+            for k in range(8 * LANES):
+                prefetch(table_gradient, 4 * np.int64(index[k]))
+            at = (block * depth + 4 * level) * LANES
+            for i in range(0, LANES, 16):
+                join4(gradient, at + i, LANES, each, 4 * i)
+            for i in range(min(LANES, x.shape[0] - block * LANES)):
+                g = load4(each, 4 * i)
+                for k in range(8):
+                    to = 4 * np.int64(index[k * LANES + i])
+                    store4(table_gradient, to, fma(g, splat4(weight[k * LANES + i]), load4(table_gradient, to)))
+
+
+@kernel
+def position_gradient(part, parts, x, gradient, table, resolutions, offsets, entries, dx, depth):
+    """dx [n, 3] += the gradient with respect to positions; zero for coordinates outside [0, 1)."""
+    p, f = np.empty(3 * LANES, np.float32), np.empty(3, np.float32)
+    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
+    blocks = (x.shape[0] + LANES - 1) // LANES
+    for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+        positions(x, block, 1, p)
+        for level in range(resolutions.size):
+            corners(p, resolutions[level], offsets[level], entries, index, weight)
+            n = np.float32(resolutions[level])
+            at = (block * depth + 4 * level) * LANES
+            for i in range(min(LANES, x.shape[0] - block * LANES)):
+                for axis in range(3):
+                    at_axis = min(max(p[axis * LANES + i], np.float32(0)), np.float32(1 - 2**-24)) * n
+                    f[axis] = at_axis - np.floor(at_axis)
+                for k in range(8):
+                    value = np.float32(0)
+                    entry = 4 * np.int64(index[k * LANES + i])
+                    for c in range(4):
+                        value += table[entry + c] * gradient[at + c * LANES + i]
+                    value *= n
+                    wx, wy, wz = f[0] if k & 1 else 1 - f[0], f[1] if k & 2 else 1 - f[1], f[2] if k & 4 else 1 - f[2]
+                    dx[block * LANES + i, 0] += value * wy * wz * (1 if k & 1 else -1)
+                    dx[block * LANES + i, 1] += value * wx * wz * (1 if k & 2 else -1)
+                    dx[block * LANES + i, 2] += value * wx * wy * (1 if k & 4 else -1)
+        for i in range(min(LANES, x.shape[0] - block * LANES)):
+            for axis in range(3):
+                if not 0 <= x[block * LANES + i, axis] < 1:
+                    dx[block * LANES + i, axis] = 0

@@ -1,0 +1,327 @@
+"""Matrix products of the fused field, on blocks of ``LANES`` samples stored channel-major ([channel, lane]).
+
+Two sets of the same three functions: float32 with vectors of 16 lanes, and bfloat16 with float32 sums on the tile unit
+(Intel AMX). Both take and give float32; the second rounds its inputs on the way into the tiles.
+"""
+
+# pyright: reportUnusedParameter=false
+import ctypes
+import platform
+from functools import cache
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nerfit.kernels.cpu.runtime import inlined, part_of_kernel
+from nerfit.kernels.cpu.vectors import _call, _index, _pointer, fma, i32x16, load16, splat16, store16, transpose16
+
+LANES = 64
+"""Samples of a block."""
+
+
+@inlined
+def _tile(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, depth, accumulate):
+    """y [8, 32] = (y +) a [8, depth] x [depth, 32]: 16 sums in registers."""
+    zero = splat16(np.float32(0))
+    s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = s40 = s41 = s50 = s51 = s60 = s61 = s70 = s71 = zero
+    for k in range(depth):
+        at = x_at + k * x_stride
+        u, v = load16(x, at), load16(x, at + 16)
+        w = splat16(a[a_at + k])
+        s00, s01 = fma(w, u, s00), fma(w, v, s01)
+        w = splat16(a[a_at + a_stride + k])
+        s10, s11 = fma(w, u, s10), fma(w, v, s11)
+        w = splat16(a[a_at + 2 * a_stride + k])
+        s20, s21 = fma(w, u, s20), fma(w, v, s21)
+        w = splat16(a[a_at + 3 * a_stride + k])
+        s30, s31 = fma(w, u, s30), fma(w, v, s31)
+        w = splat16(a[a_at + 4 * a_stride + k])
+        s40, s41 = fma(w, u, s40), fma(w, v, s41)
+        w = splat16(a[a_at + 5 * a_stride + k])
+        s50, s51 = fma(w, u, s50), fma(w, v, s51)
+        w = splat16(a[a_at + 6 * a_stride + k])
+        s60, s61 = fma(w, u, s60), fma(w, v, s61)
+        w = splat16(a[a_at + 7 * a_stride + k])
+        s70, s71 = fma(w, u, s70), fma(w, v, s71)
+    _put(y, y_at, s00, s01, accumulate)
+    _put(y, y_at + y_stride, s10, s11, accumulate)
+    _put(y, y_at + 2 * y_stride, s20, s21, accumulate)
+    _put(y, y_at + 3 * y_stride, s30, s31, accumulate)
+    _put(y, y_at + 4 * y_stride, s40, s41, accumulate)
+    _put(y, y_at + 5 * y_stride, s50, s51, accumulate)
+    _put(y, y_at + 6 * y_stride, s60, s61, accumulate)
+    _put(y, y_at + 7 * y_stride, s70, s71, accumulate)
+
+
+@inlined
+def _put(y, at, u, v, accumulate):
+    if accumulate:
+        u, v = u + load16(y, at), v + load16(y, at + 16)
+    store16(y, at, u)
+    store16(y, at + 16, v)
+
+
+@part_of_kernel
+def _product(a, a_stride, x, x_stride, y, y_stride, rows, depth, columns, accumulate):
+    for j in range(0, rows, 8):
+        for i in range(0, columns, 32):
+            _tile(a, j * a_stride, a_stride, x, i, x_stride, y, j * y_stride + i, y_stride, depth, accumulate)
+
+
+@part_of_kernel
+def forward32(w, x, y, rows, depth):
+    _product(w, depth, x, LANES, y, LANES, rows, depth, LANES, False)
+
+
+@part_of_kernel
+def weight_gradient32(g, x, dw, rows, depth, scratch):
+    for k in range(0, depth, 16):
+        for i in range(0, LANES, 16):
+            transpose16(x, k * LANES + i, LANES, scratch, i * depth + k, depth)
+    _product(g, LANES, scratch, depth, dw, depth, rows, LANES, depth, True)
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether this processor has bfloat16 tiles and the system lets us use them."""
+    if platform.system() != "Linux" or not llvm.get_host_cpu_features().get("amx-bf16"):
+        return False
+    request, tile_data = 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+    return ctypes.CDLL(None).syscall(158, request, tile_data) == 0
+
+
+# ---- bfloat16 on tiles: 16 rows of 64 bytes; dot(c, a, b): c [16, 16] float32 += a [16, 32] b [32, 16], b's rows interleaved in pairs
+
+_I8, _I64 = ir.IntType(8), ir.IntType(64)
+
+
+def _tile_op(name: str, *operands: str) -> Any:
+    """A tile instruction; operands are "tile" (a literal number) or "memory" (array, offset in elements, row stride in bytes)."""
+
+    def emit_with(array: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            values = [ir.Constant(_I8, kind.literal_value) for kind in sig.args if isinstance(kind, types.IntegerLiteral)]
+            if array is not None:
+                at = len(values)
+                start = _index(builder, sig.args[at + 1], args[at + 1])
+                memory = _pointer(context, builder, sig.args[at], args[at], start, _I8)
+                values += [memory, _index(builder, sig.args[at + 2], args[at + 2])]
+            _call(builder, f"llvm.x86.{name}", ir.VoidType(), values)
+            return context.get_dummy_value()
+
+        return emit
+
+    if "memory" in operands:
+
+        @intrinsic(prefer_literal=True)
+        def with_memory(typingctx: Any, tile: Any, array: Any, offset: Any, stride: Any) -> Any:
+            plain = [types.unliteral(t) for t in (offset, stride)]
+            return types.void(tile, array, *plain), emit_with(array)
+
+        return with_memory
+    if len(operands) == 3:
+
+        @intrinsic(prefer_literal=True)
+        def three(typingctx: Any, c: Any, a: Any, b: Any) -> Any:
+            return types.void(c, a, b), emit_with(None)
+
+        return three
+
+    @intrinsic(prefer_literal=True)
+    def one(typingctx: Any, c: Any) -> Any:
+        return types.void(c), emit_with(None)
+
+    return one
+
+
+_tile_zero = _tile_op("tilezero", "tile")
+_tile_load = _tile_op("tileloadd64", "tile", "memory")
+_tile_store = _tile_op("tilestored64", "tile", "memory")
+_tile_dot = _tile_op("tdpbf16ps", "tile", "tile", "tile")
+
+
+@intrinsic
+def _tile_configure(typingctx: Any, config: Any) -> Any:
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _call(builder, "llvm.x86.ldtilecfg", ir.VoidType(), [_pointer(context, builder, config, args[0], ir.Constant(_I64, 0), _I8)])
+        return context.get_dummy_value()
+
+    return types.void(config), emit
+
+
+@intrinsic
+def _tile_release(typingctx: Any) -> Any:
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        _call(builder, "llvm.x86.tilerelease", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def _store_halves(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """Store 16 float32 as 16 neighbouring bfloat16 at ``index`` (in int32 elements of ``array``)."""
+    half = ir.VectorType(ir.IntType(16), 16)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.add(builder.bitcast(args[2], i32x16.llvm), ir.Constant(i32x16.llvm, [0x8000] * 16))
+        short = builder.trunc(builder.lshr(bits, ir.Constant(i32x16.llvm, [16] * 16)), half)
+        builder.store(short, _pointer(context, builder, array, args[0], _index(builder, index, args[1]), half), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, value), emit
+
+
+_CONFIG = np.zeros(64, np.uint8)
+_CONFIG[0] = 1  # palette
+_CONFIG[16:32].view(np.uint16)[:] = 64  # bytes per row of each of the 8 tiles
+_CONFIG[48:56] = 16  # rows
+
+
+@part_of_kernel
+def round16(w, out):
+    """float32 numbers (a multiple of 16) as bfloat16, two per int32."""
+    for i in range(0, w.size, 16):
+        _store_halves(out, i // 2, load16(w, i))
+
+
+@part_of_kernel
+def _tiles(a, a_at, a_stride, x, x_stride, y, y_stride, rows, depth, columns, accumulate):
+    """y [rows, columns] = (y +) a [rows, depth] x [depth, columns], a and x in pairs per int32 (x: pairs of rows); columns a multiple of 32."""
+    for i in range(0, columns, 32):
+        j = 0
+        while j + 32 <= rows:
+            at = j * y_stride + i
+            if accumulate:
+                _tile_load(0, y, at, 4 * y_stride)
+                _tile_load(1, y, at + 16, 4 * y_stride)
+                _tile_load(2, y, at + 16 * y_stride, 4 * y_stride)
+                _tile_load(3, y, at + 16 * y_stride + 16, 4 * y_stride)
+            else:
+                _tile_zero(0)
+                _tile_zero(1)
+                _tile_zero(2)
+                _tile_zero(3)
+            for k in range(0, depth // 2, 16):
+                _tile_load(4, a, a_at + j * a_stride + k, 4 * a_stride)
+                _tile_load(5, a, a_at + (j + 16) * a_stride + k, 4 * a_stride)
+                _tile_load(6, x, k * x_stride + i, 4 * x_stride)
+                _tile_load(7, x, k * x_stride + i + 16, 4 * x_stride)
+                _tile_dot(0, 4, 6)
+                _tile_dot(1, 4, 7)
+                _tile_dot(2, 5, 6)
+                _tile_dot(3, 5, 7)
+            _tile_store(0, y, at, 4 * y_stride)
+            _tile_store(1, y, at + 16, 4 * y_stride)
+            _tile_store(2, y, at + 16 * y_stride, 4 * y_stride)
+            _tile_store(3, y, at + 16 * y_stride + 16, 4 * y_stride)
+            j += 32
+        if j < rows:
+            at = j * y_stride + i
+            if accumulate:
+                _tile_load(0, y, at, 4 * y_stride)
+                _tile_load(1, y, at + 16, 4 * y_stride)
+            else:
+                _tile_zero(0)
+                _tile_zero(1)
+            for k in range(0, depth // 2, 16):
+                _tile_load(4, a, a_at + j * a_stride + k, 4 * a_stride)
+                _tile_load(6, x, k * x_stride + i, 4 * x_stride)
+                _tile_load(7, x, k * x_stride + i + 16, 4 * x_stride)
+                _tile_dot(0, 4, 6)
+                _tile_dot(1, 4, 7)
+            _tile_store(0, y, at, 4 * y_stride)
+            _tile_store(1, y, at + 16, 4 * y_stride)
+
+
+@part_of_kernel
+def forward16(w16, x, y, rows, depth, scratch):
+    pairs = scratch.view(np.int32)
+    for k in range(0, depth, 2):
+        for i in range(0, LANES, 16):
+            _store_pair(pairs, (k // 2) * LANES + i, load16(x, k * LANES + i), load16(x, (k + 1) * LANES + i))
+    _tiles(w16, 0, depth // 2, pairs, LANES, y, LANES, rows, depth, LANES, False)
+
+
+@intrinsic
+def _store_pair(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> Any:
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def constant(value: int) -> Any:
+            return ir.Constant(i32x16.llvm, [value] * 16)
+
+        bits = [builder.add(builder.bitcast(a, i32x16.llvm), constant(0x8000)) for a in args[2:]]
+        both = builder.or_(builder.lshr(bits[0], constant(16)), builder.and_(bits[1], constant(0xFFFF0000)))
+        builder.store(both, _pointer(context, builder, array, args[0], _index(builder, index, args[1]), i32x16.llvm), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, index, low, high), emit
+
+
+@part_of_kernel
+def weight_gradient16(g, x, dw, rows, depth, scratch):
+    half = LANES // 2
+    rounded = scratch.view(np.int32)
+    turned, g16 = rounded[depth * half :], rounded[2 * depth * half :]
+    for k in range(depth):
+        for i in range(0, LANES, 16):
+            _store_halves(rounded, k * half + i // 2, load16(x, k * LANES + i))
+    for k in range(0, depth, 16):
+        for i in range(0, half, 16):
+            transpose16(rounded, k * half + i, half, turned, i * depth + k, depth)
+    for j in range(rows):
+        for i in range(0, LANES, 16):
+            _store_halves(g16, j * half + i // 2, load16(g, j * LANES + i))
+    _tiles(g16, 0, half, turned, depth, dw, depth, rows, LANES, depth, True)
+
+
+if has_tiles():
+
+    @part_of_kernel
+    def begin(tiles):
+        """To be called by a thread before its first product."""
+        if tiles:
+            _tile_configure(_CONFIG)
+
+    @part_of_kernel
+    def end(tiles):
+        """To be called by a thread after its last product."""
+        if tiles:
+            _tile_release()
+
+    @part_of_kernel
+    def forward(tiles, w, w16, x, y, rows, depth, scratch):
+        """y [rows, LANES] = w [rows, depth] x [depth, LANES], all flat; rows a multiple of 16, depth of 32. ``w16`` is w after `round16`."""
+        if tiles:
+            forward16(w16, x, y, rows, depth, scratch)
+        else:
+            forward32(w, x, y, rows, depth)
+
+    @part_of_kernel
+    def weight_gradient(tiles, g, x, dw, rows, depth, scratch):
+        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, all flat; ``scratch`` has room for 3·depth·LANES floats."""
+        if tiles:
+            weight_gradient16(g, x, dw, rows, depth, scratch)
+        else:
+            weight_gradient32(g, x, dw, rows, depth, scratch)
+
+else:  # LLVM can't even compile tile instructions for a processor without them
+
+    @part_of_kernel
+    def begin(tiles):
+        pass
+
+    @part_of_kernel
+    def end(tiles):
+        pass
+
+    @part_of_kernel
+    def forward(tiles, w, w16, x, y, rows, depth, scratch):
+        forward32(w, x, y, rows, depth)
+
+    @part_of_kernel
+    def weight_gradient(tiles, g, x, dw, rows, depth, scratch):
+        weight_gradient32(g, x, dw, rows, depth, scratch)

@@ -1,0 +1,130 @@
+"""The fused field: hash grid, density network and colour network as one function (instant-ngp's NeRF model)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerfit.errors import ConfigError
+from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.hash_grid import GridLayout, encode_grid_reference
+from nerfit.kernels.spherical_harmonics import spherical_harmonics_reference
+
+CODE = 16
+"""Outputs of the density network; the first is the raw density."""
+HIGHEST_RAW = 15.0
+"""exp of more is cut off."""
+
+
+@dataclass(frozen=True)
+class FieldShape:
+    """grid → ``width`` → 16, then 16 + 16 (direction) → ``width`` → ``width`` → 3; ReLU between, no biases."""
+
+    grid: GridLayout
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.width % 32 or not 32 <= self.width <= 256:
+            raise ConfigError(f"the networks' width must be a multiple of 32 up to 256, not {self.width}.")
+
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """Rows and columns of the five weight matrices; the last has 16 rows, of which 3 are used."""
+        w = self.width
+        return [(w, self.grid.depth), (CODE, w), (w, 2 * CODE), (w, w), (CODE, w)]
+
+    @property
+    def size(self) -> int:
+        """Numbers in all matrices."""
+        return sum(rows * columns for rows, columns in self.matrices)
+
+    def split(self, weights: Tensor) -> Iterator[Tensor]:
+        """The matrices as views of the flat weights."""
+        start = 0
+        for rows, columns in self.matrices:
+            yield weights[start : start + rows * columns].reshape(rows, columns)
+            start += rows * columns
+
+    def flops(self) -> int:
+        """Floating-point operations of the networks, per sample, forward: two per weight in use."""
+        w = self.width
+        return 2 * (w * 4 * self.grid.levels + CODE * w + 2 * CODE * w + w * w + 3 * w)
+
+
+def field(
+    x: Float[Tensor, "n 3"],
+    d: Float[Tensor, "n 3"],
+    table: Float[Tensor, "size"],
+    weights: Float[Tensor, "weights"],
+    shape: FieldShape,
+    half: bool = False,
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
+    """Density exp(raw) per unit length and colour (sigmoid) at positions in [0, 1]³ seen along unit directions.
+
+    Differentiable in positions, table and weights (not in directions). A table that has a ``grad`` gets its gradient added
+    there directly. ``half`` lets matrix products take bfloat16 inputs where the hardware has them; sums stay float32.
+    """
+    if dialect(x.device) == "reference" or x.dtype != torch.float32:
+        return field_reference(x, d, table, weights, shape)
+    return _Field.apply(x, d, table, weights, shape, half)
+
+
+def field_reference(x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape) -> tuple[Tensor, Tensor]:
+    """`field` in PyTorch, in any precision."""
+    hidden, to_code, color1, color2, out = shape.split(weights)
+    code = _code(x, table, hidden, to_code, shape)
+    joint = torch.cat([code, spherical_harmonics_reference(d.detach())], -1)
+    color = torch.relu(torch.relu(joint @ color1.T) @ color2.T) @ out[:3].T
+    return torch.exp(code[:, 0].clamp(max=HIGHEST_RAW)), torch.sigmoid(color)
+
+
+def _code(x: Tensor, table: Tensor, hidden: Tensor, to_code: Tensor, shape: FieldShape) -> Tensor:
+    features = encode_grid_reference(x, table, shape.grid)
+    return torch.relu(features @ hidden[:, : features.shape[1]].T) @ to_code.T
+
+
+@torch.no_grad()
+def field_density(
+    x: Float[Tensor, "n 3"], table: Float[Tensor, "size"], weights: Float[Tensor, "weights"], shape: FieldShape, half: bool = False
+) -> Float[Tensor, "n"]:
+    """The density of `field` alone, without gradients."""
+    if dialect(x.device) == "reference" or x.dtype != torch.float32:
+        hidden, to_code, *_ = shape.split(weights)
+        return torch.exp(_code(x, table, hidden, to_code, shape)[:, 0].clamp(max=HIGHEST_RAW))
+    return _bodies(x).density(x.contiguous(), table, weights, shape, half)
+
+
+class _Field(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Any:  # type: ignore[override]
+        x, d = x.contiguous(), d.contiguous()
+        density, rgb, features = _bodies(x).field_forward(x, d, table, weights, shape, half)
+        ctx.save_for_backward(x, d, table, weights, features)
+        ctx.shape, ctx.half = shape, half
+        return density, rgb
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g_density: Tensor, g_rgb: Tensor) -> Any:  # type: ignore[override]
+        x, d, table, weights, features = ctx.saved_tensors
+        wants_x, _, wants_table, _, _, _ = ctx.needs_input_grad
+        bodies = _bodies(x)
+        g_features, g_weights = bodies.field_backward(d, features, weights, ctx.shape, ctx.half, g_density.contiguous(), g_rgb.contiguous())
+        g_table = None
+        if wants_table:
+            into = torch.zeros_like(table) if table.grad is None else table.grad
+            bodies.scatter(x, g_features, ctx.shape.grid, into)
+            g_table = into if table.grad is None else None
+        g_x = bodies.position_gradient(x, g_features, table, ctx.shape.grid) if wants_x else None
+        return g_x, None, g_table, g_weights, None, None
+
+
+def _bodies(x: Tensor) -> Any:
+    if dialect(x.device) == "cuda":
+        from nerfit.kernels.cuda import field as bodies
+    else:
+        from nerfit.kernels.cpu import api as bodies
+    return bodies

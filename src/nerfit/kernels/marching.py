@@ -1,0 +1,213 @@
+"""Occupancy grids: bits that say where matter may be, the march of rays through them, and what of it can be seen."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.field import FieldShape, field_density
+
+RESOLUTION = 128
+"""Cells along each side of a cascade."""
+BLOCKS = RESOLUTION // 2
+FARTHEST = 15
+"""Largest distance to matter, in blocks of 2x2x2 cells, that the march knows of."""
+
+
+@dataclass
+class Occupancy:
+    """Cascade k is a cube of side 2ᵏ around (½, ½, ½), of 128³ cells; cascade 0 is the unit cube."""
+
+    bits: UInt8[Tensor, "cascades*128**3/8"]
+    """One bit per cell, x fastest, lowest bit first."""
+    distance: UInt8[Tensor, "cascades*64**3"]
+    """Each 2x2x2 block's Chebyshev distance, in blocks and at most 15, to one with an occupied cell in the same cascade."""
+    box: Float[Tensor, "2 3"]
+    """Lower and upper corner of a box that holds all occupied cells."""
+
+    @property
+    def cascades(self) -> int:
+        """Number of cubes."""
+        return len(self.distance) // BLOCKS**3
+
+
+@dataclass
+class Samples:
+    """Packed samples: those of ray i are offsets[i] … offsets[i + 1] - 1, front to back."""
+
+    ray_indices: Int[Tensor, "samples"]
+    t_starts: Float[Tensor, "samples"]
+    t_ends: Float[Tensor, "samples"]
+    x: Float[Tensor, "samples 3"]
+    """Middles, as positions in the outermost cascade, [0, 1]³."""
+    offsets: Int[Tensor, "rays_plus_1"]
+    evaluated: int = 0
+    """Densities that were asked for on the way."""
+
+    def __len__(self) -> int:
+        return len(self.t_starts)
+
+
+def pack_occupancy(grid: Float[Tensor, "cells"], threshold: float) -> Occupancy:
+    """The occupancy of cells whose value lies above a threshold; ``grid`` holds cascade after cascade, x fastest."""
+    if dialect(grid.device) == "cpu":
+        from nerfit.kernels.cpu import api
+
+        return api.pack_occupancy(grid, threshold)
+    occupied = grid > threshold
+    powers = 2 ** torch.arange(8, device=grid.device)
+    bits = (occupied.reshape(-1, 8) * powers).sum(-1).to(torch.uint8)
+    cells = occupied.reshape(-1, BLOCKS, 2, BLOCKS, 2, BLOCKS, 2)
+    matter = cells.any(6).any(4).any(2)
+    distance = torch.full(matter.shape, FARTHEST, dtype=torch.uint8, device=grid.device)
+    grown = matter[:, None].float()
+    for away in range(FARTHEST):
+        distance = torch.where((grown[:, 0] > 0) & (distance > away), away, distance).to(torch.uint8)
+        grown = torch.nn.functional.max_pool3d(grown, 3, 1, 1)
+    return Occupancy(bits, distance.flatten(), occupied_box(distance.flatten()))
+
+
+def occupied_box(distance: Tensor) -> Float[Tensor, "2 3"]:
+    """A box around all blocks at distance 0; the empty box (½, ½) if there is none."""
+    cascades = len(distance) // BLOCKS**3
+    low, high = torch.full((3,), torch.inf), torch.full((3,), -torch.inf)
+    for level in range(cascades):
+        matter = distance.reshape(cascades, BLOCKS, BLOCKS, BLOCKS)[level] == 0
+        for axis, others in enumerate(((0, 1), (0, 2), (1, 2))):  # x is the last dimension
+            found = matter.any(others[1]).any(others[0]).nonzero().flatten().cpu()
+            if len(found):
+                ends = torch.stack([found[0], found[-1] + 1]) / BLOCKS
+                ends = (ends - 0.5) * 2**level + 0.5
+                low[axis], high[axis] = torch.minimum(low[axis], ends[0]), torch.maximum(high[axis], ends[1])
+    box = torch.stack([low, high]) if bool(torch.isfinite(low).all()) else torch.full((2, 3), 0.5)
+    return box.to(distance.device)
+
+
+def march(
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    near: Float[Tensor, "rays"],
+    far: Float[Tensor, "rays"],
+    jitter: Float[Tensor, "rays"],
+    occupancy: Occupancy,
+    step: float,
+    cone: float = 0.0,
+    limit: int = 1024,
+) -> Samples:
+    """All samples of rays o + t·d (in cascade coordinates, d of any length) whose middles lie in occupied cells.
+
+    A ray starts where it enters the box, plus ``jitter`` steps; steps are ``step`` long, or t·``cone`` where that is more, at
+    most a cell of the coarsest cascade. A sample belongs to the finest cascade that holds its middle and whose cells are no
+    smaller than it is long. At most ``limit`` samples a ray.
+    """
+    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+        from nerfit.kernels.cpu import api
+
+        return api.march(origins, directions, near, far, jitter, occupancy, step, cone, limit)
+    return march_reference(origins, directions, near, far, jitter, occupancy, step, cone, limit)
+
+
+def march_reference(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor,
+    occupancy: Occupancy,
+    step: float,
+    cone: float,
+    limit: int,
+) -> Samples:
+    """`march` in PyTorch: every sample of every ray is looked at, occupied or not."""
+    box = occupancy.box.to(origins)
+    a, b = (box[0] - origins) / directions, (box[1] - origins) / directions
+    inside = ((origins >= box[0]) & (origins <= box[1])) | (directions.abs() >= 1e-12)
+    a, b = torch.where(directions.abs() < 1e-12, -torch.inf, a), torch.where(directions.abs() < 1e-12, torch.inf, b)
+    first = torch.maximum(near, torch.minimum(a, b).amax(-1))
+    last = torch.minimum(far, torch.maximum(a, b).amin(-1))
+    last = torch.where(inside.all(-1), last, -torch.inf)
+    norm = directions.norm(dim=-1)
+    coarsest = 2.0 ** (occupancy.cascades - 1)
+    least, most = step / norm, torch.maximum(coarsest / (RESOLUTION * norm), step / norm)
+    now = first + jitter * torch.maximum(least, first * cone)
+    rays, starts, ends, places = [], [], [], []
+    count = torch.zeros(len(origins), dtype=torch.long, device=origins.device)
+    while bool((alive := (now < last) & (count < limit)).any()):
+        i = alive.nonzero().flatten()
+        dt = torch.minimum(torch.maximum(now[i] * cone, least[i]), most[i])
+        middle = origins[i] + (now[i] + 0.5 * dt)[:, None] * directions[i]
+        hit = _occupied(middle, dt * norm[i], occupancy)
+        kept = i[hit]
+        rays.append(kept)
+        starts.append(now[kept])
+        ends.append(now[kept] + dt[hit])
+        places.append((middle[hit] - 0.5) / coarsest + 0.5)
+        count[kept] += 1
+        now[i] = now[i] + dt
+    if not rays:
+        empty = origins.new_zeros(0)
+        rays, starts, ends, places = [count.new_zeros(0)], [empty], [empty], [origins.new_zeros(0, 3)]
+    ray = torch.cat(rays)
+    order = torch.argsort(ray, stable=True)
+    offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    return Samples(ray[order].int(), torch.cat(starts)[order], torch.cat(ends)[order], torch.cat(places)[order], offsets)
+
+
+def _occupied(x: Tensor, length: Tensor, occupancy: Occupancy) -> Tensor:
+    """Whether samples at x ([n, 3]) of given lengths lie in occupied cells."""
+    reach = (x - 0.5).abs().amax(-1)
+    level = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    for k in range(occupancy.cascades - 1):
+        level += (reach >= 0.5 * 2**k) | (length * RESOLUTION > 2**k)
+    cell = (((x - 0.5) / 2.0 ** level[:, None] + 0.5) * RESOLUTION).floor().long().clamp(0, RESOLUTION - 1)
+    index = ((level * RESOLUTION + cell[:, 2]) * RESOLUTION + cell[:, 1]) * RESOLUTION + cell[:, 0]
+    return (occupancy.bits[index >> 3].long() >> (index & 7) & 1).bool()
+
+
+def visible_samples(
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    near: Float[Tensor, "rays"],
+    far: Float[Tensor, "rays"],
+    jitter: Float[Tensor, "rays"],
+    occupancy: Occupancy,
+    step: float,
+    cone: float,
+    table: Tensor,
+    weights: Tensor,
+    shape: FieldShape,
+    half: bool,
+    least_weight: float,
+    least_light: float,
+) -> Samples:
+    """Those samples of `march` whose weight in the field's own light reaches ``least_weight``.
+
+    Rays end where their transmittance falls below ``least_light``. No gradients.
+    """
+    with torch.no_grad():
+        if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+            from nerfit.kernels.cpu import api
+
+            return api.visible_samples(
+                origins, directions, near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light
+            )
+        samples = march(origins, directions, near, far, jitter, occupancy, step, cone)
+        density = field_density(samples.x, table, weights, shape, half)
+        return keep_visible(samples, density, directions.norm(dim=-1), least_weight, least_light)
+
+
+def keep_visible(samples: Samples, density: Tensor, norm: Tensor, least_weight: float, least_light: float) -> Samples:
+    """The samples whose weight reaches ``least_weight`` before their ray's light falls below ``least_light``; ``norm`` is |d|."""
+    ray = samples.ray_indices.long()
+    optical = density * (samples.t_ends - samples.t_starts) * norm[ray]
+    total = torch.cat([optical.new_zeros(1), optical.to(torch.float64).cumsum(0)])
+    before = (total[:-1] - total[samples.offsets[:-1]][ray]).to(optical.dtype)
+    light = torch.exp(-before)
+    keep = (light * -torch.expm1(-optical) >= least_weight) & (light >= least_light)
+    counts = torch.zeros(len(samples.offsets) - 1, dtype=torch.long, device=ray.device).index_add(0, ray, keep.long())
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    kept: list[Any] = [value[keep] for value in (samples.ray_indices, samples.t_starts, samples.t_ends, samples.x)]
+    return Samples(*kept, offsets, len(samples))
