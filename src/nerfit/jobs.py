@@ -74,7 +74,7 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     """
     if "--resume" in argv and "--help" not in argv:
         return _prepare_resume(method, source, argv)
-    recipe_name = configs.typed_value(argv, "--recipe")
+    recipe_name = configs.typed_value(argv, "--recipe") or (find("nerfit.methods", method).default_recipe if method else None)
     recipe = configs.load_recipe(recipe_name) if recipe_name else Recipe("none", {})
     method, source = method or recipe.method, source or recipe.source
     wants_help = "-h" in argv or "--help" in argv

@@ -12,7 +12,7 @@ from typing import Any
 from nerfit.errors import ConfigError, nearest
 
 _BUILT_IN = {
-    "nerfit.methods": {"nerf": "nerfit.methods.nerf:Nerf", "image": "nerfit.methods.image:Image"},
+    "nerfit.methods": {"instant": "nerfit.methods.instant:Instant", "nerf": "nerfit.methods.nerf:Nerf", "image": "nerfit.methods.image:Image"},
     "nerfit.scenes": {
         "procedural": "nerfit.scenes.procedural",
         "transforms": "nerfit.scenes.transforms",

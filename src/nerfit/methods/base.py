@@ -62,6 +62,8 @@ class Method(nn.Module, ABC):
 
     Config: ClassVar[type]
     default_steps: ClassVar[int] = 200_000
+    default_recipe: ClassVar[str | None] = None
+    """Shipped recipe that is used where the user names none."""
     scene_formats: ClassVar[tuple[str, ...] | None] = None
     """Scene formats the method accepts; None = every scene with camera poses."""
     precision: torch.dtype = torch.float32
@@ -86,8 +88,15 @@ class Method(nn.Module, ABC):
         return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser; ``lr_scale`` multiplies the learning rate of a group."""
+        """Parameter groups for the optimiser; ``lr_scale`` multiplies the learning rate of a group.
+
+        A group with ``sparse`` True holds tables most of whose entries have no gradient in a step (optimizer sparse-adam).
+        """
         return [{"params": list(self.parameters())}]
+
+    def session(self) -> contextlib.AbstractContextManager[Any]:
+        """Entered before the training clock starts: the place to compile, and to share out threads."""
+        return contextlib.nullcontext()
 
     def before_step(self, step: int) -> None:
         """Called before each training step."""

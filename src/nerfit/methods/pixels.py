@@ -44,7 +44,29 @@ def pixel_batch(
     x = left[chosen] + inside % width[chosen]
     y = top[chosen] + torch.div(inside, width[chosen], rounding_mode="floor")
     view = views[chosen]
-    colors = scene.colors(view, x, y).to(device)
+    return _batch(scene, view, x, y, scene.colors(view, x, y), generator, device)
+
+
+def random_pixels(scene: Scene, count: int, empty: float, generator: torch.Generator, device: torch.device) -> Batch:
+    """About ``count`` training pixels drawn with replacement; of the fully transparent ones only the share ``empty``."""
+    views = torch.tensor(scene.splits["train"])
+    on_cpu = generator if generator.device.type == "cpu" else torch.Generator().manual_seed(generator.initial_seed())
+    sparse = scene.has_alpha and empty < 1
+    u = torch.rand(4, 3 * count if sparse else count, generator=on_cpu)
+    view = views[(u[0] * len(views)).long()]
+    x, y = (u[1] * scene.cameras.width[view]).long(), (u[2] * scene.cameras.height[view]).long()
+    colors = scene.colors(view, x, y)
+    if sparse:
+        keep = ((colors[:, 3] > 0) | (u[3] < empty)).nonzero().flatten()[:count]
+        view, x, y, colors = view[keep], x[keep], y[keep], colors[keep]
+    return _batch(scene, view, x, y, colors, generator, device)
+
+
+def _batch(
+    scene: Scene, view: torch.Tensor, x: torch.Tensor, y: torch.Tensor, colors: torch.Tensor, generator: torch.Generator, device: torch.device
+) -> Batch:
+    """Rays and colours of pixels over the scene's background, or over a random one each."""
+    colors = colors.to(device)
     if scene.background == "random":
         background = torch.rand((len(colors), 3), generator=generator, device=device)
     else:

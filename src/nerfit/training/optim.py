@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from nerfit.errors import ConfigError
+from nerfit.kernels.adam import sparse_adam
 from nerfit.methods.base import Method
 
 
@@ -14,8 +15,8 @@ from nerfit.methods.base import Method
 class OptimConfig:
     """How parameters move; the defaults are NeRF's."""
 
-    optimizer: Literal["adam", "radam", "sgd"] = "adam"
-    """Update rule (sgd has momentum 0.9)."""
+    optimizer: Literal["adam", "radam", "sgd", "sparse-adam"] = "adam"
+    """Update rule (sgd has momentum 0.9; sparse-adam leaves entries without gradient alone)."""
     lr: float = 5e-4
     """Learning rate at the start."""
     schedule: Literal["exponential", "step", "multi-step", "cosine", "log-linear", "constant"] = "exponential"
@@ -34,6 +35,8 @@ class OptimConfig:
     """Ramp the learning rate up over so many steps, along a quarter sine (mip-NeRF's delay)."""
     warmup_factor: float = 0.01
     """Where that ramp starts, as a factor."""
+    beta2: float = 0.999
+    """Decay of Adam's and RAdam's mean of squares."""
     eps: float = 1e-8
     """Adam's and RAdam's epsilon."""
     weight_decay: float = 0.0
@@ -58,7 +61,7 @@ class OptimConfig:
         if self.warmup_steps == 0:
             unused["warmup_factor"] = "warmup_steps is 0"
         if self.optimizer == "sgd":
-            unused["eps"] = "optimizer is sgd"
+            unused |= {"eps": "optimizer is sgd", "beta2": "optimizer is sgd"}
         return unused
 
 
@@ -97,8 +100,43 @@ def make_optimizer(config: OptimConfig, method: Method) -> torch.optim.Optimizer
     groups = [{"lr_scale": 1.0} | group for group in method.parameter_groups()]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    make = torch.optim.Adam if config.optimizer == "adam" else torch.optim.RAdam
-    return make(groups, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+    make = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sparse-adam": SparseAdam}[config.optimizer]
+    return make(groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.eps, weight_decay=config.weight_decay)
+
+
+class SparseAdam(torch.optim.Optimizer):
+    """Adam whose step leaves entries without gradient alone and clears the gradients that it used (`sparse_adam`)."""
+
+    def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "sparse": False})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Gradients of sparse groups are kept as tensors of zeros: a step has cleared them, unless it was skipped."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not group["sparse"]:
+                    p.grad = None
+                elif p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                elif not self.state[p].get("cleared", False):
+                    p.grad.zero_()
+                self.state[p]["cleared"] = False
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step for every parameter with a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "step" not in state:
+                    state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                state["step"] += 1
+                sparse_adam(
+                    p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), group["lr"], group["betas"], group["eps"], group["weight_decay"]
+                )
+                state["cleared"] = True
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

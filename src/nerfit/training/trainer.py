@@ -127,7 +127,7 @@ class Trainer:
 
     def train(self) -> None:
         """Train until the budget is spent or SIGINT/SIGTERM arrives; either way the last state is saved."""
-        with _signals(self), RunLog(self.folder, self.settings, self.state.step) as log, ProgressLine(self.quiet) as bar:
+        with self.method.session(), _signals(self), RunLog(self.folder, self.settings, self.state.step) as log, ProgressLine(self.quiet) as bar:
             self._clock = time.perf_counter()
             self._saved = self.state.seconds
             self._rate_from = (self.state.seconds, 0)
@@ -188,7 +188,10 @@ class Trainer:
         """Clip and apply the gradients, unless something is not finite."""
         optim = self.settings.optim
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        clips = optim.clip_value is not None or optim.clip_norm is not None
+        # a table's gradient comes through dense weights that would not be finite either: without clipping it need not be read
+        groups = [group for group in self.optimizer.param_groups if clips or not group.get("sparse")]
+        parameters = [p for group in groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         finite = bool(torch.isfinite(norm + sum(losses.values())))
         if finite:

@@ -9,7 +9,7 @@ from torch import Tensor
 from nerfit.kernels import marching
 from nerfit.kernels.cpu import adam, compositing, field, hash_grid, matmul, sampling
 from nerfit.kernels.cpu.matmul import LANES
-from nerfit.kernels.cpu.runtime import run_parallel
+from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import Occupancy, Samples
@@ -101,7 +101,7 @@ def field_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the blocked features and of the weights."""
     gradients = features.clone()
-    sums = torch.zeros(torch.get_num_threads(), len(weights))
+    sums = torch.zeros(part_count(), len(weights))
     if len(d):
         network = _network(weights, shape, half)
         run_parallel(field.field_backward, _array(d), _array(gradients), *network, _array(g_density), _array(g_rgb), _array(sums))
@@ -195,7 +195,7 @@ def visible_samples(
 ) -> Samples:
     """The samples that can be seen; repeated with more room in the rare case that they did not fit."""
     global _room
-    n, parts = len(origins), torch.get_num_threads()
+    n, parts = len(origins), part_count()
     arrays = [_array(a.contiguous()) for a in (origins, directions, near, far, jitter)]
     count = torch.zeros(n, dtype=torch.long)
     while True:

@@ -42,10 +42,19 @@ _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 _lock = threading.Lock()
 
 
+threads = 0
+"""Threads of the kernels; 0 = as many as PyTorch uses."""
+
+
+def part_count() -> int:
+    """How many parts `run_parallel` makes."""
+    return threads or torch.get_num_threads()
+
+
 def run_parallel(function: Callable[..., Any], *args: Any) -> list[Any]:
-    """``function(part, parts, *args)`` for every part on as many threads as PyTorch uses; the results in order."""
+    """``function(part, parts, *args)`` for every part, each on a thread of its own; the results in order."""
     global _pool
-    parts = torch.get_num_threads()
+    parts = part_count()
     if parts == 1:
         return [function(0, 1, *args)]
     with _lock:

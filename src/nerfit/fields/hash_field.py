@@ -1,0 +1,39 @@
+"""A radiance field on a hash grid (instant-ngp), whose whole evaluation is one fused kernel."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nerfit.kernels.field import FieldShape, field, field_density
+
+
+class HashField(nn.Module):
+    """Density and colour at positions in [0, 1]³ from a hash grid and two small networks."""
+
+    def __init__(self, shape: FieldShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.table = nn.Parameter(torch.empty(shape.grid.size).uniform_(-1e-4, 1e-4))
+        self.weights = nn.Parameter(torch.cat([w.flatten() for w in self._initial()]))
+
+    def _initial(self) -> list[Tensor]:
+        """He-uniform matrices; columns and rows that stand for nothing are zero."""
+        found = []
+        for number, (rows, columns) in enumerate(self.shape.matrices):
+            w = torch.empty(rows, columns).uniform_(-1, 1) * math.sqrt(6 / columns)
+            if number == 0:
+                w[:, 4 * self.shape.grid.levels :] = 0
+            if number == 4:
+                w[3:] = 0
+            found.append(w)
+        return found
+
+    def forward(self, x: Float[Tensor, "n 3"], d: Float[Tensor, "n 3"], half: bool) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
+        """Density per unit length of the cube, and colour in [0, 1], seen along unit directions."""
+        return field(x, d, self.table, self.weights, self.shape, half)
+
+    def density(self, x: Float[Tensor, "n 3"], half: bool) -> Float[Tensor, "n"]:
+        """Density alone, without gradients."""
+        return field_density(x, self.table, self.weights, self.shape, half)

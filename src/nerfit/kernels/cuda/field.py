@@ -1,0 +1,217 @@
+"""The fused field on GPUs: a program runs both networks on a block of samples without leaving the chip."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nerfit.kernels.cuda.hash_grid import encode, position_gradient, scatter
+from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.cuda.spherical_harmonics import harmonics
+from nerfit.kernels.field import HIGHEST_RAW, FieldShape
+
+__all__ = ["density", "field_backward", "field_forward", "position_gradient", "scatter"]
+
+TOP = tl.constexpr(HIGHEST_RAW)
+CHUNK = 2**18
+"""Samples whose features stay in the cache while their density is asked for."""
+PROGRAMS = 256
+"""Most programs of the backward pass, so partial sums of the weights' gradient."""
+
+
+def density(x: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Tensor:
+    """Densities [n]."""
+    out, dtype = x.new_empty(len(x)), _dtype(x, half)
+    for part, into in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
+        features = encode(part, table, shape.grid, shape.grid.depth, dtype)
+        launch(_density, (triton.cdiv(len(part), _block(dtype)),), features, weights, len(part), into, **_sizes(shape, dtype))
+    return out
+
+
+def field_forward(x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Densities, colours and the features [n, depth], in the precision of the products."""
+    n, dtype = len(x), _dtype(x, half)
+    features = encode(x, table, shape.grid, shape.grid.depth, dtype)
+    sigma, rgb = x.new_empty(n), x.new_empty(n, 3)
+    launch(_forward, (triton.cdiv(n, _block(dtype)),), features, d, weights, n, sigma, rgb, **_sizes(shape, dtype))
+    return sigma, rgb, features
+
+
+def field_backward(
+    d: Tensor, features: Tensor, weights: Tensor, shape: FieldShape, half: bool, g_density: Tensor, g_rgb: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the features and of the weights."""
+    n, dtype = len(d), features.dtype
+    programs = min(triton.cdiv(n, _block(dtype)), PROGRAMS)
+    g_features, sums = torch.empty_like(features, dtype=torch.float32), weights.new_empty(programs, len(weights))
+    launch(_backward, (programs,), features, d, weights, n, g_density, g_rgb, g_features, sums, num_stages=1, **_sizes(shape, dtype))
+    return g_features, sums.sum(0)
+
+
+def _dtype(x: Tensor, half: bool) -> torch.dtype:
+    """What matrix products take: Triton's interpreter, which runs on tensors of the CPU, knows float16 but not bfloat16."""
+    if half and x.device.type == "cpu":
+        return torch.float16
+    return torch.bfloat16 if half and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+
+
+def _block(dtype: torch.dtype) -> int:
+    return 32 if dtype == torch.float32 else 64
+
+
+def _sizes(shape: FieldShape, dtype: torch.dtype) -> dict[str, int]:
+    """Width and depth of the networks, and the powers of two that tiles need."""
+    wide, deep = triton.next_power_of_2(shape.width), triton.next_power_of_2(shape.grid.depth)
+    return {"WIDTH": shape.width, "DEPTH": shape.grid.depth, "WIDE": wide, "DEEP": deep, "BLOCK": _block(dtype)}
+
+
+@triton.jit
+def _density(
+    features, weights, n, out, WIDTH: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr
+):
+    s = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    f = _features(features, s, n, DEPTH, DEEP)
+    _, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
+    tl.store(out + s, tl.exp(tl.minimum(_raw(code), TOP)), s < n)
+
+
+@triton.jit
+def _forward(
+    features,
+    d,
+    weights,
+    n,
+    sigma,
+    rgb,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    s = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    f = _features(features, s, n, DEPTH, DEEP)
+    _, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
+    tl.store(sigma + s, tl.exp(tl.minimum(_raw(code), TOP)), s < n)
+    sh = harmonics(d, s, n).to(f.dtype)
+    _, _, color = _color_network(code.to(f.dtype), sh, weights + WIDTH * (DEPTH + 16), WIDTH, WIDE)
+    c = tl.arange(0, 16)[None, :]
+    tl.store(rgb + 3 * s[:, None] + c, color, (s[:, None] < n) & (c < 3))
+
+
+@triton.jit
+def _backward(
+    features,
+    d,
+    weights,
+    n,
+    g_sigma,
+    g_rgb,
+    g_features,
+    sums,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    WIDE: tl.constexpr,
+    DEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Runs the networks again from the features, cheaper than keeping every activation; each program adds up its own sums."""
+    w1 = weights + WIDTH * DEPTH
+    w2 = w1 + 16 * WIDTH
+    w3 = w2 + 32 * WIDTH
+    w4 = w3 + WIDTH * WIDTH
+    sum0, sum1 = tl.zeros([WIDE, DEEP], tl.float32), tl.zeros([16, WIDE], tl.float32)
+    sum2, sum2d = tl.zeros([WIDE, 16], tl.float32), tl.zeros([WIDE, 16], tl.float32)
+    sum3, sum4 = tl.zeros([WIDE, WIDE], tl.float32), tl.zeros([16, WIDE], tl.float32)
+    c = tl.arange(0, 16)[None, :]
+    for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
+        s = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        f = _features(features, s, n, DEPTH, DEEP)
+        hidden, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
+        raw, code, sh = _raw(code), code.to(f.dtype), harmonics(d, s, n).to(f.dtype)
+        color1, color2, color = _color_network(code, sh, w2, WIDTH, WIDE)
+        g = tl.load(g_rgb + 3 * s[:, None] + c, (s[:, None] < n) & (c < 3), 0.0)
+        g = (g * color * (1 - color)).to(f.dtype)
+        sum4 += _product(tl.trans(g), color2)
+        g = _gate(_product(g, _matrix(w4, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)), color2)
+        sum3 += _product(tl.trans(g), color1)
+        g = _gate(_product(g, _matrix(w3, WIDTH, WIDTH, WIDTH, WIDE, WIDE, f.dtype)), color1)
+        sum2 += _product(tl.trans(g), code)
+        sum2d += _product(tl.trans(g), sh)
+        g = _product(g, _matrix(w2, WIDTH, 16, 32, WIDE, 16, f.dtype))
+        g_raw = tl.load(g_sigma + s, s < n, 0.0) * tl.where(raw <= TOP, tl.exp(tl.minimum(raw, TOP)), 0.0)
+        g = tl.where(c == 0, g + g_raw[:, None], g).to(f.dtype)
+        sum1 += _product(tl.trans(g), hidden)
+        g = _gate(_product(g, _matrix(w1, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)), hidden)
+        sum0 += _product(tl.trans(g), f)
+        g = _product(g, _matrix(weights, WIDTH, DEPTH, DEPTH, WIDE, DEEP, f.dtype))
+        k = tl.arange(0, DEEP)[None, :]
+        tl.store(g_features + s[:, None] * DEPTH + k, g, (s[:, None] < n) & (k < DEPTH))
+    to = sums + tl.program_id(0).to(tl.int64) * (WIDTH * (DEPTH + 64 + WIDTH))
+    _store_matrix(to, sum0, WIDTH, DEPTH, DEPTH, WIDE, DEEP)
+    _store_matrix(to + WIDTH * DEPTH, sum1, 16, WIDTH, WIDTH, 16, WIDE)
+    _store_matrix(to + WIDTH * (DEPTH + 16), sum2, WIDTH, 16, 32, WIDE, 16)
+    _store_matrix(to + WIDTH * (DEPTH + 16) + 16, sum2d, WIDTH, 16, 32, WIDE, 16)
+    _store_matrix(to + WIDTH * (DEPTH + 48), sum3, WIDTH, WIDTH, WIDTH, WIDE, WIDE)
+    _store_matrix(to + WIDTH * (DEPTH + 48 + WIDTH), sum4, 16, WIDTH, WIDTH, 16, WIDE)
+
+
+@triton.jit
+def _density_network(f, weights, WIDTH: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr):
+    """Hidden activations [block, width] and the code [block, 16], this one in float32."""
+    w0, w1 = weights, weights + WIDTH * DEPTH
+    hidden = _relu(_product(f, tl.trans(_matrix(w0, WIDTH, DEPTH, DEPTH, WIDE, DEEP, f.dtype))), f.dtype)
+    return hidden, _product(hidden, tl.trans(_matrix(w1, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)))
+
+
+@triton.jit
+def _color_network(code, sh, weights, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+    """Activations of both hidden layers and the colour [block, 16], of which 3 columns count; ``weights`` begin with its own."""
+    half: tl.constexpr = code.dtype
+    w2, w3, w4 = weights, weights + 32 * WIDTH, weights + WIDTH * (32 + WIDTH)
+    color1 = _product(code, tl.trans(_matrix(w2, WIDTH, 16, 32, WIDE, 16, half)))
+    color1 = _relu(color1 + _product(sh, tl.trans(_matrix(w2 + 16, WIDTH, 16, 32, WIDE, 16, half))), half)
+    color2 = _relu(_product(color1, tl.trans(_matrix(w3, WIDTH, WIDTH, WIDTH, WIDE, WIDE, half))), half)
+    return color1, color2, tl.sigmoid(_product(color2, tl.trans(_matrix(w4, 16, WIDTH, WIDTH, 16, WIDE, half))))
+
+
+@triton.jit
+def _features(features, s, n, DEPTH: tl.constexpr, DEEP: tl.constexpr):
+    k = tl.arange(0, DEEP)[None, :]
+    return tl.load(features + s[:, None] * DEPTH + k, (s[:, None] < n) & (k < DEPTH), 0.0)
+
+
+@triton.jit
+def _matrix(weights, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, dtype: tl.constexpr):
+    """A weight matrix as a tile [R, C], zero where it is smaller."""
+    r, c = tl.arange(0, R)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(weights + r * STRIDE + c, (r < ROWS) & (c < COLUMNS), 0.0).to(dtype)
+
+
+@triton.jit
+def _store_matrix(to, tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+    r, c = tl.arange(0, R)[:, None], tl.arange(0, C)[None, :]
+    tl.store(to + r * STRIDE + c, tile, (r < ROWS) & (c < COLUMNS))
+
+
+@triton.jit
+def _product(a, b):
+    """Sums in float32; float32 factors are not rounded to TF32."""
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _relu(a, dtype: tl.constexpr):
+    return tl.maximum(a, 0.0).to(dtype)
+
+
+@triton.jit
+def _gate(g, activation):
+    """The gradient before a ReLU."""
+    return tl.where(activation > 0, g, 0.0).to(activation.dtype)
+
+
+@triton.jit
+def _raw(code):
+    """The first column."""
+    return tl.sum(tl.where(tl.arange(0, 16)[None, :] == 0, code, 0.0), 1)

@@ -1,0 +1,152 @@
+"""The march of rays through an occupancy grid on GPUs: a lane per ray."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nerfit.kernels import marching
+from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.marching import Occupancy, Samples
+
+BLOCK = 32
+CELLS, BLOCKS = tl.constexpr(marching.RESOLUTION), tl.constexpr(marching.BLOCKS)
+
+
+def march(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor,
+    occupancy: Occupancy,
+    step: float,
+    cone: float,
+    limit: int,
+) -> Samples:
+    """All samples in occupied cells: marched once to count them, once more to write them down."""
+    n, o = len(origins), occupancy
+    rays = [a.contiguous() for a in (origins, directions, near, far, jitter)]
+    count = torch.zeros(n, dtype=torch.int64, device=origins.device)
+
+    def run(write: bool, room: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = count.new_empty(room, dtype=torch.int32), *(origins.new_empty(room, *shape) for shape in ((), (), (3,)))
+        args = (*rays, o.box, o.bits, o.distance, step, cone, limit, n, int(write), offsets, count, *out)
+        launch(_march, (triton.cdiv(n, BLOCK),), *args, CASCADES=o.cascades, BLOCK=BLOCK, num_warps=1)
+        return out
+
+    run(False, 0, count)
+    offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    return Samples(*run(True, int(offsets[-1]), offsets), offsets)
+
+
+@triton.jit(do_not_specialize=["write"])  # one machine code for both passes, so that they count alike to the last bit
+def _march(
+    origins,
+    directions,
+    near,
+    far,
+    jitter,
+    box,
+    bits,
+    distance,
+    step,
+    cone,
+    limit,
+    n,
+    write,
+    offsets,
+    count,
+    ray_indices,
+    t_starts,
+    t_ends,
+    x,
+    CASCADES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    ox, oy, oz = tl.load(origins + 3 * i, i < n, 0.0), tl.load(origins + 3 * i + 1, i < n, 0.0), tl.load(origins + 3 * i + 2, i < n, 0.0)
+    dx, dy, dz = tl.load(directions + 3 * i, i < n, 1.0), tl.load(directions + 3 * i + 1, i < n, 1.0), tl.load(directions + 3 * i + 2, i < n, 1.0)
+    now, last = tl.load(near + i, i < n, 0.0), tl.load(far + i, i < n, -1.0)
+    now, last = _enter(box, 0, ox, dx, now, last)
+    now, last = _enter(box, 1, oy, dy, now, last)
+    now, last = _enter(box, 2, oz, dz, now, last)
+    norm = tl.sqrt(dx * dx + dy * dy + dz * dz)
+    fastest = tl.maximum(tl.maximum(tl.abs(dx), tl.abs(dy)), tl.abs(dz))
+    least = step / norm
+    most = tl.maximum(2.0 ** (CASCADES - 1) / (CELLS * norm), least)
+    now += tl.load(jitter + i, i < n, 0.0) * tl.maximum(least, now * cone)
+    first = tl.load(offsets + i, i < n, 0)
+    found = tl.zeros([BLOCK], tl.int32)
+    alive = now < last
+    while tl.max(alive.to(tl.int32), 0) > 0:
+        dt = _step(now, cone, least, most)
+        middle = now + 0.5 * dt
+        px, py, pz = ox + middle * dx - 0.5, oy + middle * dy - 0.5, oz + middle * dz - 0.5
+        reach = tl.maximum(tl.maximum(tl.abs(px), tl.abs(py)), tl.abs(pz))
+        level = tl.zeros([BLOCK], tl.int32)
+        for k in tl.static_range(CASCADES - 1):
+            level += ((reach >= 0.5 * 2**k) | (dt * norm * CELLS > 2**k)).to(tl.int32)
+        scale = (1 << level).to(tl.float32)
+        gx, gy, gz = (px / scale + 0.5) * CELLS, (py / scale + 0.5) * CELLS, (pz / scale + 0.5) * CELLS
+        cx, cy, cz = _inside(gx), _inside(gy), _inside(gz)
+        away = tl.load(distance + ((level * BLOCKS + cz // 2) * BLOCKS + cy // 2) * BLOCKS + cx // 2, alive, 0).to(tl.int32)
+        cell = ((level * CELLS + cz) * CELLS + cy) * CELLS + cx
+        bit = tl.load(bits + cell // 8, alive & (away == 0), 0).to(tl.int32) >> (cell % 8) & 1
+        hit = alive & (bit == 1)
+        at, written = first + found, hit & (write > 0)
+        tl.store(ray_indices + at, i, written)
+        tl.store(t_starts + at, now, written)
+        tl.store(t_ends + at, now + dt, written)
+        tl.store(x + 3 * at, px / 2 ** (CASCADES - 1) + 0.5, written)
+        tl.store(x + 3 * at + 1, py / 2 ** (CASCADES - 1) + 0.5, written)
+        tl.store(x + 3 * at + 2, pz / 2 ** (CASCADES - 1) + 0.5, written)
+        found += hit.to(tl.int32)
+        # the way out of the empty cell, or cube of blocks around it, on which samples still belong to this cascade
+        leap = tl.minimum(tl.minimum(_way_out(gx, cx, away, dx), _way_out(gy, cy, away, dy)), _way_out(gz, cz, away, dz)) * scale / CELLS
+        outer, inner = level < CASCADES - 1, (level > 0) & (2 * dt * norm * CELLS <= scale)
+        leap = tl.where(outer, tl.minimum(leap, (0.5 * scale - reach) / fastest), leap)
+        leap = tl.where(outer & (now * cone > 0), tl.minimum(leap, scale / (CELLS * norm * cone) - now), leap)
+        leap = tl.where(inner, tl.minimum(leap, (reach - 0.25 * scale) / fastest), leap)
+        leap = tl.where(hit, 0.0, tl.maximum(leap, 0.0))
+        # in whole steps: samples stay on the ray's own lattice
+        if cone > 0:
+            now += tl.where(alive, dt, 0.0)
+            dt = _step(now, cone, least, most)
+            while tl.max((alive & (now + 0.5 * dt < middle + leap)).to(tl.int32), 0) > 0:
+                now += tl.where(now + 0.5 * dt < middle + leap, dt, 0.0)
+                dt = _step(now, cone, least, most)
+        else:
+            now += tl.where(alive, (tl.floor(leap / dt) + 1) * dt, 0.0)
+        alive &= (now < last) & (found < limit)
+    tl.store(count + i, found.to(tl.int64), i < n)
+
+
+@triton.jit
+def _enter(box, AXIS: tl.constexpr, o, d, first, last):
+    """Where rays enter and leave the box's slab along an axis; entry beyond exit if they miss it."""
+    low, high = tl.load(box + AXIS), tl.load(box + 3 + AXIS)
+    moves = tl.abs(d) >= 1e-12
+    a, b = (low - o) / tl.where(moves, d, 1.0), (high - o) / tl.where(moves, d, 1.0)
+    first = tl.where(moves, tl.maximum(first, tl.minimum(a, b)), first)
+    outside = tl.where((o < low) | (o > high), first - 1, last)
+    return first, tl.where(moves, tl.minimum(last, tl.maximum(a, b)), outside)
+
+
+@triton.jit
+def _step(now, cone, least, most):
+    return tl.minimum(tl.maximum(now * cone, least), most)
+
+
+@triton.jit
+def _inside(g):
+    return tl.minimum(tl.maximum(g, 0.0), CELLS - 1.0).to(tl.int32)
+
+
+@triton.jit
+def _way_out(g, cell, away, d):
+    """Time, in cells, until g leaves the cell, or the cube of blocks nearer than ``away`` around it, along an axis."""
+    low = tl.where(away == 0, cell, 2 * (cell // 2 - away + 1))
+    high = tl.where(away == 0, cell + 1, 2 * (cell // 2 + away))
+    moves = tl.abs(d) >= 1e-12
+    return tl.where(moves, (tl.where(d > 0, high, low) - g) / tl.where(moves, d, 1.0), float("inf"))

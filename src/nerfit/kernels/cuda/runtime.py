@@ -1,0 +1,12 @@
+"""How GPU kernels are started."""
+
+from typing import Any
+
+import torch
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """``kernel[grid](*args, **options)`` on the device of its first argument, unless the grid is empty."""
+    if all(grid):
+        with torch.cuda.device_of(args[0]):
+            kernel[grid](*args, **options)

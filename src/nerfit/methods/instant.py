@@ -1,0 +1,216 @@
+"""Instant neural graphics primitives (Müller et al. 2022): a hash-grid field, sampled where an occupancy grid says matter is."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nerfit.cameras.poses import rays_meet
+from nerfit.fields.hash_field import HashField
+from nerfit.kernels.compositing import composite_packed
+from nerfit.kernels.dispatch import kernels_take_threads, warm_up
+from nerfit.kernels.field import FieldShape
+from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.marching import Samples, visible_samples
+from nerfit.methods.base import Batch, Method, require_at_least
+from nerfit.methods.pixels import random_pixels
+from nerfit.rendering.volume import Rendering
+from nerfit.sampling.occupancy import OccupancyGrid
+from nerfit.sampling.pixels import mix
+from nerfit.scenes.scene import Scene
+
+
+@dataclass
+class InstantConfig:
+    """The field, the march and the batch."""
+
+    levels: int = 8
+    """Levels of the hash grid, of 4 features each."""
+    log2_entries: int = 18
+    """Entries per level at most, as a power of two."""
+    coarsest: int = 16
+    """Cells of the coarsest level along the box."""
+    finest: int = 1024
+    """Cells of the finest level along the box (the unit box of an unbounded scene)."""
+    width: int = 64
+    """Channels of the networks."""
+    box: float | None = None
+    """Half the side of the box, in scene units; none = from near and far (of an unbounded scene: 1, and cascades around it)."""
+    cascades: int | None = None
+    """Occupancy cubes, each twice as large; none = 1 for bounded scenes, else enough for 16 boxes' sides."""
+    march_steps: int = 512
+    """March steps along the box's diagonal."""
+    cone: float | None = None
+    """Longest step over its distance; none = 0 (even steps) in one box, 1/256 with cascades."""
+    samples: int = 12_288
+    """Visible samples of a step; the number of rays follows."""
+    least_weight: float = 1e-3
+    """Samples of less weight get no colour and no gradient."""
+    least_light: float = 1e-3
+    """A training ray ends where its transmittance is less."""
+    empty_pixels: float = 0.2
+    """Share of the fully transparent pixels that are trained on."""
+    huber: float = 0.1
+    """Colour error from which the loss grows linearly."""
+    weight_decay: float = 1e-6
+    """L2 penalty on the networks' weights."""
+    occupancy_every: int = 16
+    """Steps between updates of the occupancy grid."""
+    occupancy_probes: int = 65_536
+    """Cells looked at in each update."""
+    occupancy_threshold: float = 0.01
+    """Optical thickness of a step from which a cell counts as occupied."""
+
+
+class Instant(Method):
+    """A fused hash-grid field, trained on the samples that can be seen."""
+
+    Config = InstantConfig
+    default_steps: ClassVar[int] = 20_000
+    default_recipe: ClassVar[str | None] = "instant"
+
+    rays: Tensor
+    origin: Tensor
+
+    def __init__(self, config: InstantConfig, scene: Scene) -> None:
+        super().__init__()
+        self.config = c = config
+        require_at_least(c, samples=64, march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
+        bounded = scene.ndc or scene.bounds != "unbounded"
+        self.cascades = c.cascades or (1 if bounded else 5)
+        self.cone = (0.0 if self.cascades == 1 else 1 / 256) if c.cone is None else c.cone
+        half, center = _box(scene)
+        half = c.box or half
+        outer = 2 ** (self.cascades - 1)
+        self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, c.finest * outer), c.width))
+        self.occupancy = OccupancyGrid(self.cascades, c.occupancy_threshold)
+        self.step_length = math.sqrt(3) / c.march_steps
+        self.side = 2 * half
+        self.register_buffer("origin", center - half)
+        self.register_buffer("rays", torch.tensor(256))
+        self._seen = [0, 0, 0]
+
+    @property
+    def half_precision(self) -> bool:
+        """Whether matrix products take half-precision inputs."""
+        return self.precision != torch.float32
+
+    def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
+        """Random pixels of all images, fewer of the empty ones; as many as give ``samples`` visible samples."""
+        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device)
+
+    def session(self) -> contextlib.AbstractContextManager[Any]:
+        """Compile the kernels and give them the threads."""
+        warm_up(self.device)
+        return kernels_take_threads(self.device)
+
+    def before_step(self, step: int) -> None:
+        """Look at some cells of the occupancy grid from time to time."""
+        c = self.config
+        self._seen = [0, 0, 0]
+        if step % c.occupancy_every:
+            return
+        generator = torch.Generator(self.device).manual_seed(mix(self.seed, step, 0x0CC))
+        cells, x = self.occupancy.probes(c.occupancy_probes, generator)
+        self.occupancy.update(cells, self._density(x) * self.step_length)
+
+    def after_step(self, step: int) -> None:
+        """Change the number of rays towards the wanted number of samples, by at most a half."""
+        rays, _, kept = self._seen
+        wanted = rays * self.config.samples / max(kept, 1)
+        self.rays.fill_(int(min(max(wanted, 0.5 * rays, 64), 1.5 * rays, 2**18)))
+
+    def _density(self, x: Tensor) -> Tensor:
+        """Density per side of the unit box, at positions in the outermost cascade."""
+        return self.field.density(x, self.half_precision)
+
+    def render(self, batch: Batch) -> Rendering:
+        """March to the visible samples, evaluate the field there, composite."""
+        c, rays = self.config, batch.rays
+        assert rays is not None
+        training = batch.generator is not None
+        origins, directions = (rays.origins - self.origin) / self.side, rays.directions / self.side
+        jitter = batch.uniform(len(rays))
+        least_light = c.least_light if training else 1e-4
+        samples = visible_samples(
+            origins,
+            directions,
+            rays.near,
+            rays.far,
+            torch.full_like(rays.near, 0.5) if jitter is None else jitter,
+            self.occupancy.occupancy(),
+            self.step_length,
+            self.cone,
+            self.field.table,
+            self.field.weights,
+            self.field.shape,
+            self.half_precision,
+            c.least_weight if training else 1e-4,
+            least_light,
+        )
+        self._seen = [a + b for a, b in zip(self._seen, (len(rays), samples.evaluated, len(samples)), strict=True)]
+        ray = samples.ray_indices.long()
+        density, rgb = self._evaluate(samples, rays.viewdirs[ray])
+        length = (samples.t_ends - samples.t_starts) * directions.norm(dim=-1)[ray]
+        middle = 0.5 * (samples.t_starts + samples.t_ends)
+        color, opacity, depth, _ = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
+        disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), 0.0)
+        return Rendering(color + (1 - opacity)[:, None] * batch.background, depth, opacity, disparity)
+
+    def _evaluate(self, samples: Samples, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
+        """Density and colour of the samples; without gradients in pieces, since a young field may see millions."""
+        if torch.is_grad_enabled() or len(samples) <= _PIECE:
+            return self.field(samples.x, viewdirs, self.half_precision)
+        pieces = zip(samples.x.split(_PIECE), viewdirs.split(_PIECE), strict=True)
+        found = [self.field(x, d, self.half_precision) for x, d in pieces]
+        return torch.cat([density for density, _ in found]), torch.cat([rgb for _, rgb in found])
+
+    def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Huber loss of the colours."""
+        assert batch.target is not None
+        return {"rgb": F.huber_loss(rendering.rgb, batch.target, delta=self.config.huber)}
+
+    def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
+        """Samples per ray, asked for and kept, and how much of space is occupied."""
+        rays, evaluated, kept = self._seen
+        occupied = float((self.occupancy.distance == 0).float().mean())
+        return {"samples_per_ray": evaluated / max(rays, 1), "visible_per_ray": kept / max(rays, 1), "occupied_blocks": occupied}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The table, most of which has no gradient in a step, and the networks."""
+        return [
+            {"params": [self.field.table], "sparse": True},
+            {"params": [self.field.weights], "weight_decay": self.config.weight_decay},
+        ]
+
+    def density(self, points: Tensor) -> Tensor:
+        """Density per scene unit; nothing outside the box."""
+        outer = 2 ** (self.cascades - 1)
+        x = ((points - self.origin) / self.side - 0.5) / outer + 0.5
+        inside = ((x >= 0) & (x <= 1)).all(-1)
+        return torch.where(inside, self._density(x) / self.side, 0.0)
+
+    def samples_per_ray(self) -> int:
+        """Densities asked for, of the latest step."""
+        return round(self._seen[1] / max(self._seen[0], 1))
+
+    def floats_per_ray(self) -> int:
+        """Little: a ray has few visible samples."""
+        return 1024
+
+
+_PIECE = 1 << 18
+
+
+def _box(scene: Scene) -> tuple[float, Tensor]:
+    """Half the side and the centre of a scene's box."""
+    if scene.ndc:
+        return 1.0, torch.zeros(3)
+    if scene.bounds == "unbounded":
+        return 1.0, torch.zeros(3)
+    meeting = rays_meet(scene.cameras)
+    return 0.375 * (scene.far - scene.near), meeting.point.to(torch.float32)
