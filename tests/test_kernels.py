@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numba.core.errors import NumbaError
 from torch import Tensor
 
 from conftest import assert_close
@@ -208,7 +209,7 @@ def test_only_wanted_gradients_of_the_encoding_are_computed():
 def test_second_derivatives_are_refused_rather_than_wrong():
     layout = layout_of(1)
     x, table = places(9).requires_grad_(), torch.rand(layout.size).requires_grad_()
-    (g,) = torch.autograd.grad(encode_grid(x, table, layout).sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(encode_grid(x, table, layout).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()
 
@@ -325,7 +326,7 @@ def test_gradients_of_the_table_are_added_where_there_are_some():
     assert x.grad is None
 
 
-def test_density_ends_at_its_highest_but_its_gradient_goes_on():
+def test_density_and_its_gradient_end_at_the_highest():
     shape = FieldShape(GridLayout(1, 8, 1, 1), 32)
     table = torch.ones(shape.grid.size)
     weights = torch.zeros(shape.size)
@@ -339,7 +340,7 @@ def test_density_ends_at_its_highest_but_its_gradient_goes_on():
         for density, gradient in found:
             assert density.tolist() == pytest.approx([expected] * 3, rel=1e-5, abs=1e-30)
             of_code = list(shape.split(gradient))[1]
-            assert of_code[0].tolist() == pytest.approx([3 * expected] * 32, rel=1e-5, abs=1e-30)
+            assert of_code[0].tolist() == pytest.approx([3 * expected * (raw <= HIGHEST_RAW)] * 32, rel=1e-5, abs=1e-30)
 
 
 def test_widths():
@@ -397,7 +398,7 @@ def test_tiles_round_their_inputs_to_bfloat16_and_nothing_else(levels, width, n)
     assert_close(field_density(*inputs, shape, half=True), found[0][0], 1e-6)
     exact = both(lambda x, t, w: field(x, d.to(x.dtype), t, w, shape), inputs, field_upstream(n))
     for value, reference in zip(found[0], exact[1], strict=True):
-        assert_close(value, reference, 5e-2)
+        assert (value - reference).norm() <= 0.1 * reference.norm()
     if n == 1000:
         assert not torch.equal(found[0][1], exact[0][1])
 
@@ -531,15 +532,14 @@ def test_adam_leaves_entries_without_gradient_alone(n):
     assert (state[0] != p)[touched].all()
 
 
-def test_adam_never_updates_a_copy():
-    rows = torch.rand(32, 32)
-    for p in (rows.clone(), rows.clone().T, rows.clone()[:, ::2]):
-        state = [torch.ones_like(p) for _ in range(3)]
-        before = p.clone()
-        try:
-            sparse_adam(p, *state, 1, 0.01, (0.9, 0.99), 1e-10, 0.0)
-        except RuntimeError:
-            assert not p.is_contiguous()
-        else:
-            assert (p != before).all()
-            assert not state[0].any()
+def test_adam_updates_matrices_in_place_and_refuses_views():
+    p, state = torch.rand(32, 32), [torch.ones(32, 32) for _ in range(3)]
+    before = p.clone()
+    sparse_adam(p, *state, 1, 0.1, (0.9, 0.99), 1e-10, 0.0)
+    assert (p != before).all()
+    assert not state[0].any()
+    for view in (p.T, p[:, ::2]):
+        before = view.clone()
+        with pytest.raises((RuntimeError, NumbaError)):
+            sparse_adam(view, *(torch.ones_like(view) for _ in range(3)), 1, 0.1, (0.9, 0.99), 1e-10, 0.0)
+        assert torch.equal(view, before)

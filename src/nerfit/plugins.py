@@ -12,7 +12,11 @@ from typing import Any
 from nerfit.errors import ConfigError, nearest
 
 _BUILT_IN = {
-    "nerfit.methods": {"instant": "nerfit.methods.instant:Instant", "nerf": "nerfit.methods.nerf:Nerf", "image": "nerfit.methods.image:Image"},
+    "nerfit.methods": {
+        "instant": "nerfit.methods.instant:Instant",
+        "nerf": "nerfit.methods.nerf:Nerf",
+        "image": "nerfit.methods.image:Image",
+    },
     "nerfit.scenes": {
         "procedural": "nerfit.scenes.procedural",
         "transforms": "nerfit.scenes.transforms",

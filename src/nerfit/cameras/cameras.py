@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nerfit.cameras.lenses import undistort
+from nerfit.cameras.lenses import NEWTON_STEPS, undistort
+from nerfit.kernels.pixels import camera_rays
 
 
 @dataclass
@@ -122,11 +123,17 @@ class Cameras:
 
     def rays(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor, near: float, far: float) -> Rays:
         """Rays through pixels (x, y) of the given views, on this batch's device."""
-        d = self.directions(views, x, y)
+        intrinsics = (self.fx, self.fy, self.cx, self.cy, self.distortion)
+        fast = camera_rays(self.c2w, *intrinsics, self.pixel_offset, NEWTON_STEPS, views, x, y)
+        if fast is not None:
+            d, viewdirs, origins = fast
+        else:
+            d, origins = self.directions(views, x, y), self.c2w[views, :, 3]
+            viewdirs = torch.nn.functional.normalize(d, dim=-1)
         return Rays(
-            origins=self.c2w[views, :, 3],
+            origins=origins,
             directions=d,
-            viewdirs=torch.nn.functional.normalize(d, dim=-1),
+            viewdirs=viewdirs,
             near=torch.full_like(d[:, 0], near),
             far=torch.full_like(d[:, 0], far),
             pixel_radius=(2 / 12**0.5) / self.fx[views],

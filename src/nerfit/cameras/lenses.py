@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+NEWTON_STEPS = 12
+
 
 def distort(u: Tensor, v: Tensor, k: Float[Tensor, "*rays 5"]) -> tuple[Tensor, Tensor]:
     """Where the lens moves the ideal image point (u, v), in units of the focal length.
@@ -18,7 +20,7 @@ def distort(u: Tensor, v: Tensor, k: Float[Tensor, "*rays 5"]) -> tuple[Tensor, 
     return ud, vd
 
 
-def undistort(ud: Tensor, vd: Tensor, k: Float[Tensor, "*rays 5"], iterations: int = 12) -> tuple[Tensor, Tensor]:
+def undistort(ud: Tensor, vd: Tensor, k: Float[Tensor, "*rays 5"], iterations: int = NEWTON_STEPS) -> tuple[Tensor, Tensor]:
     """The ideal image point that the lens shows at (ud, vd): inverse of `distort` by Newton steps from (ud, vd)."""
     k1, k2, p1, p2, k3 = k.unbind(-1)
     u, v = ud, vd

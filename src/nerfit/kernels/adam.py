@@ -16,10 +16,13 @@ def sparse_adam(
     penalty's factor, on touched entries only. All tensors float32, of one size.
     """
     correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
-    if dialect(p.device) == "cpu" and p.numel() % 16 == 0 and p.dtype == torch.float32:
-        from nerfit.kernels.cpu import api
-
-        api.sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
+    kind = dialect(p.device)
+    if p.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and p.numel() % 16 == 0)):
+        if kind == "cuda":
+            from nerfit.kernels.cuda import adam as bodies
+        else:
+            from nerfit.kernels.cpu import api as bodies
+        bodies.sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
         return
     touched = gradient != 0
     g = gradient + weight_decay * p

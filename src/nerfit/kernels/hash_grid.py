@@ -102,6 +102,7 @@ class _EncodeGrid(torch.autograd.Function):
         return _bodies(x).encode(x.contiguous(), table, layout)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         x, table = ctx.saved_tensors
         g_x, g_table = _bodies(x).encode_backward(x.contiguous(), table, gradient.contiguous(), ctx.layout, *ctx.needs_input_grad[:2])

@@ -103,11 +103,14 @@ def march(
     most a cell of the coarsest cascade. A sample belongs to the finest cascade that holds its middle and whose cells are no
     smaller than it is long. At most ``limit`` samples a ray.
     """
-    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
-        from nerfit.kernels.cpu import api
-
-        return api.march(origins, directions, near, far, jitter, occupancy, step, cone, limit)
-    return march_reference(origins, directions, near, far, jitter, occupancy, step, cone, limit)
+    kind = dialect(origins.device)
+    if kind == "reference" or origins.dtype != torch.float32:
+        return march_reference(origins, directions, near, far, jitter, occupancy, step, cone, limit)
+    if kind == "cuda":
+        from nerfit.kernels.cuda import marching as bodies
+    else:
+        from nerfit.kernels.cpu import api as bodies
+    return bodies.march(origins, directions, near, far, jitter, occupancy, step, cone, limit)
 
 
 def march_reference(

@@ -9,11 +9,14 @@ from nerfit.kernels.dispatch import dialect
 
 def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
     """The 16 values for unit directions; no gradient."""
-    if dialect(d.device) == "cpu" and d.dtype == torch.float32:
-        from nerfit.kernels.cpu import api
-
-        return api.spherical_harmonics(d.detach().contiguous())
-    return spherical_harmonics_reference(d.detach())
+    kind = dialect(d.device)
+    if kind == "reference" or d.dtype != torch.float32:
+        return spherical_harmonics_reference(d.detach())
+    if kind == "cuda":
+        from nerfit.kernels.cuda import spherical_harmonics as bodies
+    else:
+        from nerfit.kernels.cpu import api as bodies
+    return bodies.spherical_harmonics(d.detach().contiguous())
 
 
 def spherical_harmonics_reference(d: Tensor) -> Tensor:

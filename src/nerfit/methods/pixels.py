@@ -2,6 +2,7 @@
 
 import torch
 
+from nerfit.kernels.pixels import draw_pixels
 from nerfit.methods.base import Batch
 from nerfit.sampling.pixels import epoch_indices, permute
 from nerfit.scenes.scene import Scene, composite
@@ -48,22 +49,23 @@ def pixel_batch(
 
 
 def random_pixels(scene: Scene, count: int, empty: float, generator: torch.Generator, device: torch.device) -> Batch:
-    """About ``count`` training pixels drawn with replacement; of the fully transparent ones only the share ``empty``."""
+    """``count`` training pixels drawn with replacement; of the fully transparent ones about the share ``empty``."""
     views = torch.tensor(scene.splits["train"])
-    on_cpu = generator if generator.device.type == "cpu" else torch.Generator().manual_seed(generator.initial_seed())
-    sparse = scene.has_alpha and empty < 1
-    u = torch.rand(4, 3 * count if sparse else count, generator=on_cpu)
-    view = views[(u[0] * len(views)).long()]
-    x, y = (u[1] * scene.cameras.width[view]).long(), (u[2] * scene.cameras.height[view]).long()
-    colors = scene.colors(view, x, y)
-    if sparse:
-        keep = ((colors[:, 3] > 0) | (u[3] < empty)).nonzero().flatten()[:count]
-        view, x, y, colors = view[keep], x[keep], y[keep], colors[keep]
+    cameras = scene.cameras
+    view, x, y, colors = draw_pixels(
+        scene.stored_pixels, scene.starts, cameras.width, cameras.height, views, count, generator.initial_seed(), empty
+    )
     return _batch(scene, view, x, y, colors, generator, device)
 
 
 def _batch(
-    scene: Scene, view: torch.Tensor, x: torch.Tensor, y: torch.Tensor, colors: torch.Tensor, generator: torch.Generator, device: torch.device
+    scene: Scene,
+    view: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    colors: torch.Tensor,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Batch:
     """Rays and colours of pixels over the scene's background, or over a random one each."""
     colors = colors.to(device)

@@ -19,12 +19,14 @@ class OccupancyGrid(nn.Module):
     bits: Tensor
     distance: Tensor
     box: Tensor
+    level: Tensor
 
     def __init__(self, cascades: int, threshold: float = 0.01, decay: float = 0.95) -> None:
         super().__init__()
         self.threshold, self.decay, self.cascades = threshold, decay, cascades
         half = 0.5 * 2.0 ** (cascades - 1)
         self.register_buffer("thickness", torch.full((cascades * _CELLS,), 1.5 * threshold))
+        self.register_buffer("level", torch.tensor(threshold))
         self.register_buffer("bits", torch.full((cascades * _CELLS // 8,), 255, dtype=torch.uint8))
         self.register_buffer("distance", torch.zeros(cascades * BLOCKS**3, dtype=torch.uint8))
         self.register_buffer("box", torch.tensor([[0.5 - half] * 3, [0.5 + half] * 3]))
@@ -42,7 +44,7 @@ class OccupancyGrid(nn.Module):
             return torch.randint(most, (n,), generator=generator, device=device)
 
         cells = random(len(self.thickness), count // 2)
-        occupied = (self.thickness > self._level()).nonzero().flatten()
+        occupied = (self.thickness > self.level).nonzero().flatten()
         if len(occupied):
             cells = torch.cat([cells, occupied[random(len(occupied), count // 2)]])
         index = torch.stack([cells % RESOLUTION, cells // RESOLUTION % RESOLUTION, cells // RESOLUTION**2 % RESOLUTION], -1)
@@ -52,14 +54,14 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, cells: Tensor, thickness: Float[Tensor, "n"]) -> None:
-        """Fade, then raise cells to what was found in them, and renew the bits."""
+        """Fade, then raise cells to what was found in them, and renew the bits.
+
+        A cell counts above the threshold, or above the mean where that is less: young fields are thin everywhere.
+        """
         self.thickness.mul_(self.decay)
         self.thickness.scatter_reduce_(0, cells, thickness, "amax")
-        found = pack_occupancy(self.thickness, self._level())
+        self.level.fill_(min(self.threshold, float(self.thickness.mean())))
+        found = pack_occupancy(self.thickness, float(self.level))
         self.bits.copy_(found.bits)
         self.distance.copy_(found.distance)
         self.box.copy_(found.box)
-
-    def _level(self) -> float:
-        """The thickness above which a cell counts: the threshold, or the mean where that is less (young fields are thin everywhere)."""
-        return min(self.threshold, float(self.thickness.mean()))

@@ -73,7 +73,7 @@ class Scene:
     def image(self, view: int, background: float | None = 1.0) -> Float[Tensor, "height width channels"]:
         """One view as float32 in [0, 1], composited over ``background``; None keeps its 3 or 4 channels."""
         w, h = int(self.cameras.width[view]), int(self.cameras.height[view])
-        flat = self._pixels[int(self.starts[view]) : int(self.starts[view]) + w * h]
+        flat = self.stored_pixels[int(self.starts[view]) : int(self.starts[view]) + w * h]
         image = flat.reshape(h, w, -1).to(torch.float32) / 255
         return image if background is None else composite(image, background)
 
@@ -83,7 +83,8 @@ class Scene:
         return self.pixels is not None and self.pixels.shape[1] == 4
 
     @property
-    def _pixels(self) -> Tensor:
+    def stored_pixels(self) -> Tensor:
+        """``pixels``; SceneError in a scene opened without them."""
         if self.pixels is None:
             raise SceneError(f"{self.name}: this scene was opened without its images.")
         return self.pixels
@@ -91,7 +92,7 @@ class Scene:
     def colors(self, views: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "rays channels"]:
         """Stored colours (float32 in [0, 1], 3 or 4 channels) of pixels (x, y) of the given views."""
         index = self.starts.to(views.device)[views] + y * self.cameras.width.to(views.device)[views] + x
-        return self._pixels[index.to(self._pixels.device)].to(torch.float32) / 255
+        return self.stored_pixels[index.to(self.stored_pixels.device)].to(torch.float32) / 255
 
     def rays(self, views: Tensor, x: Tensor, y: Tensor, cameras: Cameras | None = None, look: Cameras | None = None) -> Rays:
         """Rays through pixels (x, y) of ``cameras`` (default: this scene's own) between the scene's near and far.

@@ -134,7 +134,15 @@ class SparseAdam(torch.optim.Optimizer):
                     state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
                 state["step"] += 1
                 sparse_adam(
-                    p, p.grad, state["exp_avg"], state["exp_avg_sq"], int(state["step"]), group["lr"], group["betas"], group["eps"], group["weight_decay"]
+                    p,
+                    p.grad,
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    int(state["step"]),
+                    group["lr"],
+                    group["betas"],
+                    group["eps"],
+                    group["weight_decay"],
                 )
                 state["cleared"] = True
 

@@ -127,7 +127,12 @@ class Trainer:
 
     def train(self) -> None:
         """Train until the budget is spent or SIGINT/SIGTERM arrives; either way the last state is saved."""
-        with self.method.session(), _signals(self), RunLog(self.folder, self.settings, self.state.step) as log, ProgressLine(self.quiet) as bar:
+        with (
+            self.method.session(),
+            _signals(self),
+            RunLog(self.folder, self.settings, self.state.step) as log,
+            ProgressLine(self.quiet) as bar,
+        ):
             self._clock = time.perf_counter()
             self._saved = self.state.seconds
             self._rate_from = (self.state.seconds, 0)

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from nerfit.kernels import marching
-from nerfit.kernels.cpu import adam, compositing, field, hash_grid, matmul, sampling
+from nerfit.kernels.cpu import adam, compositing, field, hash_grid, matmul, pixels, sampling
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import Occupancy, Samples
+from nerfit.kernels.pixels import ATTEMPTS
 
 _f32 = np.float32
 
@@ -131,7 +132,7 @@ def sparse_adam(
     p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: float, betas: tuple[float, float], eps: float, correction2: float, decay: float
 ) -> None:
     """One step in place."""
-    arrays = [_array(a).reshape(-1) for a in (p, g, m, v)]
+    arrays = [_array(a.view(-1)) for a in (p, g, m, v)]
     run_parallel(adam.adam, *arrays, *map(_f32, (rate, *betas, eps, correction2, decay)))
 
 
@@ -224,3 +225,34 @@ def visible_samples(
     kept = [torch.from_numpy(np.concatenate([a[part, : done[part][0]] for part in range(parts)])) for a in (ray, t0, t1, x)]
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
     return Samples(kept[0], kept[1], kept[2], kept[3], offsets, sum(evaluated for _, evaluated, _ in done))
+
+
+def draw_pixels(
+    stored: Tensor, starts: Tensor, width: Tensor, height: Tensor, views: Tensor, count: int, key: int, threshold: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """View, column, row and colour."""
+    out = tuple(torch.empty(count, dtype=torch.long) for _ in range(3)) + (torch.empty(count, stored.shape[1]),)
+    arrays = [_array(a) for a in (stored, starts, width, height, views)]
+    run_parallel(pixels.draw_pixels, *arrays, key, threshold, ATTEMPTS, *map(_array, out))
+    return out[0], out[1], out[2], out[3]
+
+
+def camera_rays(
+    c2w: Tensor,
+    fx: Tensor,
+    fy: Tensor,
+    cx: Tensor,
+    cy: Tensor,
+    distortion: Tensor | None,
+    offset: float,
+    iterations: int,
+    views: Tensor,
+    x: Tensor,
+    y: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions with unit depth, unit directions, origins."""
+    lens = np.empty((0, 5), _f32) if distortion is None else _array(distortion)
+    out = torch.empty(len(views), 3), torch.empty(len(views), 3), torch.empty(len(views), 3)
+    cameras = [_array(a) for a in (c2w, fx, fy, cx, cy)]
+    run_parallel(pixels.camera_rays, *cameras, lens, _f32(offset), iterations, *map(_array, (views, x, y)), *map(_array, out))
+    return out

@@ -232,7 +232,8 @@ def field_backward(part, parts, d, features, weights, depth, width, tiles, densi
         weight_gradient(tiles, g_b, joint, sums[w2:], width, 32, scratch)
         forward(tiles, t2, s2, g_b, g_joint, 32, width, scratch)
         for i in range(0, LANES, 16):
-            store16(joint, i, exp16(minimum(load16(joint, i), splat16(np.float32(15)))))
+            raw = load16(joint, i)
+            store16(joint, i, positive_part(exp16(raw), splat16(np.float32(15)) - raw))  # constant above: no gradient
         for i in range(count):
             g_joint[i] += density_gradient[block * LANES + i] * joint[i]
         for i in range(16 * LANES, 32 * LANES):

@@ -83,22 +83,31 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
                 found += 1
                 now += dt
                 continue
-            width = _ONE
+            width = 1
         else:
             cx, cy, cz = 2 * (bx - away + 1), 2 * (by - away + 1), 2 * (bz - away + 1)
-            width = np.float32(4 * away - 2)
+            width = 4 * away - 2
         # leave the empty cell, or cube around it, in whole steps: samples stay on the ray's own lattice
-        cell = scale / r
-        ex = (np.float32(cx) + (width if dx > _ZERO else _ZERO) - gx) * ix
-        ey = (np.float32(cy) + (width if dy > _ZERO else _ZERO) - gy) * iy
-        ez = (np.float32(cz) + (width if dz > _ZERO else _ZERO) - gz) * iz
-        leap = max(min(ex, min(ey, ez)) * cell, _ZERO)
+        ex = (np.float32(min(cx + width, resolution) if ix > _ZERO else max(cx, 0)) - gx) * ix
+        ey = (np.float32(min(cy + width, resolution) if iy > _ZERO else max(cy, 0)) - gy) * iy
+        ez = (np.float32(min(cz + width, resolution) if iz > _ZERO else max(cz, 0)) - gz) * iz
+        leap = min(ex, min(ey, ez))
+        if level > 0 and dt * norm * r <= _HALF * scale:  # no further than to where a finer cascade begins
+            low, high = np.float32(half // 2), np.float32(half // 2 + half)
+            ex = ((low if ix > _ZERO else high) - gx) * ix
+            ey = ((low if iy > _ZERO else high) - gy) * iy
+            ez = ((low if iz > _ZERO else high) - gz) * iz
+            border = max(ex, max(ey, ez))
+            if border > _ZERO:
+                leap = min(leap, border)
+        leap = max(leap * scale / r, _ZERO)
         if cone > _ZERO:
             target = middle + leap
             now += dt
-            while now + _HALF * dt < target:
-                dt = min(max(now * cone, least), most)
+            dt = min(max(now * cone, least), most)
+            while now + _HALF * dt < target and (level == cascades - 1 or dt * norm * r <= scale):
                 now += dt
+                dt = min(max(now * cone, least), most)
         else:
             now += (np.floor(leap / dt) + _ONE) * dt
     return now, found

@@ -69,6 +69,8 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: Any) -> Any:
+    if array_type.layout != "C":
+        raise TypeError("vectors are loaded from and stored to contiguous arrays only")
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
 

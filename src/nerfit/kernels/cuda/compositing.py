@@ -65,9 +65,7 @@ def _light(density, length, begin, end, s, before):
 
 
 @triton.jit
-def _composite_backward(
-    density, rgb, length, t, offsets, weights, least_light, g_color, g_opacity, g_depth, g_weights, g_density, g_rgb
-):
+def _composite_backward(density, rgb, length, t, offsets, weights, least_light, g_color, g_opacity, g_depth, g_weights, g_density, g_rgb):
     """dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ), gᵢ = dL/dwᵢ."""
     ray = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(offsets + ray), tl.load(offsets + ray + 1)

@@ -124,8 +124,9 @@ def _backward(
     sum2, sum2d = tl.zeros([WIDE, 16], tl.float32), tl.zeros([WIDE, 16], tl.float32)
     sum3, sum4 = tl.zeros([WIDE, WIDE], tl.float32), tl.zeros([16, WIDE], tl.float32)
     c = tl.arange(0, 16)[None, :]
-    for block in range(tl.program_id(0), tl.cdiv(n, BLOCK), tl.num_programs(0)):
-        s = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    program = tl.program_id(0).to(tl.int64)
+    for block in range(program, tl.cdiv(n, BLOCK), tl.num_programs(0)):
+        s = block * BLOCK + tl.arange(0, BLOCK)
         f = _features(features, s, n, DEPTH, DEEP)
         hidden, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
         raw, code, sh = _raw(code), code.to(f.dtype), harmonics(d, s, n).to(f.dtype)
@@ -147,7 +148,7 @@ def _backward(
         g = _product(g, _matrix(weights, WIDTH, DEPTH, DEPTH, WIDE, DEEP, f.dtype))
         k = tl.arange(0, DEEP)[None, :]
         tl.store(g_features + s[:, None] * DEPTH + k, g, (s[:, None] < n) & (k < DEPTH))
-    to = sums + tl.program_id(0).to(tl.int64) * (WIDTH * (DEPTH + 64 + WIDTH))
+    to = sums + program * (WIDTH * (DEPTH + 64 + WIDTH))
     _store_matrix(to, sum0, WIDTH, DEPTH, DEPTH, WIDE, DEEP)
     _store_matrix(to + WIDTH * DEPTH, sum1, 16, WIDTH, WIDTH, 16, WIDE)
     _store_matrix(to + WIDTH * (DEPTH + 16), sum2, WIDTH, 16, 32, WIDE, 16)
@@ -182,7 +183,9 @@ def _features(features, s, n, DEPTH: tl.constexpr, DEEP: tl.constexpr):
 
 
 @triton.jit
-def _matrix(weights, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, dtype: tl.constexpr):
+def _matrix(
+    weights, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, dtype: tl.constexpr
+):
     """A weight matrix as a tile [R, C], zero where it is smaller."""
     r, c = tl.arange(0, R)[:, None], tl.arange(0, C)[None, :]
     return tl.load(weights + r * STRIDE + c, (r < ROWS) & (c < COLUMNS), 0.0).to(dtype)

@@ -29,18 +29,18 @@ def march(
     rays = [a.contiguous() for a in (origins, directions, near, far, jitter)]
     count = torch.zeros(n, dtype=torch.int64, device=origins.device)
 
-    def run(write: bool, room: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def run(room: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         out = count.new_empty(room, dtype=torch.int32), *(origins.new_empty(room, *shape) for shape in ((), (), (3,)))
-        args = (*rays, o.box, o.bits, o.distance, step, cone, limit, n, int(write), offsets, count, *out)
+        args = (*rays, o.box, o.bits, o.distance, float(step), float(cone), limit, n, room, offsets, count, *out)
         launch(_march, (triton.cdiv(n, BLOCK),), *args, CASCADES=o.cascades, BLOCK=BLOCK, num_warps=1)
         return out
 
-    run(False, 0, count)
+    run(0, count)
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    return Samples(*run(True, int(offsets[-1]), offsets), offsets)
+    return Samples(*run(int(offsets[-1]), offsets), offsets)
 
 
-@triton.jit(do_not_specialize=["write"])  # one machine code for both passes, so that they count alike to the last bit
+@triton.jit(do_not_specialize=["room"])  # one machine code for both passes, so that they count alike to the last bit
 def _march(
     origins,
     directions,
@@ -54,7 +54,7 @@ def _march(
     cone,
     limit,
     n,
-    write,
+    room,
     offsets,
     count,
     ray_indices,
@@ -66,19 +66,22 @@ def _march(
 ):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ox, oy, oz = tl.load(origins + 3 * i, i < n, 0.0), tl.load(origins + 3 * i + 1, i < n, 0.0), tl.load(origins + 3 * i + 2, i < n, 0.0)
-    dx, dy, dz = tl.load(directions + 3 * i, i < n, 1.0), tl.load(directions + 3 * i + 1, i < n, 1.0), tl.load(directions + 3 * i + 2, i < n, 1.0)
+    dx, dy, dz = (
+        tl.load(directions + 3 * i, i < n, 1.0),
+        tl.load(directions + 3 * i + 1, i < n, 1.0),
+        tl.load(directions + 3 * i + 2, i < n, 1.0),
+    )
     now, last = tl.load(near + i, i < n, 0.0), tl.load(far + i, i < n, -1.0)
     now, last = _enter(box, 0, ox, dx, now, last)
     now, last = _enter(box, 1, oy, dy, now, last)
     now, last = _enter(box, 2, oz, dz, now, last)
     norm = tl.sqrt(dx * dx + dy * dy + dz * dz)
-    fastest = tl.maximum(tl.maximum(tl.abs(dx), tl.abs(dy)), tl.abs(dz))
     least = step / norm
     most = tl.maximum(2.0 ** (CASCADES - 1) / (CELLS * norm), least)
     now += tl.load(jitter + i, i < n, 0.0) * tl.maximum(least, now * cone)
     first = tl.load(offsets + i, i < n, 0)
     found = tl.zeros([BLOCK], tl.int32)
-    alive = now < last
+    alive = (now < last) & (found < limit)
     while tl.max(alive.to(tl.int32), 0) > 0:
         dt = _step(now, cone, least, most)
         middle = now + 0.5 * dt
@@ -94,7 +97,8 @@ def _march(
         cell = ((level * CELLS + cz) * CELLS + cy) * CELLS + cx
         bit = tl.load(bits + cell // 8, alive & (away == 0), 0).to(tl.int32) >> (cell % 8) & 1
         hit = alive & (bit == 1)
-        at, written = first + found, hit & (write > 0)
+        at = first + found
+        written = hit & (at < room)
         tl.store(ray_indices + at, i, written)
         tl.store(t_starts + at, now, written)
         tl.store(t_ends + at, now + dt, written)
@@ -102,20 +106,18 @@ def _march(
         tl.store(x + 3 * at + 1, py / 2 ** (CASCADES - 1) + 0.5, written)
         tl.store(x + 3 * at + 2, pz / 2 ** (CASCADES - 1) + 0.5, written)
         found += hit.to(tl.int32)
-        # the way out of the empty cell, or cube of blocks around it, on which samples still belong to this cascade
-        leap = tl.minimum(tl.minimum(_way_out(gx, cx, away, dx), _way_out(gy, cy, away, dy)), _way_out(gz, cz, away, dz)) * scale / CELLS
-        outer, inner = level < CASCADES - 1, (level > 0) & (2 * dt * norm * CELLS <= scale)
-        leap = tl.where(outer, tl.minimum(leap, (0.5 * scale - reach) / fastest), leap)
-        leap = tl.where(outer & (now * cone > 0), tl.minimum(leap, scale / (CELLS * norm * cone) - now), leap)
-        leap = tl.where(inner, tl.minimum(leap, (reach - 0.25 * scale) / fastest), leap)
-        leap = tl.where(hit, 0.0, tl.maximum(leap, 0.0))
+        # leave the empty cell, or the cube of blocks nearer than ``away``, but stay in this cascade
+        leap = tl.minimum(tl.minimum(_way_out(gx, dx, cx, away), _way_out(gy, dy, cy, away)), _way_out(gz, dz, cz, away))
+        entry = tl.maximum(tl.maximum(_way_in(gx, dx), _way_in(gy, dy)), _way_in(gz, dz))
+        finer = (level > 0) & (2 * dt * norm * CELLS <= scale) & (entry > 0)
+        leap = tl.where(hit, 0.0, tl.maximum(tl.where(finer, tl.minimum(leap, entry), leap) * scale / CELLS, 0.0))
         # in whole steps: samples stay on the ray's own lattice
         if cone > 0:
-            now += tl.where(alive, dt, 0.0)
-            dt = _step(now, cone, least, most)
-            while tl.max((alive & (now + 0.5 * dt < middle + leap)).to(tl.int32), 0) > 0:
-                now += tl.where(now + 0.5 * dt < middle + leap, dt, 0.0)
+            behind = alive
+            while tl.max(behind.to(tl.int32), 0) > 0:
+                now += tl.where(behind, dt, 0.0)
                 dt = _step(now, cone, least, most)
+                behind &= (now + 0.5 * dt < middle + leap) & ((level == CASCADES - 1) | (dt * norm * CELLS <= scale))
         else:
             now += tl.where(alive, (tl.floor(leap / dt) + 1) * dt, 0.0)
         alive &= (now < last) & (found < limit)
@@ -144,9 +146,21 @@ def _inside(g):
 
 
 @triton.jit
-def _way_out(g, cell, away, d):
-    """Time, in cells, until g leaves the cell, or the cube of blocks nearer than ``away`` around it, along an axis."""
-    low = tl.where(away == 0, cell, 2 * (cell // 2 - away + 1))
-    high = tl.where(away == 0, cell + 1, 2 * (cell // 2 + away))
+def _way_out(g, d, cell, away):
+    """Time, in cells, until g leaves the cell (``away`` = 0) or the cube of blocks nearer than ``away`` around it."""
+    low = tl.where(away == 0, cell, tl.maximum(2 * (cell // 2 - away + 1), 0))
+    high = tl.where(away == 0, cell + 1, tl.minimum(2 * (cell // 2 + away), CELLS))
+    return _time(g, d, high, low, float("inf"))
+
+
+@triton.jit
+def _way_in(g, d):
+    """Time, in cells, until g enters the slab that a finer cascade covers."""
+    return _time(g, d, CELLS // 4, 3 * CELLS // 4, float("-inf"))
+
+
+@triton.jit
+def _time(g, d, ahead, behind, never):
+    """Time from g to what lies ahead in an axis' direction if d > 0, else to what lies behind."""
     moves = tl.abs(d) >= 1e-12
-    return tl.where(moves, (tl.where(d > 0, high, low) - g) / tl.where(moves, d, 1.0), float("inf"))
+    return tl.where(moves, (tl.where(d > 0, ahead, behind) - g) / tl.where(moves, d, 1.0), never)

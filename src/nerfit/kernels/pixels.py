@@ -1,0 +1,100 @@
+"""Random training pixels, and the rays through pixels."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from nerfit.kernels.dispatch import dialect
+
+ATTEMPTS = 12
+"""Pixels that are tried before an empty one is taken after all."""
+
+
+def draw_pixels(
+    pixels: UInt8[Tensor, "all channels"],
+    starts: Int[Tensor, "views"],
+    width: Int[Tensor, "views"],
+    height: Int[Tensor, "views"],
+    views: Int[Tensor, "chosen"],
+    count: int,
+    key: int,
+    empty: float,
+) -> tuple[Int[Tensor, "count"], Int[Tensor, "count"], Int[Tensor, "count"], Float[Tensor, "count channels"]]:
+    """``count`` pixels of the given views with replacement: view, x, y (int64) and colour in [0, 1].
+
+    View, column and row are uniform, a function of ``key`` (below 2⁶³) alone. Where there is alpha, a fully transparent pixel
+    is taken with probability ``empty``, else another is tried, up to `ATTEMPTS` times.
+    """
+    threshold = round(min(max(empty, 0.0), 1.0) * 2**32)
+    if dialect(pixels.device) == "cpu":
+        from nerfit.kernels.cpu import api
+
+        return api.draw_pixels(pixels, starts, width, height, views, count, key, threshold)
+    return draw_pixels_reference(pixels, starts, width, height, views, count, key, threshold)
+
+
+def draw_pixels_reference(
+    pixels: Tensor, starts: Tensor, width: Tensor, height: Tensor, views: Tensor, count: int, key: int, threshold: int
+) -> Any:
+    """`draw_pixels` in PyTorch, with the chance to keep an empty pixel in 1/2³²."""
+    device = pixels.device
+    number = torch.arange(count, device=device)
+    view, x, y = (torch.zeros(count, dtype=torch.long, device=device) for _ in range(3))
+    found = torch.zeros(count, dtype=torch.bool, device=device)
+    for attempt in range(ATTEMPTS):
+        first = _splitmix(key, 2 * (attempt * count + number))
+        second = _splitmix(key, 2 * (attempt * count + number) + 1)
+        v = views[_high(first) * len(views) >> 32]
+        i, j = _high(second) * width[v] >> 32, (second & 0xFFFFFFFF) * height[v] >> 32
+        view, x, y = torch.where(found, view, v), torch.where(found, x, i), torch.where(found, y, j)
+        if pixels.shape[1] == 3:
+            break
+        opaque = pixels[starts[v] + j * width[v] + i, 3] > 0
+        found |= opaque | ((first & 0xFFFFFFFF) < threshold)
+    return view, x, y, pixels[starts[view] + y * width[view] + x].to(torch.float32) / 255
+
+
+def _high(word: Tensor) -> Tensor:
+    """The upper 32 bits."""
+    return (word >> 32) & 0xFFFFFFFF
+
+
+def _splitmix(key: int, number: Tensor) -> Tensor:
+    """64 well-mixed bits of a key and a counter (Steele, Lea and Flood 2014)."""
+    z = number * _signed(0x9E3779B97F4A7C15) + key
+    z = (z ^ (z >> 30 & (1 << 34) - 1)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> 27 & (1 << 37) - 1)) * _signed(0x94D049BB133111EB)
+    return z ^ (z >> 31 & (1 << 33) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64)
+
+
+def camera_rays(
+    c2w: Float[Tensor, "views 3 4"],
+    fx: Float[Tensor, "views"],
+    fy: Float[Tensor, "views"],
+    cx: Float[Tensor, "views"],
+    cy: Float[Tensor, "views"],
+    distortion: Float[Tensor, "views 5"] | None,
+    offset: float,
+    iterations: int,
+    views: Int[Tensor, "rays"],
+    x: Int[Tensor, "rays"],
+    y: Int[Tensor, "rays"],
+) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"], Float[Tensor, "rays 3"]] | None:
+    """Directions of unit depth, unit directions and origins of the rays through pixels; None where no fast body applies.
+
+    The definition is `Cameras.directions`; this is for whole numbers of pixels and cameras that are not being learned.
+    """
+    tensors = [t for t in (c2w, fx, fy, cx, cy, distortion) if t is not None]
+    plain = all(t.dtype == torch.float32 and t.is_contiguous() and not t.requires_grad for t in tensors)
+    whole = all(t.dtype == torch.int64 and t.is_contiguous() for t in (views, x, y))
+    if dialect(c2w.device) != "cpu" or not (plain and whole):
+        return None
+    from nerfit.kernels.cpu import api
+
+    return api.camera_rays(c2w, fx, fy, cx, cy, distortion, offset, iterations, views, x, y)

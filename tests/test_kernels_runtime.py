@@ -1,0 +1,303 @@
+"""What kernels are made of (vectors, matrix products), and how they are run: threads, forks, the cache of machine code."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import assert_close
+from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.compositing import composite_packed
+from nerfit.kernels.cpu import matmul, runtime
+from nerfit.kernels.cpu.matmul import LANES, begin, end, forward, round16, weight_gradient
+from nerfit.kernels.cpu.runtime import kernel, run_parallel
+from nerfit.kernels.cpu.vectors import (
+    any_nonzero,
+    exp16,
+    fma,
+    join4,
+    load16,
+    maximum,
+    minimum,
+    positive_part,
+    split4,
+    square_root,
+    store16,
+    total,
+    transpose16,
+    where_nonzero,
+)
+from nerfit.kernels.field import FieldShape, field
+from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.marching import march, pack_occupancy, visible_samples
+
+
+@pytest.fixture
+def threads() -> Iterator[Any]:
+    """Sets PyTorch's number of threads; it is as before afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# --- Vectors --------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _exponentials(x, out):
+    for i in range(0, x.size, 16):
+        store16(out, i, exp16(load16(x, i)))
+
+
+@kernel
+def _lanes(a, b, c, out):
+    x, y, z = load16(a, 0), load16(b, 0), load16(c, 0)
+    store16(out, 0, fma(x, y, z))
+    store16(out, 16, maximum(x, y))
+    store16(out, 32, minimum(x, y))
+    store16(out, 48, positive_part(x, y))
+    store16(out, 64, where_nonzero(z, x, y))
+    store16(out, 80, square_root(x * x))
+    return total(x), any_nonzero(z)
+
+
+@kernel
+def _moves(tile, tile_turned, samples, rows, again):
+    transpose16(tile, 3, 40, tile_turned, 5, 32)
+    split4(samples, 4, rows, 7, 64)
+    join4(rows, 7, 64, again, 4)
+
+
+def test_exponentials():
+    x = np.concatenate([np.linspace(-87, 88, 2**16 - 16), [-1e30, -200, -88, -87, 88, 88.5, 1e30, 0, -0.0, *np.full(7, 1e-8)]]).astype(np.float32)
+    out = np.empty_like(x)
+    _exponentials(x, out)
+    expected = np.exp(x.astype(np.float64).clip(-87, 88))
+    assert np.abs(out / expected - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize("gate", ["none", "one", "some"])
+def test_lanes(gate):
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 16)).astype(np.float32)
+    c = {"none": np.zeros(16), "one": np.eye(16)[13], "some": rng.normal(size=16) * (np.arange(16) % 3 > 0)}[gate].astype(np.float32)
+    out = np.empty(96, np.float32)
+    sum_, any_ = _lanes(a, b, c, out)
+    rows = [a.astype(float) * b + c, np.maximum(a, b), np.minimum(a, b), np.where(b > 0, a, 0), np.where(c != 0, a, b), np.abs(a)]
+    assert_close(out.reshape(6, 16), np.stack(rows), 1e-6)
+    assert sum_ == pytest.approx(a.astype(float).sum(), rel=1e-5)
+    assert any_ == (gate != "none")
+
+
+def test_tiles_turn_and_samples_split_and_join():
+    tile, samples = np.arange(3 + 40 * 16, dtype=np.float32), np.arange(4 + 64, dtype=np.float32)
+    turned, rows, again = (np.full(n, -1, np.float32) for n in (5 + 32 * 16, 7 + 4 * 64, 4 + 64))
+    _moves(tile, turned, samples, rows, again)
+    blocks = turned[5:].reshape(16, 32)
+    assert np.array_equal(blocks[:, :16], tile[3:].reshape(16, 40)[:, :16].T)
+    assert (blocks[:, 16:] == -1).all()
+    assert (turned[:5] == -1).all()
+    assert np.array_equal(rows[7:].reshape(4, 64)[:, :16], samples[4:].reshape(16, 4).T)
+    assert (rows[7:].reshape(4, 64)[:, 16:] == -1).all()
+    assert np.array_equal(again[4:], samples[4:])
+    assert (again[:4] == -1).all()
+
+
+# --- Matrix products ------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _products(tiles, w, x, g, y, dw, rows, depth):
+    scratch, w16 = np.empty(3 * max(rows, depth) * LANES, np.float32), np.empty(w.size // 2, np.int32)
+    round16(w, w16)
+    begin(tiles)
+    forward(tiles, w, w16, x, y, rows, depth, scratch)
+    weight_gradient(tiles, g, x, dw, rows, depth, scratch)
+    end(tiles)
+
+
+def rounded(a: np.ndarray) -> np.ndarray:
+    """float32 cut to bfloat16's 8 bits, the nearest, ties away from 0."""
+    return ((a.view(np.uint32) + 0x8000) & 0xFFFF0000).view(np.float32)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("rows, depth", [(16, 32), (32, 32), (16, 128), (64, 32), (96, 64), (128, 128)])
+def test_products(rows, depth, tiles):
+    if tiles and not matmul.has_tiles():
+        pytest.skip("this processor has no bfloat16 tiles")
+    rng = np.random.default_rng(rows + depth)
+    w, x, g, dw = (rng.normal(size=size).astype(np.float32) for size in ((rows, depth), (depth, LANES), (rows, LANES), (rows, depth)))
+    y, sums = np.full((rows, LANES), np.nan, np.float32), dw.copy()
+    _products(tiles, w.ravel(), x.ravel(), g.ravel(), y.ravel(), sums.ravel(), rows, depth)
+    if tiles:
+        w, x, g = rounded(w), rounded(x), rounded(g)
+    assert_close(y, w.astype(float) @ x, 1e-6)
+    assert_close(sums, dw + g.astype(float) @ x.T, 1e-6)
+
+
+# --- Threads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 2])
+def test_parts_run_at_the_same_time_and_answer_in_order(threads, count):
+    threads(count)
+    meeting = threading.Barrier(count, timeout=20)
+
+    def part_of_work(part: int, parts: int, word: str) -> tuple[int, int, str]:
+        meeting.wait()
+        return part, parts, word
+
+    assert run_parallel(part_of_work, "a") == [(part, count, "a") for part in range(count)]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_part_that_fails_is_heard_of_and_the_next_run_works(threads, bad):
+    threads(2)
+
+    def work(part: int, parts: int) -> int:
+        if part == bad:
+            raise ValueError(f"part {part}")
+        return part
+
+    with pytest.raises(ValueError, match=f"part {bad}"):
+        run_parallel(work)
+    assert run_parallel(lambda part, parts: part) == [0, 1]
+
+
+def everything() -> list[Tensor]:
+    """Outputs and gradients of every kernel with threads, on inputs that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    shape = FieldShape(GridLayout(6, 10, 8, 128), 32)
+    n = 500
+    x, table, weights = (v.requires_grad_() for v in (
+        torch.rand(n, 3, generator=generator),
+        torch.randn(shape.grid.size, generator=generator),
+        torch.randn(shape.size, generator=generator) * 0.2,
+    ))
+    d = torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
+    density, rgb = field(x, d, table, weights, shape)
+    offsets = torch.arange(0, n + 1, 5)
+    color, opacity, depth, light = composite_packed(density, rgb, torch.full((n,), 0.1), torch.rand(n, generator=generator), offsets)
+    (color.sum() + (opacity * depth).sum() + light.square().sum()).backward()
+    assert x.grad is not None
+    assert table.grad is not None
+    assert weights.grad is not None
+    gradients = [x.grad, table.grad.clone(), weights.grad]
+    p, m, v = (torch.zeros(table.shape) for _ in range(3))
+    sparse_adam(p, table.grad, m, v, 1, 0.01, (0.9, 0.99), 1e-10, 0.0)
+    occupancy = pack_occupancy((torch.rand(2 * 128**3, generator=generator) < 0.05).float(), 0.5)
+    near, far, jitter = torch.zeros(n), torch.full((n,), 9.0), torch.rand(n, generator=generator)
+    rays = (d * -2 + 0.5, d, near, far, jitter, occupancy, 0.01)
+    samples = march(*rays)
+    seen = visible_samples(*rays, 0.0, table.detach(), weights.detach(), shape, False, 1e-3, 1e-2)
+    assert 0 < len(seen) < len(samples)
+    outputs = [density, rgb, color, opacity, depth, light, *gradients, p, m, v]
+    for s in (samples, seen):
+        outputs += [s.ray_indices, s.t_starts, s.t_ends, s.x, s.offsets]
+    return [o.detach() for o in outputs]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_same_input_and_threads_give_the_same_bits(threads, count):
+    threads(count)
+    first, again = everything(), everything()
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    threads(1)
+    for k, (value, alone) in enumerate(zip(first, everything(), strict=True)):
+        if k in (8, 9):  # the weights' gradients, and what depends on no sum over threads is the same
+            assert_close(value, alone)
+        else:
+            assert torch.equal(value, alone), k
+
+
+def _composite(pipe: Any) -> None:
+    density, rgb = torch.rand(40, generator=torch.Generator().manual_seed(0)), torch.ones(40, 3)
+    color, *_ = composite_packed(density, rgb, torch.ones(40), torch.ones(40), torch.arange(0, 41, 4))
+    pipe.send((os.getpid(), run_parallel(lambda part, parts: (part, parts)), color.tolist()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_kernels_run_after_a_fork(threads):
+    threads(2)
+    here, there = multiprocessing.Pipe(duplex=False)
+    _composite(there)  # the threads exist before the fork; the child has none of them
+    expected = here.recv()
+    child = multiprocessing.get_context("fork").Process(target=_composite, args=(there,))
+    child.start()
+    try:
+        assert here.poll(60), "the child hangs"
+        found = here.recv()
+    finally:
+        child.kill()
+        child.join()
+    assert found[0] != expected[0]
+    assert found[1:] == expected[1:]
+    assert found[1] == [(0, 2), (1, 2)]
+
+
+# --- Cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_is_named_after_the_text_of_all_kernels(monkeypatch, tmp_path):
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+    sources = tmp_path / "cpu"
+    sources.mkdir()
+    for path in Path(runtime.__file__).parent.glob("*.py"):
+        (sources / path.name).write_bytes(path.read_bytes())
+    original = runtime._cache_folder()
+    assert Path(original).parent == tmp_path / "cache"
+    assert Path(original).is_dir()
+    monkeypatch.setattr(runtime, "__file__", str(sources / "runtime.py"))
+    assert runtime._cache_folder() == original
+    with (sources / "vectors.py").open("a") as file:
+        file.write("\n")
+    changed = runtime._cache_folder()
+    assert changed != original
+    assert Path(changed).is_dir()
+
+
+def test_where_the_cache_lies(monkeypatch, tmp_path):
+    monkeypatch.delenv("NERFIT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Path(runtime._cache_folder()).parent == tmp_path / "nerfit"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "file" / "folder"))
+    elsewhere = Path(runtime._cache_folder())
+    assert elsewhere.is_dir()
+    elsewhere.rmdir()
+
+
+COUNT_COMPILATIONS = """
+from numba.core import event
+recorder = event.RecordingListener()
+event.register("numba:compile", recorder)
+import numpy as np
+from nerfit.kernels.cpu.sampling import decay_occupancy
+grid = np.full(5, 2, np.float32)
+decay_occupancy(0, 1, grid, np.float32(0.5))
+assert (grid == 1).all()
+print(len(recorder.buffer))
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    environment = {**os.environ, "NERFIT_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    counts = []
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", COUNT_COMPILATIONS], env=environment, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+        counts.append(int(run.stdout))
+    assert counts[0] > 0
+    assert counts[1] == 0
+    assert len(list(tmp_path.iterdir())) == 1
