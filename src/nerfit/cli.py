@@ -192,7 +192,7 @@ def demo(argv: list[str]) -> int:
     start = time.perf_counter()
     extra = [] if options.seconds is None else ["--seconds", str(options.seconds)]
     folder = options.out or next(p for p in numbered_folders(Path("runs/demo")) if not p.exists())
-    plan, train_options, folder = jobs.prepare("nerf", "procedural", ["--recipe", "demo", "--out", str(folder), *extra])
+    plan, train_options, folder = jobs.prepare("instant", "procedural", ["--recipe", "demo", "--out", str(folder), *extra])
     summary = jobs.train(plan, train_options, folder)
     if summary["exit_code"]:
         return int(summary["exit_code"])

@@ -46,7 +46,7 @@ class InstantConfig:
     """March steps along the box's diagonal."""
     cone: float | None = None
     """Longest step over its distance; none = 0 (even steps) in one box, 1/256 with cascades."""
-    samples: int = 12_288
+    samples: int = 8192
     """Visible samples of a step; the number of rays follows."""
     least_weight: float = 1e-3
     """Samples of less weight get no colour and no gradient."""
