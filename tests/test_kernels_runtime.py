@@ -1,5 +1,6 @@
 """What kernels are made of (vectors, matrix products), and how they are run: threads, forks, the cache of machine code."""
 
+# pyright: reportCallIssue=false
 import multiprocessing
 import os
 import subprocess
@@ -36,15 +37,17 @@ from nerfit.kernels.cpu.vectors import (
     transpose16,
     where_nonzero,
 )
+from nerfit.kernels.dispatch import kernels_take_threads
 from nerfit.kernels.field import FieldShape, field
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import march, pack_occupancy, visible_samples
 
 
 @pytest.fixture
-def threads() -> Iterator[Any]:
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Sets PyTorch's number of threads; it is as before afterwards."""
     before = torch.get_num_threads()
+    monkeypatch.setattr(runtime, "threads", 0)
     yield torch.set_num_threads
     torch.set_num_threads(before)
 
@@ -174,6 +177,23 @@ def test_a_part_that_fails_is_heard_of_and_the_next_run_works(threads, bad):
     with pytest.raises(ValueError, match=f"part {bad}"):
         run_parallel(work)
     assert run_parallel(lambda part, parts: part) == [0, 1]
+
+
+def test_kernels_can_have_the_threads_to_themselves(threads):
+    threads(3)
+    for wrong in (False, True):
+        try:
+            with kernels_take_threads(torch.device("cpu")):
+                assert torch.get_num_threads() == 1
+                assert run_parallel(lambda part, parts: (part, parts)) == [(0, 3), (1, 3), (2, 3)]
+                if wrong:
+                    raise ValueError
+        except ValueError:
+            assert wrong
+        assert torch.get_num_threads() == 3
+        assert runtime.threads == 0
+    with kernels_take_threads(torch.device("meta")):
+        assert torch.get_num_threads() == 3
 
 
 def everything() -> list[Tensor]:

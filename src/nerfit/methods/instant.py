@@ -115,8 +115,7 @@ class Instant(Method):
         if step % c.occupancy_every:
             return
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, step, 0x0CC))
-        cells, x = self.occupancy.probes(c.occupancy_probes, generator)
-        self.occupancy.update(cells, self._density(x) * self.step_length)
+        self.occupancy.update(lambda x: self._density(x) * self.step_length, c.occupancy_probes, generator)
 
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples, by at most a half."""

@@ -1,11 +1,15 @@
 """An occupancy grid that follows a field while it trains (instant-ngp, appendix C)."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, pack_occupancy
 
+WARM_UP = 16
+"""Updates that look into all of space."""
 _CELLS = RESOLUTION**3
 
 
@@ -20,12 +24,14 @@ class OccupancyGrid(nn.Module):
     distance: Tensor
     box: Tensor
     level: Tensor
+    updates: Tensor
 
     def __init__(self, cascades: int, threshold: float = 0.01, decay: float = 0.95) -> None:
         super().__init__()
         self.threshold, self.decay, self.cascades = threshold, decay, cascades
         half = 0.5 * 2.0 ** (cascades - 1)
         self.register_buffer("thickness", torch.full((cascades * _CELLS,), 1.5 * threshold))
+        self.register_buffer("updates", torch.tensor(0))
         self.register_buffer("level", torch.tensor(threshold))
         self.register_buffer("bits", torch.full((cascades * _CELLS // 8,), 255, dtype=torch.uint8))
         self.register_buffer("distance", torch.zeros(cascades * BLOCKS**3, dtype=torch.uint8))
@@ -36,32 +42,38 @@ class OccupancyGrid(nn.Module):
         return Occupancy(self.bits, self.distance, self.box)
 
     @torch.no_grad()
-    def probes(self, count: int, generator: torch.Generator) -> tuple[Tensor, Float[Tensor, "n 3"]]:
-        """Cells to look at, half of them anywhere and half among the occupied, and a random point in each ([0, 1]³, outermost cascade)."""
-        device = self.thickness.device
+    def update(self, thickness: Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]], count: int, generator: torch.Generator) -> None:
+        """Fade, raise cells to what ``thickness`` finds in them (at points of the outermost cascade, as [0, 1]³), renew the bits.
 
-        def random(most: int, n: int) -> Tensor:
-            return torch.randint(most, (n,), generator=generator, device=device)
-
-        cells = random(len(self.thickness), count // 2)
-        occupied = (self.thickness > self.level).nonzero().flatten()
-        if len(occupied):
-            cells = torch.cat([cells, occupied[random(len(occupied), count // 2)]])
-        index = torch.stack([cells % RESOLUTION, cells // RESOLUTION % RESOLUTION, cells // RESOLUTION**2 % RESOLUTION], -1)
-        inside = (index + torch.rand(index.shape, generator=generator, device=device)) / RESOLUTION
-        side = 2.0 ** (cells // _CELLS - (self.cascades - 1)).to(torch.float32)
-        return cells, (inside - 0.5) * side[:, None] + 0.5
-
-    @torch.no_grad()
-    def update(self, cells: Tensor, thickness: Float[Tensor, "n"]) -> None:
-        """Fade, then raise cells to what was found in them, and renew the bits.
-
-        A cell counts above the threshold, or above the mean where that is less: young fields are thin everywhere.
+        The first `WARM_UP` times it looks once into every 2x2x2 block; then into ``count`` cells, half of them anywhere and
+        half among the occupied. A cell counts above the threshold, or above the mean where that is less: young fields are
+        thin everywhere.
         """
         self.thickness.mul_(self.decay)
-        self.thickness.scatter_reduce_(0, cells, thickness, "amax")
+        if self.updates < WARM_UP:
+            blocks = torch.arange(len(self.distance), device=self.thickness.device)
+            found = thickness(self._points(blocks, BLOCKS, generator)).reshape(-1, BLOCKS, 1, BLOCKS, 1, BLOCKS, 1)
+            cells = self.thickness.view(-1, BLOCKS, 2, BLOCKS, 2, BLOCKS, 2)
+            torch.maximum(cells, found, out=cells)
+        else:
+            cells = self._some(len(self.thickness), count // 2, generator)
+            occupied = (self.thickness > self.level).nonzero().flatten()
+            if len(occupied):
+                cells = torch.cat([cells, occupied[self._some(len(occupied), count // 2, generator)]])
+            self.thickness.scatter_reduce_(0, cells, thickness(self._points(cells, RESOLUTION, generator)), "amax")
+        self.updates += 1
         self.level.fill_(min(self.threshold, float(self.thickness.mean())))
         found = pack_occupancy(self.thickness, float(self.level))
         self.bits.copy_(found.bits)
         self.distance.copy_(found.distance)
         self.box.copy_(found.box)
+
+    def _some(self, most: int, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(most, (count,), generator=generator, device=self.thickness.device)
+
+    def _points(self, cells: Tensor, side: int, generator: torch.Generator) -> Float[Tensor, "n 3"]:
+        """A random point in each cell of cascades with ``side`` cells along an edge."""
+        index = torch.stack([cells % side, cells // side % side, cells // side**2 % side], -1)
+        inside = (index + torch.rand(index.shape, generator=generator, device=cells.device)) / side
+        scale = 2.0 ** (cells // side**3 - (self.cascades - 1)).to(torch.float32)
+        return (inside - 0.5) * scale[:, None] + 0.5

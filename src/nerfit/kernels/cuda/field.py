@@ -15,8 +15,8 @@ __all__ = ["density", "field_backward", "field_forward", "position_gradient", "s
 TOP = tl.constexpr(HIGHEST_RAW)
 CHUNK = 2**18
 """Samples whose features stay in the cache while their density is asked for."""
-PROGRAMS = 256
-"""Most programs of the backward pass, so partial sums of the weights' gradient."""
+SUMS = 64
+"""Partial sums of the weights' gradient, for programs that add to the same number wait for one another."""
 
 
 def density(x: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Tensor:
@@ -42,9 +42,9 @@ def field_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the features and of the weights."""
     n, dtype = len(d), features.dtype
-    programs = min(triton.cdiv(n, _block(dtype)), PROGRAMS)
-    g_features, sums = torch.empty_like(features, dtype=torch.float32), weights.new_empty(programs, len(weights))
-    launch(_backward, (programs,), features, d, weights, n, g_density, g_rgb, g_features, sums, num_stages=1, **_sizes(shape, dtype))
+    g_features, sums = torch.empty_like(features, dtype=torch.float32), weights.new_zeros(SUMS, len(weights))
+    args = (features, d, weights, n, g_density, g_rgb, g_features, sums, SUMS)
+    launch(_backward, (triton.cdiv(n, _block(dtype)),), *args, **_sizes(shape, dtype))
     return g_features, sums.sum(0)
 
 
@@ -109,52 +109,41 @@ def _backward(
     g_rgb,
     g_features,
     sums,
+    parts,
     WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
     WIDE: tl.constexpr,
     DEEP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Runs the networks again from the features, cheaper than keeping every activation; each program adds up its own sums."""
-    w1 = weights + WIDTH * DEPTH
-    w2 = w1 + 16 * WIDTH
-    w3 = w2 + 32 * WIDTH
-    w4 = w3 + WIDTH * WIDTH
-    sum0, sum1 = tl.zeros([WIDE, DEEP], tl.float32), tl.zeros([16, WIDE], tl.float32)
-    sum2, sum2d = tl.zeros([WIDE, 16], tl.float32), tl.zeros([WIDE, 16], tl.float32)
-    sum3, sum4 = tl.zeros([WIDE, WIDE], tl.float32), tl.zeros([16, WIDE], tl.float32)
-    c = tl.arange(0, 16)[None, :]
+    """Runs the networks again from the features, cheaper than keeping every activation."""
+    at1: tl.constexpr = WIDTH * DEPTH
+    at2: tl.constexpr = at1 + 16 * WIDTH
+    at3: tl.constexpr = at2 + 32 * WIDTH
+    at4: tl.constexpr = at3 + WIDTH * WIDTH
     program = tl.program_id(0).to(tl.int64)
-    for block in range(program, tl.cdiv(n, BLOCK), tl.num_programs(0)):
-        s = block * BLOCK + tl.arange(0, BLOCK)
-        f = _features(features, s, n, DEPTH, DEEP)
-        hidden, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
-        raw, code, sh = _raw(code), code.to(f.dtype), harmonics(d, s, n).to(f.dtype)
-        color1, color2, color = _color_network(code, sh, w2, WIDTH, WIDE)
-        g = tl.load(g_rgb + 3 * s[:, None] + c, (s[:, None] < n) & (c < 3), 0.0)
-        g = (g * color * (1 - color)).to(f.dtype)
-        sum4 += _product(tl.trans(g), color2)
-        g = _gate(_product(g, _matrix(w4, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)), color2)
-        sum3 += _product(tl.trans(g), color1)
-        g = _gate(_product(g, _matrix(w3, WIDTH, WIDTH, WIDTH, WIDE, WIDE, f.dtype)), color1)
-        sum2 += _product(tl.trans(g), code)
-        sum2d += _product(tl.trans(g), sh)
-        g = _product(g, _matrix(w2, WIDTH, 16, 32, WIDE, 16, f.dtype))
-        g_raw = tl.load(g_sigma + s, s < n, 0.0) * tl.where(raw <= TOP, tl.exp(tl.minimum(raw, TOP)), 0.0)
-        g = tl.where(c == 0, g + g_raw[:, None], g).to(f.dtype)
-        sum1 += _product(tl.trans(g), hidden)
-        g = _gate(_product(g, _matrix(w1, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)), hidden)
-        sum0 += _product(tl.trans(g), f)
-        g = _product(g, _matrix(weights, WIDTH, DEPTH, DEPTH, WIDE, DEEP, f.dtype))
-        k = tl.arange(0, DEEP)[None, :]
-        tl.store(g_features + s[:, None] * DEPTH + k, g, (s[:, None] < n) & (k < DEPTH))
-    to = sums + program * (WIDTH * (DEPTH + 64 + WIDTH))
-    _store_matrix(to, sum0, WIDTH, DEPTH, DEPTH, WIDE, DEEP)
-    _store_matrix(to + WIDTH * DEPTH, sum1, 16, WIDTH, WIDTH, 16, WIDE)
-    _store_matrix(to + WIDTH * (DEPTH + 16), sum2, WIDTH, 16, 32, WIDE, 16)
-    _store_matrix(to + WIDTH * (DEPTH + 16) + 16, sum2d, WIDTH, 16, 32, WIDE, 16)
-    _store_matrix(to + WIDTH * (DEPTH + 48), sum3, WIDTH, WIDTH, WIDTH, WIDE, WIDE)
-    _store_matrix(to + WIDTH * (DEPTH + 48 + WIDTH), sum4, 16, WIDTH, WIDTH, 16, WIDE)
+    s, c, k = program * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 16)[None, :], tl.arange(0, DEEP)[None, :]
+    sums += program % parts * (at4 + 16 * WIDTH)
+    f = _features(features, s, n, DEPTH, DEEP)
+    hidden, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
+    raw, code, sh = _raw(code), code.to(f.dtype), harmonics(d, s, n).to(f.dtype)
+    color1, color2, color = _color_network(code, sh, weights + at2, WIDTH, WIDE)
+    g = tl.load(g_rgb + 3 * s[:, None] + c, (s[:, None] < n) & (c < 3), 0.0)
+    g = (g * color * (1 - color)).to(f.dtype)
+    _add(sums + at4, g, color2, 16, WIDTH, WIDTH)
+    g = _gate(_product(g, _matrix(weights + at4, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)), color2)
+    _add(sums + at3, g, color1, WIDTH, WIDTH, WIDTH)
+    g = _gate(_product(g, _matrix(weights + at3, WIDTH, WIDTH, WIDTH, WIDE, WIDE, f.dtype)), color1)
+    _add(sums + at2, g, code, WIDTH, 16, 32)
+    _add(sums + at2 + 16, g, sh, WIDTH, 16, 32)
+    g = _product(g, _matrix(weights + at2, WIDTH, 16, 32, WIDE, 16, f.dtype))
+    g_raw = tl.load(g_sigma + s, s < n, 0.0) * tl.where(raw <= TOP, tl.exp(tl.minimum(raw, TOP)), 0.0)
+    g = tl.where(c == 0, g + g_raw[:, None], g).to(f.dtype)
+    _add(sums + at1, g, hidden, 16, WIDTH, WIDTH)
+    g = _gate(_product(g, _matrix(weights + at1, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)), hidden)
+    _add(sums, g, f, WIDTH, DEPTH, DEPTH)
+    g = _product(g, _matrix(weights, WIDTH, DEPTH, DEPTH, WIDE, DEEP, f.dtype))
+    tl.store(g_features + s[:, None] * DEPTH + k, g, (s[:, None] < n) & (k < DEPTH))
 
 
 @triton.jit
@@ -192,15 +181,16 @@ def _matrix(
 
 
 @triton.jit
-def _store_matrix(to, tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
-    r, c = tl.arange(0, R)[:, None], tl.arange(0, C)[None, :]
-    tl.store(to + r * STRIDE + c, tile, (r < ROWS) & (c < COLUMNS))
+def _add(to, g, activation, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    """Add the gradient of a weight matrix, from those of a layer's outputs and from its inputs."""
+    r, c = tl.arange(0, g.shape[1])[:, None], tl.arange(0, activation.shape[1])[None, :]
+    tl.atomic_add(to + r * STRIDE + c, _product(tl.trans(g), activation), (r < ROWS) & (c < COLUMNS), sem="relaxed")
 
 
 @triton.jit
 def _product(a, b):
     """Sums in float32; float32 factors are not rounded to TF32."""
-    return tl.dot(a, b, input_precision="tf32x3")
+    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
