@@ -60,7 +60,7 @@ def test_an_object_is_learned_by_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["forward-facing", "unbounded"])
 def test_other_bounds_are_learned(tmp_path: Path, scene: Scene, kind: str) -> None:
     if kind == "forward-facing":
-        scene = load("procedural:forward-facing", Config(size=32, views=12, test_views=2, samples=1))
+        scene = load("procedural:forward-facing", Config(size=40, samples=1))
         assert scene.ndc
     else:
         scene = replace(scene, bounds="unbounded")

@@ -134,6 +134,8 @@ def test_learned_cameras_and_parts_of_pixels_have_no_fast_rays(monkeypatch):
         (1, cameras.fx.double()),
         (8, torch.zeros(8).long()[::2]),
     ):
-        assert camera_rays(*[other if k == place else value for k, value in enumerate(fast)]) is None
+        changed = fast.copy()
+        changed[place] = other
+        assert camera_rays(*changed) is None
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
     assert camera_rays(*fast) is None

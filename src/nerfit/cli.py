@@ -2,13 +2,14 @@
 
 import json
 import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -76,6 +77,74 @@ class DemoOptions(Common):
     """Run folder; none = runs/demo[-n]."""
     seconds: float | None = None
     """Training time; none = the recipe's."""
+
+
+@dataclass
+class SpeedOptions(Common):
+    """nerfit bench speed: this machine's matrix product, the fused field, and each kernel beside its definition in PyTorch.
+
+    Examples:
+      nerfit bench speed
+      nerfit bench speed --threads 2 --precision float32 --json
+    """
+
+    levels: int = 8
+    """Levels of the hash grid."""
+    log2_entries: int = 18
+    """Entries per level at most, as a power of two."""
+    width: int = 64
+    """Channels of the networks."""
+    samples: int = 65_536
+    """Positions along made-up rays."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """What matrix products take; auto = bf16 where the hardware is fast at it."""
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass
+class TimeToQualityOptions(Common):
+    """nerfit bench time-to-quality SCENE [METHOD]: test PSNR after trainings of several lengths.
+
+    Each training is a process of its own with its schedule set to its seconds; all flags of nerfit train may follow. Writes
+    results.json, results.csv and results.svg; run again with the same --out, it goes on where it was stopped.
+
+    Examples:
+      nerfit bench time-to-quality procedural --at 5 10 20
+      nerfit bench time-to-quality data/lego instant --at 60 300 --seeds 3 --out runs/lego-times --threads 2
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """What nerfit train takes as SCENE."""
+    method: tyro.conf.Positional[str] = "instant"
+    """What nerfit train takes as METHOD."""
+    at: tuple[float, ...] = (15, 30, 60, 120, 300, 600, 1200)
+    """Seconds of training."""
+    seeds: int = 1
+    """Trainings for each of them, with seeds 0, 1, …"""
+    out: Path | None = None
+    """Folder of the results and the runs; none = runs/bench-<scene>-<method>."""
+
+
+@dataclass
+class MemoryOptions(Common):
+    """nerfit bench memory SCENE [METHOD]: the most memory held so far after loading, building, training and rendering a view.
+
+    All flags of nerfit train may follow.
+
+    Examples:
+      nerfit bench memory procedural
+      nerfit bench memory data/lego nerf --recipe nerf-small --steps 50
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """What nerfit train takes as SCENE."""
+    method: tyro.conf.Positional[str] = "instant"
+    """What nerfit train takes as METHOD."""
+    steps: int = 200
+    """Training steps."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -226,6 +295,110 @@ def inspect(argv: list[str]) -> int:
     return 0
 
 
+def bench(argv: list[str]) -> int:
+    """nerfit bench speed|time-to-quality|memory."""
+    kinds = {"speed": _speed, "time-to-quality": _time_to_quality, "memory": _memory}
+    if argv[:1] in (["-h"], ["--help"]):
+        print(_BENCH_HELP)
+        return 0
+    word = argv[0] if argv else ""
+    if word not in kinds:
+        raise ConfigError(f"bench what? One of {', '.join(kinds)}{nearest(word, kinds)}.")
+    return kinds[word](argv[1:])
+
+
+def _speed(argv: list[str]) -> int:
+    from rich.console import Console
+
+    from nerfit.kernels.field import FieldShape
+    from nerfit.kernels.hash_grid import GridLayout
+    from nerfit.outputs.bench import speed
+    from nerfit.training.devices import pick_device, set_threads
+
+    options = _parse(SpeedOptions, argv, "bench speed")
+    set_threads(options.threads)
+    shape = FieldShape(GridLayout(options.levels, options.log2_entries, 16, 1024), options.width)
+    with Console(stderr=True).status("measuring"):
+        answer = speed(shape, options.samples, options.precision, pick_device(options.device))
+    _answer(options, answer, "" if options.json else _speed_text(answer))
+    return 0
+
+
+def _speed_text(answer: dict[str, Any]) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    m, f, peaks = answer["machine"], answer["field"], answer["matrix_peak_gflops"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("kernel")
+    for title in ("ms", "reference ms", "ratio", "difference", "GFLOP/s"):
+        table.add_column(title, justify="right")
+    for row in answer["kernels"]:
+        rays = f" ({row['differing_rays']:.1%} of rays)" if row.get("differing_rays") else ""
+        numbers = f"{row['milliseconds']:.2f}", f"{row['reference_milliseconds']:.2f}", f"{row['ratio']:.1f}", f"{row['difference']:.0e}{rays}"
+        table.add_row(row["kernel"], *numbers, f"{row['gflops']:.0f}" if "gflops" in row else "")
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(
+        [
+            f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, device {m['device']}, PyTorch {m['torch']}, {m['date']}",
+            f"matrix peak: {peaks['float32']:,.0f} GFLOP/s in float32, {peaks['bf16']:,.0f} in bf16",
+            f"fused field forward + backward in {f['precision']}: {f['samples_per_second'] / 1e6:.2f} million samples/s, {f['gflops']:,.0f} "
+            f"GFLOP/s, {f['share_of_float32_peak']:.0%} of the float32 peak",
+            "",
+            capture.get().rstrip(),
+        ]
+    )
+
+
+def _time_to_quality(argv: list[str]) -> int:
+    from nerfit import jobs
+
+    options, flags = _bench_scene(TimeToQualityOptions, argv, "time-to-quality")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the training in hand ends too
+    try:
+        answer = jobs.time_to_quality(options, flags)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    columns = {"seconds": "{:.1f}", "seed": "{}", "steps": "{}", "psnr": "{:.2f}", "peak_memory_mb": "{:.0f}", "matrix_peak_gflops": "{:.0f}"}
+    rows = [list(columns), *([text.format(row[name]) for name, text in columns.items()] for row in answer["rows"])]
+    lines = ["  ".join(f"{word:>{len(name)}}" for word, name in zip(row, columns, strict=True)) for row in rows]
+    _answer(options, answer, "\n".join([*lines, f"-> {answer['folder']}/results.svg, results.csv, results.json"]))
+    return 0
+
+
+def _memory(argv: list[str]) -> int:
+    from nerfit import jobs
+
+    options, flags = _bench_scene(MemoryOptions, argv, "memory")
+    answer = jobs.memory(options, flags)
+    lines = [f"{stage:12} {mb:8,.0f} MB" for stage, mb in answer["peak_memory_mb"].items()]
+    _answer(options, answer, "\n".join(["most memory held until after", *lines]))
+    return 0
+
+
+def _bench_scene(kind: Any, argv: list[str], name: str) -> tuple[Any, list[str]]:
+    """A benchmark's own options, and the flags that are for training; SCENE and METHOD come first, in either order."""
+    from nerfit.plugins import available
+
+    mine = {"--" + f.name for f in fields(kind)} | {"-h", "--help"}
+    own: list[str] = []
+    flags: list[str] = []
+    into = own
+    for word in argv:
+        if word.startswith("--") or word == "-h":
+            into = own if word.partition("=")[0] in mine else flags
+        into.append(word)
+    options = _parse(kind, own, f"bench {name}")
+    methods = available("nerfit.methods")
+    if options.scene in methods and options.method not in methods:
+        options.scene, options.method = options.method, options.scene
+    if not options.scene or own[0].startswith("-"):
+        raise ConfigError(f"a SCENE is needed first: nerfit bench {name} SCENE [METHOD], for instance nerfit bench {name} procedural.")
+    return options, flags
+
+
 def methods(argv: list[str]) -> int:
     """nerfit methods: what can be trained."""
     from nerfit.plugins import available
@@ -276,6 +449,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "render": render,
     "inspect": inspect,
+    "bench": bench,
     "methods": methods,
     "recipes": recipes,
     "doctor": doctor,
@@ -289,9 +463,22 @@ _HELP = """nerfit: neural radiance fields that anyone can train
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
+  nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
   nerfit methods | recipes | doctor            what there is, and what this machine can do
 
 Every command: --help, --json, --debug. Examples:
   nerfit train nerf data/lego --recipe nerf-small --seconds 900
   nerfit train image photo.jpg --recipe image
+"""
+
+_BENCH_HELP = """nerfit bench: measurements on this machine
+
+  nerfit bench speed                           matrix peak, fused field, each kernel beside its definition in PyTorch
+  nerfit bench time-to-quality SCENE [METHOD]  test PSNR after trainings of several lengths: a table and a chart
+  nerfit bench memory SCENE [METHOD]           most memory held after loading, building, training, rendering
+
+Each: --help, --json. Examples:
+  nerfit bench speed --threads 2
+  nerfit bench time-to-quality procedural --at 5 10 20
+  nerfit bench memory data/lego instant --steps 100
 """

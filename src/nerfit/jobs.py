@@ -1,7 +1,13 @@
 """What the commands do, each as one function from options to an answer that is plain data."""
 
 import dataclasses
+import datetime
+import itertools
+import json
+import math
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,12 +23,15 @@ from nerfit.config import M, Recipe, RunConfig, S
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
 from nerfit.methods.base import Method, render_view
-from nerfit.outputs.inspect import inspect_part
+from nerfit.outputs.bench import machine
+from nerfit.outputs.inspect import inspect_part, matrix_peak
 from nerfit.outputs.pictures import checked_quantities, render_path
+from nerfit.outputs.results import Results
 from nerfit.plugins import find
 from nerfit.runs import Plan, default_config, initialise_from, last_folder, new_folder, open_run, refuse_existing, with_budget
 from nerfit.scenes import detect_format
 from nerfit.scenes.scene import Scene, SceneConfig
+from nerfit.training.devices import peak_memory, pick_device, set_threads
 from nerfit.training.trainer import Callback, Trainer, update_metrics
 
 EVALUATE_WITHIN = 600.0
@@ -303,3 +312,78 @@ def inspect(part: str, plan: Plan, out: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, Path(folder), quiet=True)
         return inspect_part(part, trainer, picture)
+
+
+def time_to_quality(options: Any, flags: list[str]) -> dict[str, Any]:
+    """Test PSNR after trainings of several lengths, one process each; trainings that --out holds already are not repeated."""
+    _refuse(flags, {"steps", "seconds", "seed", "resume", "evaluate", "lpips_weights"}, "sets it itself, see --at and --seeds")
+    budgets = sorted(set(options.at))
+    if not budgets or not all(math.isfinite(s) and s > 0 for s in budgets):
+        raise ConfigError("--at needs one or more numbers of seconds above 0.")
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds must be at least 1, not {options.seeds}.")
+    plan, _, _ = prepare(options.method, options.scene, [*flags, "--seconds", f"{budgets[0]:g}"], folder=False)
+    set_threads(plan.config.threads)
+    folder = options.out or Path("runs") / f"bench-{_name(options.scene)}-{plan.method}"
+    results = Results(plan.method, plan.source, flags, machine(pick_device(plan.config.device)))
+    if (folder / "results.json").exists():
+        results.resume(folder)
+    else:
+        refuse_existing(folder)
+    results.save(folder)
+    for budget, seed in itertools.product(budgets, range(options.seeds)):
+        if results.holds(budget, seed):
+            continue
+        row = _timed_training(plan, flags, budget, seed, folder / f"{budget:g}s-seed{seed}")
+        results.add(row, folder)
+        say(f"{budget:g} s, seed {seed}: {row['psnr']:.2f} dB after {row['steps']} steps, {row['peak_memory_mb']:.0f} MB")
+    return dataclasses.asdict(results) | {"folder": str(folder)}
+
+
+def _refuse(flags: list[str], keys: set[str], why: str) -> None:
+    for key in sorted(keys & configs.typed_keys(flags)):
+        raise ConfigError(f"leave out --{key.replace('_', '-')}: this benchmark {why}.")
+
+
+def _timed_training(plan: Plan, flags: list[str], budget: float, seed: int, run: Path) -> dict[str, Any]:
+    """A row of `time_to_quality`: the machine's matrix product, then a training in a fresh process, then its test PSNR."""
+    shutil.rmtree(run, ignore_errors=True)  # what an interruption left
+    device = pick_device(plan.config.device)
+    peak = matrix_peak(device, torch.float32) / 1e9
+    own = ["--seconds", repr(budget), "--seed", str(seed), "--out", str(run), "--no-evaluate", "--json"]
+    command = [sys.executable, "-m", "nerfit", "train", plan.method, plan.source, *flags, *own]
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode in (128 + 2, 128 + 15):
+        raise KeyboardInterrupt
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}."])[-1]
+        raise RunError(f"the training of {budget:g} s failed: {said.removeprefix('nerfit: ')}")
+    train = json.loads((run / "metrics.json").read_text())["train"]
+    trained = open_run(run, images=True, threads=plan.config.threads, device=plan.config.device)
+    found = {"psnr": judge(trained.method, trained.scene, trained.chunk, lpips=False)["psnr"], "matrix_peak_gflops": round(peak, 1)}
+    kept = {key: train[key] for key in ("steps", "rays", "seconds", "peak_memory_mb", "threads")}
+    return {"budget": budget, "seed": seed} | kept | found | {"date": date, "run": str(run)}
+
+
+def memory(options: Any, flags: list[str]) -> dict[str, Any]:
+    """Peak memory of this process after each stage of a training; the command is a process of its own, so it is that of the stages."""
+    _refuse(flags, {"seconds", "resume"}, "counts --steps of a new training")
+    plan, command, _ = prepare(options.method, options.scene, [*flags, "--steps", str(options.steps)], folder=False)
+    device = pick_device(plan.config.device)
+    stages = {"the program": peak_memory(device)}
+    scene = plan.load_scene()
+    stages["the scene"] = peak_memory(device)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, Path(folder), quiet=True)
+        stages["the method"] = peak_memory(device)
+        trainer.train()
+        stages["training"] = peak_memory(device)
+    if trainer.interrupted is not None:
+        raise KeyboardInterrupt
+    trainer.method.eval()
+    view = (scene.splits.get("test") or scene.splits["train"])[0]
+    render_view(trainer.method, scene, scene.cameras, view, 4 * trainer.state.chunk)
+    stages["rendering"] = peak_memory(device)
+    about = {"method": plan.method, "source": plan.source, "flags": flags, "steps": trainer.state.step}
+    return about | {"peak_memory_mb": {stage: round(mb, 1) for stage, mb in stages.items()}, "machine": machine(device)}

@@ -31,8 +31,9 @@ def evaluate(
     lpips_weights: Path | None = None,
     pictures: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
+    lpips: bool = True,
 ) -> dict[str, Any]:
-    """PSNR, SSIM, LPIPS (where weights are at hand) and seconds per view of a split.
+    """PSNR, SSIM, LPIPS (where wished and weights are at hand) and seconds per view of a split.
 
     ``pictures`` is a folder for PNGs of each view and strips of truth | prediction | error. Returns what metrics.json
     keeps: means, ``views`` with each view's own, ``protocol`` in words, and ``missing`` saying what could not be judged.
@@ -42,7 +43,7 @@ def evaluate(
         raise SceneError(f"{scene.name} has no {split} views (it has: {', '.join(k for k, v in scene.splits.items() if v)}).")
     networks = {}
     missing = []
-    for net in ("vgg", "alex"):
+    for net in ("vgg", "alex") if lpips else ():
         path = find_weights(net, lpips_weights)
         if path is None:
             missing.append(f"lpips_{net}: no {net}.safetensors in --lpips-weights, $NERFIT_LPIPS or the cache")

@@ -121,7 +121,7 @@ class Instant(Method):
         """Change the number of rays towards the wanted number of samples, by at most a half."""
         rays, _, kept = self._seen
         wanted = rays * self.config.samples / max(kept, 1)
-        self.rays.fill_(int(min(max(wanted, 0.5 * rays, 64), 1.5 * rays, 2**18)))
+        self.rays.fill_(int(min(max(wanted, 0.5 * rays, 64), 1.5 * rays, 2**16)))
 
     def _density(self, x: Tensor) -> Tensor:
         """Density per side of the unit box, at positions in the outermost cascade."""
@@ -208,7 +208,7 @@ _PIECE = 1 << 18
 def _box(scene: Scene) -> tuple[float, Tensor]:
     """Half the side and the centre of a scene's box."""
     if scene.ndc:
-        return 1.0, torch.zeros(3)
+        return 1.25, torch.zeros(3)  # cameras beside the central one see a little more than [-1, 1]³
     if scene.bounds == "unbounded":
         return 1.0, torch.zeros(3)
     meeting = rays_meet(scene.cameras)

@@ -39,6 +39,8 @@ class LoopState:
     """Loss scale of fp16 training."""
     looks: dict[str, list[list[float]]] = field(default_factory=dict)
     """The latest looks for collapse."""
+    rays: int = 0
+    """Rays trained on; a method may change their number from step to step."""
 
 
 def save_checkpoint(folder: Path, state: LoopState, method: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:

