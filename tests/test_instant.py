@@ -19,7 +19,7 @@ from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig, SparseAdam
 from nerfit.training.trainer import LoopConfig, Trainer
 
-SMALL = InstantConfig(levels=4, log2_entries=12, finest=128, width=32, samples=4096, march_steps=128, occupancy_probes=4096)
+SMALL = InstantConfig(levels=4, log2_entries=13, finest=128, width=32, samples=4096, march_steps=256, occupancy_probes=4096)
 OPTIM = OptimConfig(optimizer="sparse-adam", lr=2e-2, beta2=0.99, eps=1e-15, schedule="cosine", lr_final=1e-4)
 QUIET = LogConfig(image_every=0, save_every=0)
 
@@ -60,7 +60,7 @@ def test_an_object_is_learned_by_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["forward-facing", "unbounded"])
 def test_other_bounds_are_learned(tmp_path: Path, scene: Scene, kind: str) -> None:
     if kind == "forward-facing":
-        scene = load("procedural:forward-facing", Config(size=40, samples=1))
+        scene = replace(load("procedural:forward-facing", Config(size=40, samples=2)), background="random")
         assert scene.ndc
     else:
         scene = replace(scene, bounds="unbounded")

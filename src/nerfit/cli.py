@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(options: Any, argv: list[str], prog: str) -> Any:
     from nerfit.config import parse
 
-    return parse(options, argv, prog=f"nerfit {prog}")
+    return parse(options, argv, prog=f"nerfit {prog}", description=cleandoc(options.__doc__))
 
 
 def train(argv: list[str]) -> int:
@@ -337,7 +338,7 @@ def _speed_text(answer: dict[str, Any]) -> str:
         rays = f" ({row['differing_rays']:.1%} of rays)" if row.get("differing_rays") else ""
         numbers = f"{row['milliseconds']:.2f}", f"{row['reference_milliseconds']:.2f}", f"{row['ratio']:.1f}", f"{row['difference']:.0e}{rays}"
         table.add_row(row["kernel"], *numbers, f"{row['gflops']:.0f}" if "gflops" in row else "")
-    console = Console()
+    console = Console(width=100)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(

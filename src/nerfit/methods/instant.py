@@ -129,6 +129,7 @@ class Instant(Method):
 
     def render(self, batch: Batch) -> Rendering:
         """March to the visible samples, evaluate the field there, composite."""
+        warm_up(self.device)
         c, rays = self.config, batch.rays
         assert rays is not None
         training = batch.generator is not None

@@ -13,6 +13,8 @@ from nerfit.kernels.field import HIGHEST_RAW, FieldShape
 __all__ = ["density", "field_backward", "field_forward", "position_gradient", "scatter"]
 
 TOP = tl.constexpr(HIGHEST_RAW)
+FLOAT32 = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
+"""How tensor cores multiply float32: as three TF32 products that together lose nothing."""
 CHUNK = 2**18
 """Samples whose features stay in the cache while their density is asked for."""
 SUMS = 64
@@ -189,8 +191,8 @@ def _add(to, g, activation, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: t
 
 @triton.jit
 def _product(a, b):
-    """Sums in float32; float32 factors are not rounded to TF32."""
-    return tl.dot(a, b, input_precision="tf32x3")
+    """Sums in float32; float32 factors keep their precision."""
+    return tl.dot(a, b, input_precision=FLOAT32)
 
 
 @triton.jit
