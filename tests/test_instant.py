@@ -42,8 +42,6 @@ def mean_test_psnr(trained: Trainer) -> float:
     return sum(psnr(render_view(trained.method, scene, scene.cameras, v, 4096).rgb, scene.image(v)) for v in views) / len(views)
 
 
-
-
 def state(method: torch.nn.Module) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in method.state_dict().items()}
 

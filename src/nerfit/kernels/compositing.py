@@ -34,8 +34,8 @@ def composite_packed_reference(
     rays = len(offsets) - 1
     ray = torch.repeat_interleave(torch.arange(rays, device=density.device), offsets.diff())
     optical = density * length
-    total = torch.cat([optical.new_zeros(1), optical.cumsum(0)])
-    before = total[:-1] - total[offsets[:-1]][ray]
+    total = torch.cat([optical.new_zeros(1), optical.to(torch.float64).cumsum(0)])
+    before = (total[:-1] - total[offsets[:-1]][ray]).to(optical.dtype)
     seen = torch.exp(-before) >= least_light
     weights = torch.where(seen, torch.exp(-before) * -torch.expm1(-optical), 0.0)
     color = rgb.new_zeros(rays, 3).index_add(0, ray, weights[:, None] * rgb)
@@ -46,7 +46,7 @@ def composite_packed_reference(
 
 class _Composite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> Any:
         density, rgb = density.contiguous(), rgb.contiguous()
         color, opacity, depth, weights = _bodies(density).composite_forward(density, rgb, length, t, offsets, least_light)
         ctx.save_for_backward(density, rgb, length, t, offsets, weights)
@@ -55,7 +55,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         g_density, g_rgb = _bodies(gradients[0]).composite_backward(
             *ctx.saved_tensors, ctx.least_light, *(g.contiguous() for g in gradients)
         )

@@ -99,7 +99,7 @@ def field_density(
 
 class _Field(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Any:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Any:
         x, d = x.contiguous(), d.contiguous()
         density, rgb, features = _bodies(x).field_forward(x, d, table, weights, shape, half)
         ctx.save_for_backward(x, d, table, weights, features)
@@ -108,7 +108,7 @@ class _Field(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g_density: Tensor, g_rgb: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g_density: Tensor, g_rgb: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, d, table, weights, features = ctx.saved_tensors
         wants_x, _, wants_table, _, _, _ = ctx.needs_input_grad
         bodies = _bodies(x)

@@ -19,7 +19,7 @@ PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True)
 class GridLayout:
-    """Sizes of a hash grid: ``levels`` grids from ``coarsest`` to ``finest`` cells along the unit cube, 2^log2_entries entries each at most."""
+    """Sizes of a hash grid: ``levels`` grids of ``coarsest`` to ``finest`` cells along the cube, each of at most 2^log2_entries entries."""
 
     levels: int = 8
     log2_entries: int = 18
@@ -96,14 +96,14 @@ def encode_grid_reference(x: Tensor, table: Tensor, layout: GridLayout) -> Tenso
 
 class _EncodeGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
         ctx.save_for_backward(x, table)
         ctx.layout = layout
         return _bodies(x).encode(x.contiguous(), table, layout)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, table = ctx.saved_tensors
         g_x, g_table = _bodies(x).encode_backward(x.contiguous(), table, gradient.contiguous(), ctx.layout, *ctx.needs_input_grad[:2])
         return g_x, g_table, None

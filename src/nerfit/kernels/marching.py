@@ -212,5 +212,5 @@ def keep_visible(samples: Samples, density: Tensor, norm: Tensor, least_weight: 
     keep = (light * -torch.expm1(-optical) >= least_weight) & (light >= least_light)
     counts = torch.zeros(len(samples.offsets) - 1, dtype=torch.long, device=ray.device).index_add(0, ray, keep.long())
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    kept: list[Any] = [value[keep] for value in (samples.ray_indices, samples.t_starts, samples.t_ends, samples.x)]
-    return Samples(*kept, offsets, len(samples))
+    ray_indices, t_starts, t_ends = samples.ray_indices[keep], samples.t_starts[keep], samples.t_ends[keep]
+    return Samples(ray_indices, t_starts, t_ends, samples.x[keep], offsets, len(samples))

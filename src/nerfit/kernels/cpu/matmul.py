@@ -4,7 +4,6 @@ Two sets of the same three functions: float32 with vectors of 16 lanes, and bflo
 (Intel AMX). Both take and give float32; the second rounds its inputs on the way into the tiles.
 """
 
-# pyright: reportUnusedParameter=false
 import ctypes
 import platform
 from functools import cache
@@ -14,9 +13,8 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from nerfit.kernels.cpu.runtime import inlined, part_of_kernel
+from nerfit.kernels.cpu.runtime import inlined, intrinsic, part_of_kernel
 from nerfit.kernels.cpu.vectors import _call, _index, _pointer, fma, i32x16, load16, splat16, store16, transpose16
 
 LANES = 64
@@ -73,12 +71,12 @@ def _product(a, a_stride, x, x_stride, y, y_stride, rows, depth, columns, accumu
 
 
 @part_of_kernel
-def forward32(w, x, y, rows, depth):
+def _forward32(w, x, y, rows, depth):
     _product(w, depth, x, LANES, y, LANES, rows, depth, LANES, False)
 
 
 @part_of_kernel
-def weight_gradient32(g, x, dw, rows, depth, scratch):
+def _weight_gradient32(g, x, dw, rows, depth, scratch):
     for k in range(0, depth, 16):
         for i in range(0, LANES, 16):
             transpose16(x, k * LANES + i, LANES, scratch, i * depth + k, depth)
@@ -191,7 +189,7 @@ def round16(w, out):
 
 @part_of_kernel
 def _tiles(a, a_at, a_stride, x, x_stride, y, y_stride, rows, depth, columns, accumulate):
-    """y [rows, columns] = (y +) a [rows, depth] x [depth, columns], a and x in pairs per int32 (x: pairs of rows); columns a multiple of 32."""
+    """y [rows, columns] = (y +) a [rows, depth] x [depth, columns], a and x two per int32 (x: of two rows); columns a multiple of 32."""
     for i in range(0, columns, 32):
         j = 0
         while j + 32 <= rows:
@@ -239,7 +237,7 @@ def _tiles(a, a_at, a_stride, x, x_stride, y, y_stride, rows, depth, columns, ac
 
 
 @part_of_kernel
-def forward16(w16, x, y, rows, depth, scratch):
+def _forward16(w16, x, y, rows, depth, scratch):
     pairs = scratch.view(np.int32)
     for k in range(0, depth, 2):
         for i in range(0, LANES, 16):
@@ -262,7 +260,7 @@ def _store_pair(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> 
 
 
 @part_of_kernel
-def weight_gradient16(g, x, dw, rows, depth, scratch):
+def _weight_gradient16(g, x, dw, rows, depth, scratch):
     half = LANES // 2
     rounded = scratch.view(np.int32)
     turned, g16 = rounded[depth * half :], rounded[2 * depth * half :]
@@ -294,34 +292,36 @@ if has_tiles():
 
     @part_of_kernel
     def forward(tiles, w, w16, x, y, rows, depth, scratch):
-        """y [rows, LANES] = w [rows, depth] x [depth, LANES], all flat; rows a multiple of 16, depth of 32. ``w16`` is w after `round16`."""
+        """y [rows, LANES] = w [rows, depth] x [depth, LANES], flat; rows a multiple of 16, depth of 32; ``w16`` is w after `round16`."""
         if tiles:
-            forward16(w16, x, y, rows, depth, scratch)
+            _forward16(w16, x, y, rows, depth, scratch)
         else:
-            forward32(w, x, y, rows, depth)
+            _forward32(w, x, y, rows, depth)
 
     @part_of_kernel
     def weight_gradient(tiles, g, x, dw, rows, depth, scratch):
         """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, all flat; ``scratch`` has room for 3·depth·LANES floats."""
         if tiles:
-            weight_gradient16(g, x, dw, rows, depth, scratch)
+            _weight_gradient16(g, x, dw, rows, depth, scratch)
         else:
-            weight_gradient32(g, x, dw, rows, depth, scratch)
+            _weight_gradient32(g, x, dw, rows, depth, scratch)
 
 else:  # LLVM can't even compile tile instructions for a processor without them
 
     @part_of_kernel
     def begin(tiles):
-        pass
+        """Nothing to begin."""
 
     @part_of_kernel
     def end(tiles):
-        pass
+        """Nothing to end."""
 
     @part_of_kernel
     def forward(tiles, w, w16, x, y, rows, depth, scratch):
-        forward32(w, x, y, rows, depth)
+        """y [rows, LANES] = w [rows, depth] x [depth, LANES], flat; rows a multiple of 16, depth of 32."""
+        _forward32(w, x, y, rows, depth)
 
     @part_of_kernel
     def weight_gradient(tiles, g, x, dw, rows, depth, scratch):
-        weight_gradient32(g, x, dw, rows, depth, scratch)
+        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, flat; ``scratch`` has room for 3·depth·LANES floats."""
+        _weight_gradient32(g, x, dw, rows, depth, scratch)

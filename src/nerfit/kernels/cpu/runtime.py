@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.extending
 import torch
 
 
@@ -29,7 +30,8 @@ def _cache_folder() -> str:
         return tempfile.mkdtemp(prefix="nerfit-")
 
 
-numba.config.CACHE_DIR = _cache_folder()  # pyright: ignore[reportAttributeAccessIssue]
+settings: Any = vars(numba)["config"]
+settings.CACHE_DIR = _cache_folder()
 _OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 kernel: Callable[..., Any] = numba.njit(cache=True, **_OPTIONS)
 """Decorator of functions called from Python."""
@@ -37,6 +39,9 @@ part_of_kernel: Callable[..., Any] = numba.njit(**_OPTIONS)
 """Decorator of functions that kernels call."""
 inlined: Callable[..., Any] = numba.njit(inline="always", **_OPTIONS)
 """Decorator of small functions that become part of their caller."""
+
+intrinsic: Any = numba.extending.intrinsic
+"""Decorator of functions that write LLVM instructions."""
 
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 _lock = threading.Lock()

@@ -183,7 +183,7 @@ def visible_samples(
     kept_ray, kept_t0, kept_t1 = np.empty(capacity, np.int32), np.empty(capacity, np.float32), np.empty(capacity, np.float32)
     kept_x = np.empty((3, capacity), np.float32)
     kept, evaluated, alive, next_ray, full = 0, 0, 0, low, False
-    one, zero = splat16(_ONE), splat16(_ZERO)
+    zero = splat16(_ZERO)
     count[low:high] = 0
     begin(tiles)
     while True:

@@ -5,7 +5,6 @@ and gets exactly that instruction (narrower machines split it). LLVM's own vecto
 peak on the loops of this package.
 """
 
-# pyright: reportUnusedParameter=false, reportArgumentType=false
 import operator
 from typing import Any
 
@@ -13,7 +12,9 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.extending import lower_builtin, models, register_model, type_callable
+
+from nerfit.kernels.cpu.runtime import intrinsic
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 
