@@ -42,7 +42,8 @@ def bench(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
     def run(*argv: Any) -> tuple[int, str, str]:
         code = cli.main(["bench", *map(str, argv)])
-        return code, *capsys.readouterr()
+        said = capsys.readouterr()
+        return code, said.out, said.err
 
     return run
 

@@ -336,17 +336,22 @@ def _speed_text(answer: dict[str, Any]) -> str:
         table.add_column(title, justify="right")
     for row in answer["kernels"]:
         rays = f" ({row['differing_rays']:.1%} of rays)" if row.get("differing_rays") else ""
-        numbers = f"{row['milliseconds']:.2f}", f"{row['reference_milliseconds']:.2f}", f"{row['ratio']:.1f}", f"{row['difference']:.0e}{rays}"
+        numbers = (
+            f"{row['milliseconds']:.2f}",
+            f"{row['reference_milliseconds']:.2f}",
+            f"{row['ratio']:.1f}",
+            f"{row['difference']:.0e}{rays}",
+        )
         table.add_row(row["kernel"], *numbers, f"{row['gflops']:.0f}" if "gflops" in row else "")
     console = Console(width=100)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(
         [
-            f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, device {m['device']}, PyTorch {m['torch']}, {m['date']}",
+            f"{m['cpu']}, cores: {m['cores']}, threads: {m['threads']}, device {m['device']}, PyTorch {m['torch']}, {m['date']}",
             f"matrix peak: {peaks['float32']:,.0f} GFLOP/s in float32, {peaks['bf16']:,.0f} in bf16",
-            f"fused field forward + backward in {f['precision']}: {f['samples_per_second'] / 1e6:.2f} million samples/s, {f['gflops']:,.0f} "
-            f"GFLOP/s, {f['share_of_float32_peak']:.0%} of the float32 peak",
+            f"fused field forward + backward in {f['precision']}: {f['samples_per_second'] / 1e6:.2f} million samples/s, "
+            f"{f['gflops']:,.0f} GFLOP/s, {f['share_of_float32_peak']:.0%} of the float32 peak",
             "",
             capture.get().rstrip(),
         ]
@@ -362,7 +367,14 @@ def _time_to_quality(argv: list[str]) -> int:
         answer = jobs.time_to_quality(options, flags)
     finally:
         signal.signal(signal.SIGTERM, before)
-    columns = {"seconds": "{:.1f}", "seed": "{}", "steps": "{}", "psnr": "{:.2f}", "peak_memory_mb": "{:.0f}", "matrix_peak_gflops": "{:.0f}"}
+    columns = {
+        "seconds": "{:.1f}",
+        "seed": "{}",
+        "steps": "{}",
+        "psnr": "{:.2f}",
+        "peak_memory_mb": "{:.0f}",
+        "matrix_peak_gflops": "{:.0f}",
+    }
     rows = [list(columns), *([text.format(row[name]) for name, text in columns.items()] for row in answer["rows"])]
     lines = ["  ".join(f"{word:>{len(name)}}" for word, name in zip(row, columns, strict=True)) for row in rows]
     _answer(options, answer, "\n".join([*lines, f"-> {answer['folder']}/results.svg, results.csv, results.json"]))

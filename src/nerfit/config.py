@@ -249,6 +249,8 @@ def check(config: RunConfig[Any, Any], explicit: set[str]) -> None:
             raise ConfigError(f"{key} must be a finite number, but is {value}.")
         if value <= 0 and key in _ABOVE_ZERO:
             raise ConfigError(f"{key} must be above 0, but is {value}.")
+        if key == "optim.beta2" and not 0 <= value < 1:
+            raise ConfigError(f"{key} must be at least 0 and below 1, but is {value}.")
         if value < 0 and (isinstance(value, int) or key.startswith(("optim.", "log."))):
             raise ConfigError(f"{key} must not be negative, but is {value}.")
 

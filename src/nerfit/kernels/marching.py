@@ -1,7 +1,6 @@
 """Occupancy grids: bits that say where matter may be, the march of rays through them, and what of it can be seen."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8

@@ -53,7 +53,7 @@ class Results:
     def save(self, folder: Path) -> None:
         """Write the table as JSON and CSV, and the chart where there is a row."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, list[str](COLUMNS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         try:
@@ -61,7 +61,7 @@ class Results:
             write_json(folder / "results.json", asdict(self))
             write_whole(folder / "results.csv", text.getvalue())
             if self.rows:
-                title = f"{self.method} on {Path(self.source).name}, {self.machine['threads']} threads of {self.machine['cpu']}"
+                title = f"{self.method} on {Path(self.source).name} ({self.machine['cpu']}, threads: {self.machine['threads']})"
                 write_whole(folder / "results.svg", quality_chart([(r["seconds"], r["psnr"], r["budget"]) for r in self.rows], title))
         except OSError as error:
             raise RunError(f"the results can't be written to {folder}: {error.strerror}.") from error

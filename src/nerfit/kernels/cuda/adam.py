@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.cuda.runtime import jit, launch
 
 BLOCK = 1024
 
@@ -18,7 +18,7 @@ def sparse_adam(
     launch(_adam, (triton.cdiv(n, BLOCK),), p, g, m, v, n, *rates, BLOCK=BLOCK)
 
 
-@triton.jit
+@jit
 def _adam(p, g, m, v, n, rate, beta1, rest1, beta2, rest2, eps, correction2, decay, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     raw = tl.load(g + i, i < n, 0.0)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.cuda.runtime import jit, launch
 
 WARP = tl.constexpr(32)
 
@@ -31,7 +31,7 @@ def composite_backward(
     return out
 
 
-@triton.jit
+@jit
 def _composite(density, rgb, length, t, offsets, least_light, color, opacity, depth, weights):
     ray = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(offsets + ray), tl.load(offsets + ray + 1)
@@ -53,7 +53,7 @@ def _composite(density, rgb, length, t, offsets, least_light, color, opacity, de
     tl.store(depth + ray, d)
 
 
-@triton.jit
+@jit
 def _light(density, length, begin, end, s, before):
     """Transmittance before and after the samples s, and the optical depth before the last; ``before`` them is that much."""
     own = tl.load(density + s, s < end, 0.0) * tl.load(length + s, s < end, 0.0)
@@ -64,7 +64,7 @@ def _light(density, length, begin, end, s, before):
     return light, light * tl.exp(-own), before + tl.sum(last, 0)
 
 
-@triton.jit
+@jit
 def _composite_backward(density, rgb, length, t, offsets, weights, least_light, g_color, g_opacity, g_depth, g_weights, g_density, g_rgb):
     """dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ), gᵢ = dL/dwᵢ."""
     ray = tl.program_id(0).to(tl.int64)
@@ -91,7 +91,7 @@ def _composite_backward(density, rgb, length, t, offsets, weights, least_light, 
         rest -= tl.sum(wg, 0)
 
 
-@triton.jit
+@jit
 def _weight_gradient(rgb, t, g_weights, s, end, red, green, blue, o, d):
     g = red * tl.load(rgb + 3 * s, s < end, 0.0) + green * tl.load(rgb + 3 * s + 1, s < end, 0.0)
     g += blue * tl.load(rgb + 3 * s + 2, s < end, 0.0) + o + d * tl.load(t + s, s < end, 0.0)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nerfit.kernels.cuda.hash_grid import encode, position_gradient, scatter
-from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.cuda.runtime import jit, launch
 from nerfit.kernels.cuda.spherical_harmonics import harmonics
 from nerfit.kernels.field import HIGHEST_RAW, FieldShape
 
@@ -67,7 +67,7 @@ def _sizes(shape: FieldShape, dtype: torch.dtype) -> dict[str, int]:
     return {"WIDTH": shape.width, "DEPTH": shape.grid.depth, "WIDE": wide, "DEEP": deep, "BLOCK": _block(dtype)}
 
 
-@triton.jit
+@jit
 def _density(
     features, weights, n, out, WIDTH: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -77,7 +77,7 @@ def _density(
     tl.store(out + s, tl.exp(tl.minimum(_raw(code), TOP)), s < n)
 
 
-@triton.jit
+@jit
 def _forward(
     features,
     d,
@@ -101,7 +101,7 @@ def _forward(
     tl.store(rgb + 3 * s[:, None] + c, color, (s[:, None] < n) & (c < 3))
 
 
-@triton.jit
+@jit
 def _backward(
     features,
     d,
@@ -148,7 +148,7 @@ def _backward(
     tl.store(g_features + s[:, None] * DEPTH + k, g, (s[:, None] < n) & (k < DEPTH))
 
 
-@triton.jit
+@jit
 def _density_network(f, weights, WIDTH: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr):
     """Hidden activations [block, width] and the code [block, 16], this one in float32."""
     w0, w1 = weights, weights + WIDTH * DEPTH
@@ -156,7 +156,7 @@ def _density_network(f, weights, WIDTH: tl.constexpr, DEPTH: tl.constexpr, WIDE:
     return hidden, _product(hidden, tl.trans(_matrix(w1, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)))
 
 
-@triton.jit
+@jit
 def _color_network(code, sh, weights, WIDTH: tl.constexpr, WIDE: tl.constexpr):
     """Activations of both hidden layers and the colour [block, 16], of which 3 columns count; ``weights`` begin with its own."""
     half: tl.constexpr = code.dtype
@@ -167,13 +167,13 @@ def _color_network(code, sh, weights, WIDTH: tl.constexpr, WIDE: tl.constexpr):
     return color1, color2, tl.sigmoid(_product(color2, tl.trans(_matrix(w4, 16, WIDTH, WIDTH, 16, WIDE, half))))
 
 
-@triton.jit
+@jit
 def _features(features, s, n, DEPTH: tl.constexpr, DEEP: tl.constexpr):
     k = tl.arange(0, DEEP)[None, :]
     return tl.load(features + s[:, None] * DEPTH + k, (s[:, None] < n) & (k < DEPTH), 0.0)
 
 
-@triton.jit
+@jit
 def _matrix(
     weights, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr, R: tl.constexpr, C: tl.constexpr, dtype: tl.constexpr
 ):
@@ -182,31 +182,31 @@ def _matrix(
     return tl.load(weights + r * STRIDE + c, (r < ROWS) & (c < COLUMNS), 0.0).to(dtype)
 
 
-@triton.jit
+@jit
 def _add(to, g, activation, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
     """Add the gradient of a weight matrix, from those of a layer's outputs and from its inputs."""
     r, c = tl.arange(0, g.shape[1])[:, None], tl.arange(0, activation.shape[1])[None, :]
     tl.atomic_add(to + r * STRIDE + c, _product(tl.trans(g), activation), (r < ROWS) & (c < COLUMNS), sem="relaxed")
 
 
-@triton.jit
+@jit
 def _product(a, b):
     """Sums in float32; float32 factors keep their precision."""
     return tl.dot(a, b, input_precision=FLOAT32)
 
 
-@triton.jit
+@jit
 def _relu(a, dtype: tl.constexpr):
     return tl.maximum(a, 0.0).to(dtype)
 
 
-@triton.jit
+@jit
 def _gate(g, activation):
     """The gradient before a ReLU."""
     return tl.where(activation > 0, g, 0.0).to(activation.dtype)
 
 
-@triton.jit
+@jit
 def _raw(code):
     """The first column."""
     return tl.sum(tl.where(tl.arange(0, 16)[None, :] == 0, code, 0.0), 1)

@@ -1,13 +1,14 @@
 """Hash-grid encoding on GPUs: a program takes a block of positions and one level, all blocks of a level before the next level's."""
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.cuda.runtime import jit, launch
 from nerfit.kernels.hash_grid import FEATURES, PRIMES, GridLayout
 
 BLOCK = 128
@@ -45,7 +46,7 @@ def position_gradient(x: Tensor, g_features: Tensor, table: Tensor, layout: Grid
     return out
 
 
-def _launch_levels(kernel: triton.JITFunction, x: Tensor, layout: GridLayout, features: Tensor, table: Tensor) -> None:
+def _launch_levels(kernel: Any, x: Tensor, layout: GridLayout, features: Tensor, table: Tensor) -> None:
     n, depth = features.shape
     args = (x, _levels(layout, x.device), n, depth, layout.entries, features, table)
     launch(kernel, (triton.cdiv(n, BLOCK), layout.levels), *args, BLOCK=BLOCK)
@@ -61,7 +62,7 @@ def _levels(layout: GridLayout, device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
-@triton.jit
+@jit
 def _encode(x, levels, n, depth, entries, out, table, BLOCK: tl.constexpr):
     level, s, c = tl.program_id(1), tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 4)[None, :]
     i, fx, j, fy, k, fz, _ = _cell(x, s, n, levels, level)
@@ -72,7 +73,7 @@ def _encode(x, levels, n, depth, entries, out, table, BLOCK: tl.constexpr):
     tl.store(out + s[:, None] * depth + 4 * level + c, found, s[:, None] < n)
 
 
-@triton.jit
+@jit
 def _scatter(x, levels, n, depth, entries, gradient, into, BLOCK: tl.constexpr):
     level, s, c = tl.program_id(1), tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 4)[None, :]
     i, fx, j, fy, k, fz, _ = _cell(x, s, n, levels, level)
@@ -83,7 +84,7 @@ def _scatter(x, levels, n, depth, entries, gradient, into, BLOCK: tl.constexpr):
         tl.atomic_add(to, weight[:, None] * g, s[:, None] < n, sem="relaxed")
 
 
-@triton.jit
+@jit
 def _position_gradient(x, levels, n, depth, entries, gradient, table, out, count, BLOCK: tl.constexpr):
     s, c = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 4)[None, :]
     gx, gy, gz = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
@@ -101,14 +102,14 @@ def _position_gradient(x, levels, n, depth, entries, gradient, table, out, count
     _store_inside(x, s, n, out, gz, 2)
 
 
-@triton.jit
+@jit
 def _store_inside(x, s, n, out, g, AXIS: tl.constexpr):
     """Beyond the faces of the cube positions are clamped, so their gradient is zero."""
     p = tl.load(x + 3 * s + AXIS, s < n, 0.0)
     tl.store(out + 3 * s + AXIS, tl.where((p >= 0) & (p < 1), g, 0.0), s < n)
 
 
-@triton.jit
+@jit
 def _cell(x, s, n, levels, level):
     """Cells and fractions of the positions s along x, y, z, and the level's resolution."""
     resolution = tl.load(levels + 3 * level)
@@ -118,14 +119,14 @@ def _cell(x, s, n, levels, level):
     return i, fx, j, fy, k, fz, resolution
 
 
-@triton.jit
+@jit
 def _axis(x, s, n, resolution, AXIS: tl.constexpr):
     p = tl.minimum(tl.maximum(tl.load(x + 3 * s + AXIS, s < n, 0.0), 0.0), 1 - 2**-24) * resolution
     cell = p.to(tl.int32)
     return cell, p - cell.to(tl.float32)
 
 
-@triton.jit
+@jit
 def _side(fraction, FAR: tl.constexpr):
     """Linear weight of the near or far end of a cell."""
     if FAR:
@@ -134,7 +135,7 @@ def _side(fraction, FAR: tl.constexpr):
         return 1 - fraction
 
 
-@triton.jit
+@jit
 def _entry(i, j, k, levels, level, entries, CORNER: tl.constexpr):
     """Where in the table the entry of a cell's corner begins."""
     i, j, k = i + (CORNER & 1), j + (CORNER >> 1 & 1), k + (CORNER >> 2)

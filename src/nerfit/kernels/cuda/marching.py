@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nerfit.kernels import marching
-from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.cuda.runtime import jit, launch
 from nerfit.kernels.marching import Occupancy, Samples
 
 BLOCK = 32
@@ -40,7 +40,7 @@ def march(
     return Samples(*run(int(offsets[-1]), offsets), offsets)
 
 
-@triton.jit(do_not_specialize=["room"])  # one machine code for both passes, so that they count alike to the last bit
+@jit(do_not_specialize=["room"])  # one machine code for both passes, so that they count alike to the last bit
 def _march(
     origins,
     directions,
@@ -124,7 +124,7 @@ def _march(
     tl.store(count + i, found.to(tl.int64), i < n)
 
 
-@triton.jit
+@jit
 def _enter(box, AXIS: tl.constexpr, o, d, first, last):
     """Where rays enter and leave the box's slab along an axis; entry beyond exit if they miss it."""
     low, high = tl.load(box + AXIS), tl.load(box + 3 + AXIS)
@@ -135,17 +135,17 @@ def _enter(box, AXIS: tl.constexpr, o, d, first, last):
     return first, tl.where(moves, tl.minimum(last, tl.maximum(a, b)), outside)
 
 
-@triton.jit
+@jit
 def _step(now, cone, least, most):
     return tl.minimum(tl.maximum(now * cone, least), most)
 
 
-@triton.jit
+@jit
 def _inside(g):
     return tl.minimum(tl.maximum(g, 0.0), CELLS - 1.0).to(tl.int32)
 
 
-@triton.jit
+@jit
 def _way_out(g, d, cell, away):
     """Time, in cells, until g leaves the cell (``away`` = 0) or the cube of blocks nearer than ``away`` around it."""
     low = tl.where(away == 0, cell, tl.maximum(2 * (cell // 2 - away + 1), 0))
@@ -153,13 +153,13 @@ def _way_out(g, d, cell, away):
     return _time(g, d, high, low, float("inf"))
 
 
-@triton.jit
+@jit
 def _way_in(g, d):
     """Time, in cells, until g enters the slab that a finer cascade covers."""
     return _time(g, d, CELLS // 4, 3 * CELLS // 4, float("-inf"))
 
 
-@triton.jit
+@jit
 def _time(g, d, ahead, behind, never):
     """Time from g to what lies ahead in an axis' direction if d > 0, else to what lies behind."""
     moves = tl.abs(d) >= 1e-12

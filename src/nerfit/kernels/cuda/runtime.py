@@ -1,8 +1,13 @@
 """How GPU kernels are started."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton
+
+jit: Callable[..., Any] = triton.jit
+"""Decorator of kernels and their parts; untyped, since within them numbers stand for constexpr."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.cuda.runtime import launch
+from nerfit.kernels.cuda.runtime import jit, launch
 
 BLOCK = 128
 
@@ -17,13 +17,13 @@ def spherical_harmonics(d: Tensor) -> Tensor:
     return out
 
 
-@triton.jit
+@jit
 def _spherical_harmonics(d, out, n, BLOCK: tl.constexpr):
     s = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out + 16 * s[:, None] + tl.arange(0, 16)[None, :], harmonics(d, s, n), s[:, None] < n)
 
 
-@triton.jit
+@jit
 def harmonics(d, s, n):
     """Values [block, 16] of the directions s of d [n, 3]."""
     x, y, z = tl.load(d + 3 * s, s < n, 0.0), tl.load(d + 3 * s + 1, s < n, 0.0), tl.load(d + 3 * s + 2, s < n, 0.0)
@@ -46,6 +46,6 @@ def harmonics(d, s, n):
     return _put(out, 15, -0.5900435899266435 * x * (xx - 3 * yy))
 
 
-@triton.jit
+@jit
 def _put(tile, COLUMN: tl.constexpr, values):
     return tl.where(tl.arange(0, 16)[None, :] == COLUMN, values[:, None], tile)
