@@ -29,7 +29,7 @@ from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import Trainer
 
-METHODS = ("nerf", "image")
+METHODS = ("instant", "nerf", "image")
 FORMATS = ("procedural", "blender", "llff", "image")
 
 

@@ -1,5 +1,7 @@
 """Hash-grid encoding on GPUs: a program takes a block of positions and one level, all blocks of a level before the next level's."""
 
+# pyright: reportGeneralTypeIssues=false
+
 from functools import lru_cache
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The march of rays through an occupancy grid on GPUs: a lane per ray."""
 
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+
 import torch
 import triton
 import triton.language as tl
@@ -30,7 +32,8 @@ def march(
     count = torch.zeros(n, dtype=torch.int64, device=origins.device)
 
     def run(room: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        out = count.new_empty(room, dtype=torch.int32), *(origins.new_empty(room, *shape) for shape in ((), (), (3,)))
+        t0, t1, x = origins.new_empty(room), origins.new_empty(room), origins.new_empty(room, 3)
+        out = count.new_empty(room, dtype=torch.int32), t0, t1, x
         args = (*rays, o.box, o.bits, o.distance, float(step), float(cone), limit, n, room, offsets, count, *out)
         launch(_march, (triton.cdiv(n, BLOCK),), *args, CASCADES=o.cascades, BLOCK=BLOCK, num_warps=1)
         return out
