@@ -103,13 +103,16 @@ class _Field(torch.autograd.Function):
         x, d = x.contiguous(), d.contiguous()
         density, rgb, features = _bodies(x).field_forward(x, d, table, weights, shape, half)
         ctx.save_for_backward(x, d, table, weights, features)
-        ctx.shape, ctx.half = shape, half
+        ctx.shape, ctx.half, ctx.done = shape, half, False
         return density, rgb
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_density: Tensor, g_rgb: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, d, table, weights, features = ctx.saved_tensors
+        if ctx.done:
+            raise RuntimeError("the fused field goes backward once: its kept features have become their own gradients.")
+        ctx.done = True
         wants_x, _, wants_table, _, _, _ = ctx.needs_input_grad
         bodies = _bodies(x)
         g_features, g_weights = bodies.field_backward(d, features, weights, ctx.shape, ctx.half, g_density.contiguous(), g_rgb.contiguous())

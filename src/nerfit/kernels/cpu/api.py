@@ -100,13 +100,12 @@ def field_forward(x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: F
 def field_backward(
     d: Tensor, features: Tensor, weights: Tensor, shape: FieldShape, half: bool, g_density: Tensor, g_rgb: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the blocked features and of the weights."""
-    gradients = features.clone()
+    """Gradients of the blocked features, in their place, and of the weights."""
     sums = torch.zeros(part_count(), len(weights))
     if len(d):
         network = _network(weights, shape, half)
-        run_parallel(field.field_backward, _array(d), _array(gradients), *network, _array(g_density), _array(g_rgb), _array(sums))
-    return gradients, sums.sum(0)
+        run_parallel(field.field_backward, _array(d), _array(features), *network, _array(g_density), _array(g_rgb), _array(sums))
+    return features, sums.sum(0)
 
 
 def composite_forward(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> Any:

@@ -115,14 +115,12 @@ def _march(
         finer = (level > 0) & (2 * dt * norm * CELLS <= scale) & (entry > 0)
         leap = tl.where(hit, 0.0, tl.maximum(tl.where(finer, tl.minimum(leap, entry), leap) * scale / CELLS, 0.0))
         # in whole steps: samples stay on the ray's own lattice
-        if cone > 0:
-            behind = alive
-            while tl.max(behind.to(tl.int32), 0) > 0:
-                now += tl.where(behind, dt, 0.0)
-                dt = _step(now, cone, least, most)
-                behind &= (now + 0.5 * dt < middle + leap) & ((level == CASCADES - 1) | (dt * norm * CELLS <= scale))
-        else:
-            now += tl.where(alive, (tl.floor(leap / dt) + 1) * dt, 0.0)
+        now += tl.where(alive, tl.where(cone > 0, 1.0, tl.floor(leap / dt) + 1) * dt, 0.0)
+        behind = alive & (cone > 0)
+        while tl.max(behind.to(tl.int32), 0) > 0:
+            dt = _step(now, cone, least, most)
+            behind &= (now + 0.5 * dt < middle + leap) & ((level == CASCADES - 1) | (dt * norm * CELLS <= scale))
+            now += tl.where(behind, dt, 0.0)
         alive &= (now < last) & (found < limit)
     tl.store(count + i, found.to(tl.int64), i < n)
 
