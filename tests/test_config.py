@@ -199,7 +199,7 @@ OPTIM: dict[str, OptimConfig] = {
     "constant": OptimConfig(schedule="constant"),
     "sgd": OptimConfig(optimizer="sgd", lr=0.1),
 }
-TOLD_OPTIM: dict[str, Any] = {"beta2": 0.5, 
+TOLD_OPTIM: dict[str, Any] = {"beta2": 0.5,
     "schedule": "constant", "decay_steps": 1, "milestones": [1], "clip_value": 1e-5, "clip_norm": 1e-5, "warmup_steps": 2, "eps": 1e-3,
     "lr_final": 0.003,
 }  # fmt: skip

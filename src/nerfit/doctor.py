@@ -7,9 +7,10 @@ import sys
 import torch
 
 from nerfit import __version__
+from nerfit.kernels.dispatch import dialect
 from nerfit.training.devices import free_memory, pick_device
 
-_NEEDED = ("torch", "numpy", "pillow", "scikit-image", "tyro", "pyyaml", "safetensors", "rich", "tensorboard", "av", "jaxtyping")
+_NEEDED = ("torch", "numba", "numpy", "pillow", "scikit-image", "tyro", "pyyaml", "safetensors", "rich", "tensorboard", "av", "jaxtyping")
 _EXTRAS = {"wandb": ("wandb", "logging to Weights & Biases")}
 
 
@@ -18,6 +19,16 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _kernels(device: torch.device) -> str:
+    """Which bodies of the kernels run here."""
+    kind = dialect(device)
+    if kind != "cpu":
+        return {"cuda": "Triton", "reference": "plain PyTorch"}[kind]
+    from nerfit.kernels.cpu.matmul import has_tiles
+
+    return f"Numba on plain threads, {'bfloat16 tiles (AMX) where precision allows' if has_tiles() else 'float32 vectors'}"
 
 
 def report() -> dict[str, str]:
@@ -38,7 +49,7 @@ def report() -> dict[str, str]:
     lines["device in use"] = f"{device}, {free_memory(device) / 2**30:.1f} GiB free"
     lines["threads"] = str(torch.get_num_threads())
     lines["cpu instructions"] = torch.backends.cpu.get_cpu_capability()
-    lines["kernels"] = f"PyTorch ({'CUDA' if device.type == 'cuda' else 'oneDNN' if torch.backends.mkldnn.is_available() else 'plain'})"
+    lines["kernels"] = _kernels(device)
     lines["video"] = find_encoder() or "no H.264 encoder in PyAV: videos become GIFs"
     for net in ("vgg", "alex"):
         lines[f"lpips {net}"] = str(find_weights(net) or f"no weights: put {net}.safetensors into a folder and set NERFIT_LPIPS to it")

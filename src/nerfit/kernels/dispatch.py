@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -21,7 +24,22 @@ def dialect(device: torch.device) -> Dialect:
         return "reference"
     if wish and wish != device.type and not (wish == "cuda" and os.environ.get("TRITON_INTERPRET") == "1"):
         raise ConfigError(f"NERFIT_KERNELS={wish} can't run on the device {device.type}.")
-    return "cuda" if wish == "cuda" or device.type == "cuda" else "cpu"
+    if "cuda" not in (wish, device.type):
+        return "cpu"
+    if not _has_triton():
+        return "reference"
+    return "cuda"
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether the GPU bodies can be imported; says once what is slow without them."""
+    if find_spec("triton") is not None:
+        return True
+    warnings.warn(
+        "Triton is not installed: kernels run as plain PyTorch on this GPU, many times slower (pip install triton).", stacklevel=3
+    )
+    return False
 
 
 @contextlib.contextmanager
@@ -36,6 +54,9 @@ def kernels_take_threads(device: torch.device) -> Iterator[None]:
         return
     from nerfit.kernels.cpu import runtime
 
+    if runtime.threads:  # they have them already
+        yield
+        return
     count = torch.get_num_threads()
     runtime.threads = count
     torch.set_num_threads(1)
