@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import dialect, fast_bodies
 
 
 @torch.no_grad()
@@ -18,11 +18,7 @@ def sparse_adam(
     correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
     kind = dialect(p.device)
     if p.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and p.numel() % 16 == 0)):
-        if kind == "cuda":
-            from nerfit.kernels.cuda import adam as bodies
-        else:
-            from nerfit.kernels.cpu import api as bodies
-        bodies.sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
+        fast_bodies(p.device, "adam").sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
         return
     touched = gradient != 0
     g = gradient + weight_decay * p

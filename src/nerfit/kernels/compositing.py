@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import dialect, fast_bodies
 
 
 def composite_packed(
@@ -34,21 +34,27 @@ def composite_packed_reference(
     rays = len(offsets) - 1
     ray = torch.repeat_interleave(torch.arange(rays, device=density.device), offsets.diff())
     optical = density * length
-    total = torch.cat([optical.new_zeros(1), optical.to(torch.float64).cumsum(0)])
-    before = (total[:-1] - total[offsets[:-1]][ray]).to(optical.dtype)
-    seen = torch.exp(-before) >= least_light
-    weights = torch.where(seen, torch.exp(-before) * -torch.expm1(-optical), 0.0)
+    light = light_before(optical, ray, offsets)
+    weights = torch.where(light >= least_light, light * -torch.expm1(-optical), 0.0)
     color = rgb.new_zeros(rays, 3).index_add(0, ray, weights[:, None] * rgb)
     opacity = weights.new_zeros(rays).index_add(0, ray, weights)
     depth = weights.new_zeros(rays).index_add(0, ray, weights * t)
     return color, opacity, depth, weights
 
 
+def light_before(optical: Float[Tensor, "samples"], ray: Int[Tensor, "samples"], offsets: Int[Tensor, "rays_plus_1"]) -> Tensor:
+    """Transmittance exp(-Σ σδ) in front of each packed sample; summed over all rays at once, hence in float64."""
+    total = torch.cat([optical.new_zeros(1), optical.to(torch.float64).cumsum(0)])
+    return torch.exp(-(total[:-1] - total[offsets[:-1]][ray]).to(optical.dtype))
+
+
 class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> Any:
         density, rgb = density.contiguous(), rgb.contiguous()
-        color, opacity, depth, weights = _bodies(density).composite_forward(density, rgb, length, t, offsets, least_light)
+        color, opacity, depth, weights = fast_bodies(density.device, "compositing").composite_forward(
+            density, rgb, length, t, offsets, least_light
+        )
         ctx.save_for_backward(density, rgb, length, t, offsets, weights)
         ctx.least_light = least_light
         return color, opacity, depth, weights
@@ -56,15 +62,7 @@ class _Composite(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        g_density, g_rgb = _bodies(gradients[0]).composite_backward(
+        g_density, g_rgb = fast_bodies(gradients[0].device, "compositing").composite_backward(
             *ctx.saved_tensors, ctx.least_light, *(g.contiguous() for g in gradients)
         )
         return g_density, g_rgb, None, None, None, None
-
-
-def _bodies(x: Tensor) -> Any:
-    if dialect(x.device) == "cuda":
-        from nerfit.kernels.cuda import compositing as bodies
-    else:
-        from nerfit.kernels.cpu import api as bodies
-    return bodies

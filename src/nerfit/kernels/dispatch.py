@@ -5,8 +5,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -40,6 +41,11 @@ def _has_triton() -> bool:
         "Triton is not installed: kernels run as plain PyTorch on this GPU, many times slower (pip install triton).", stacklevel=3
     )
     return False
+
+
+def fast_bodies(device: torch.device, name: str) -> Any:
+    """The module with the bodies of the kernels of module ``name`` for a device whose dialect is not the reference."""
+    return import_module(f"nerfit.kernels.cuda.{name}" if dialect(device) == "cuda" else "nerfit.kernels.cpu.api")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import dialect, fast_bodies
 from nerfit.kernels.hash_grid import GridLayout, encode_grid_reference
 from nerfit.kernels.spherical_harmonics import spherical_harmonics_reference
 
@@ -94,14 +94,14 @@ def field_density(
     if dialect(x.device) == "reference" or x.dtype != torch.float32:
         hidden, to_code, *_ = shape.split(weights)
         return torch.exp(_code(x, table, hidden, to_code, shape)[:, 0].clamp(max=HIGHEST_RAW))
-    return _bodies(x).density(x.contiguous(), table, weights, shape, half)
+    return fast_bodies(x.device, "field").density(x.contiguous(), table, weights, shape, half)
 
 
 class _Field(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Any:
         x, d = x.contiguous(), d.contiguous()
-        density, rgb, features = _bodies(x).field_forward(x, d, table, weights, shape, half)
+        density, rgb, features = fast_bodies(x.device, "field").field_forward(x, d, table, weights, shape, half)
         ctx.save_for_backward(x, d, table, weights, features)
         ctx.shape, ctx.half, ctx.done = shape, half, False
         return density, rgb
@@ -114,7 +114,7 @@ class _Field(torch.autograd.Function):
             raise RuntimeError("the fused field goes backward once: its kept features have become their own gradients.")
         ctx.done = True
         wants_x, _, wants_table, _, _, _ = ctx.needs_input_grad
-        bodies = _bodies(x)
+        bodies = fast_bodies(x.device, "field")
         g_features, g_weights = bodies.field_backward(d, features, weights, ctx.shape, ctx.half, g_density.contiguous(), g_rgb.contiguous())
         g_table = None
         if wants_table:
@@ -123,11 +123,3 @@ class _Field(torch.autograd.Function):
             g_table = into if table.grad is None else None
         g_x = bodies.position_gradient(x, g_features, table, ctx.shape.grid) if wants_x else None
         return g_x, None, g_table, g_weights, None, None
-
-
-def _bodies(x: Tensor) -> Any:
-    if dialect(x.device) == "cuda":
-        from nerfit.kernels.cuda import field as bodies
-    else:
-        from nerfit.kernels.cpu import api as bodies
-    return bodies

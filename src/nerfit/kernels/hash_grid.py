@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import dialect, fast_bodies
 
 FEATURES = 4
 """Numbers per table entry: one 16-byte load."""
@@ -99,19 +99,13 @@ class _EncodeGrid(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
         ctx.save_for_backward(x, table)
         ctx.layout = layout
-        return _bodies(x).encode(x.contiguous(), table, layout)
+        return fast_bodies(x.device, "hash_grid").encode(x.contiguous(), table, layout)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, table = ctx.saved_tensors
-        g_x, g_table = _bodies(x).encode_backward(x.contiguous(), table, gradient.contiguous(), ctx.layout, *ctx.needs_input_grad[:2])
+        g_x, g_table = fast_bodies(x.device, "hash_grid").encode_backward(
+            x.contiguous(), table, gradient.contiguous(), ctx.layout, *ctx.needs_input_grad[:2]
+        )
         return g_x, g_table, None
-
-
-def _bodies(x: Tensor) -> Any:
-    if dialect(x.device) == "cuda":
-        from nerfit.kernels.cuda import hash_grid as bodies
-    else:
-        from nerfit.kernels.cpu import api as bodies
-    return bodies

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.compositing import light_before
+from nerfit.kernels.dispatch import dialect, fast_bodies
 from nerfit.kernels.field import FieldShape, field_density
 
 RESOLUTION = 128
@@ -102,14 +103,9 @@ def march(
     most a cell of the coarsest cascade. A sample belongs to the finest cascade that holds its middle and whose cells are no
     smaller than it is long. At most ``limit`` samples a ray.
     """
-    kind = dialect(origins.device)
-    if kind == "reference" or origins.dtype != torch.float32:
+    if dialect(origins.device) == "reference" or origins.dtype != torch.float32:
         return march_reference(origins, directions, near, far, jitter, occupancy, step, cone, limit)
-    if kind == "cuda":
-        from nerfit.kernels.cuda import marching as bodies
-    else:
-        from nerfit.kernels.cpu import api as bodies
-    return bodies.march(origins, directions, near, far, jitter, occupancy, step, cone, limit)
+    return fast_bodies(origins.device, "marching").march(origins, directions, near, far, jitter, occupancy, step, cone, limit)
 
 
 def march_reference(
@@ -205,9 +201,7 @@ def keep_visible(samples: Samples, density: Tensor, norm: Tensor, least_weight: 
     """The samples whose weight reaches ``least_weight`` before their ray's light falls below ``least_light``; ``norm`` is |d|."""
     ray = samples.ray_indices.long()
     optical = density * (samples.t_ends - samples.t_starts) * norm[ray]
-    total = torch.cat([optical.new_zeros(1), optical.to(torch.float64).cumsum(0)])
-    before = (total[:-1] - total[samples.offsets[:-1]][ray]).to(optical.dtype)
-    light = torch.exp(-before)
+    light = light_before(optical, ray, samples.offsets)
     keep = (light * -torch.expm1(-optical) >= least_weight) & (light >= least_light)
     counts = torch.zeros(len(samples.offsets) - 1, dtype=torch.long, device=ray.device).index_add(0, ray, keep.long())
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

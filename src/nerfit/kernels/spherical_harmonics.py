@@ -4,19 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import dialect, fast_bodies
 
 
 def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
     """The 16 values for unit directions; no gradient."""
-    kind = dialect(d.device)
-    if kind == "reference" or d.dtype != torch.float32:
+    if dialect(d.device) == "reference" or d.dtype != torch.float32:
         return spherical_harmonics_reference(d.detach())
-    if kind == "cuda":
-        from nerfit.kernels.cuda import spherical_harmonics as bodies
-    else:
-        from nerfit.kernels.cpu import api as bodies
-    return bodies.spherical_harmonics(d.detach().contiguous())
+    return fast_bodies(d.device, "spherical_harmonics").spherical_harmonics(d.detach().contiguous())
 
 
 def spherical_harmonics_reference(d: Tensor) -> Tensor:
