@@ -308,9 +308,9 @@ from numba.core import event
 recorder = event.RecordingListener()
 event.register("numba:compile", recorder)
 import numpy as np
-from nerfit.kernels.cpu.sampling import decay_occupancy
+from nerfit.kernels.cpu.sampling import fade_and_raise
 grid = np.full(5, 2, np.float32)
-decay_occupancy(0, 1, grid, np.float32(0.5))
+fade_and_raise(0, 1, grid, np.float32(0.5), np.array([3]), np.ones(1, np.float32))
 assert (grid == 1).all()
 print(len(recorder.buffer))
 """

@@ -1,21 +1,60 @@
 """Adam that leaves entries without gradient alone, as hash tables need."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.hash_grid import GridLayout
+
+
+@dataclass
+class FactoredGradient:
+    """A hash table's gradient as positions and the gradients of their features, to be summed where it is used (CPU kernels).
+
+    Made for parameters with a list ``factored_gradients``, in place of ``grad``; a sum over a whole table costs more than all else.
+    """
+
+    places: Any
+    """[rows, 3·room] positions in blocks of channels, as the kernels keep them."""
+    features: Any
+    """[rows, depth·room] gradients of the features there."""
+    count: list[int]
+    """Samples in each row."""
+    layout: GridLayout
+
+    def add_to(self, dense: Tensor) -> None:
+        """Add the gradient to one of the table's shape."""
+        from nerfit.kernels.cpu import api
+
+        api.scatter_rows(self, dense)
 
 
 @torch.no_grad()
 def sparse_adam(
-    p: Tensor, gradient: Tensor, m: Tensor, v: Tensor, step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    p: Tensor,
+    gradient: Tensor | FactoredGradient,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
 ) -> None:
-    """One Adam step (Kingma and Ba 2015, algorithm 1) in place where the gradient is not zero; the gradient is zero afterwards.
+    """One Adam step (Kingma and Ba 2015, algorithm 1) in place where the gradient is not zero; a dense gradient is zero afterwards.
 
     ``step`` counts from 1 and corrects the bias as if every entry had been touched each time; ``weight_decay`` is an L2
     penalty's factor, on touched entries only. All tensors float32, of one size.
     """
     correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
+    if isinstance(gradient, FactoredGradient):
+        from nerfit.kernels.cpu import api
+
+        api.sparse_adam_factored(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
+        return
     kind = dialect(p.device)
     if p.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and p.numel() % 16 == 0)):
         fast_bodies(p.device, "adam").sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)

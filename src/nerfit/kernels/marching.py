@@ -51,6 +51,17 @@ class Samples:
         return len(self.t_starts)
 
 
+@torch.no_grad()
+def fade_and_raise(grid: Float[Tensor, "cells"], decay: float, cells: Int[Tensor, "n"], found: Float[Tensor, "n"]) -> float:
+    """grid = max(decay·grid, found) in place, where ``cells`` (int64) says which cell each found value is of; returns the mean."""
+    if dialect(grid.device) == "cpu" and grid.dtype == torch.float32:
+        from nerfit.kernels.cpu import api
+
+        return api.fade_and_raise(grid, decay, cells.contiguous(), found.contiguous()) / len(grid)
+    grid.mul_(decay).scatter_reduce_(0, cells, found, "amax")
+    return float(grid.mean())
+
+
 def pack_occupancy(grid: Float[Tensor, "cells"], threshold: float) -> Occupancy:
     """The occupancy of cells whose value lies above a threshold; ``grid`` holds cascade after cascade, x fastest."""
     if dialect(grid.device) == "cpu":

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from nerfit.cameras.poses import rays_meet
 from nerfit.fields.hash_field import HashField
-from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import Samples, visible_samples
+from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import random_pixels
 from nerfit.rendering.volume import Rendering
@@ -135,10 +134,10 @@ class Instant(Method):
         training = batch.generator is not None
         origins, directions = (rays.origins - self.origin) / self.side, rays.directions / self.side
         jitter = batch.uniform(len(rays))
-        least_light = c.least_light if training else 1e-4
-        samples = visible_samples(
+        seen = render_rays(
             origins,
             directions,
+            rays.viewdirs,
             rays.near,
             rays.far,
             torch.full_like(rays.near, 0.5) if jitter is None else jitter,
@@ -150,24 +149,12 @@ class Instant(Method):
             self.field.shape,
             self.half_precision,
             c.least_weight if training else 1e-4,
-            least_light,
+            c.least_light if training else 1e-4,
         )
-        self._seen = [a + b for a, b in zip(self._seen, (len(rays), samples.evaluated, len(samples)), strict=True)]
-        ray = samples.ray_indices.long()
-        density, rgb = self._evaluate(samples, rays.viewdirs[ray])
-        length = (samples.t_ends - samples.t_starts) * directions.norm(dim=-1)[ray]
-        middle = 0.5 * (samples.t_starts + samples.t_ends)
-        color, opacity, depth, _ = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
-        disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), 0.0)
-        return Rendering(color + (1 - opacity)[:, None] * batch.background, depth, opacity, disparity)
-
-    def _evaluate(self, samples: Samples, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Density and colour of the samples; without gradients in pieces, since a young field may see millions."""
-        if torch.is_grad_enabled() or len(samples) <= _PIECE:
-            return self.field(samples.x, viewdirs, self.half_precision)
-        pieces = zip(samples.x.split(_PIECE), viewdirs.split(_PIECE), strict=True)
-        found = [self.field(x, d, self.half_precision) for x, d in pieces]
-        return torch.cat([density for density, _ in found]), torch.cat([rgb for _, rgb in found])
+        self._seen = [a + b for a, b in zip(self._seen, (len(rays), seen.evaluated, seen.kept), strict=True)]
+        disparity = torch.where(seen.opacity > 0, seen.opacity / seen.depth.clamp(min=1e-10), 0.0)
+        color = seen.color + (1 - seen.opacity)[:, None] * batch.background
+        return Rendering(color, seen.depth, seen.opacity, disparity)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Huber loss of the colours."""
@@ -201,9 +188,6 @@ class Instant(Method):
     def floats_per_ray(self) -> int:
         """Little: a ray has few visible samples."""
         return 1024
-
-
-_PIECE = 1 << 18
 
 
 def _box(scene: Scene) -> tuple[float, Tensor]:

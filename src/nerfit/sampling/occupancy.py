@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, pack_occupancy
+from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, fade_and_raise, pack_occupancy
 
 WARM_UP = 16
 """Updates that look into all of space."""
@@ -46,27 +46,36 @@ class OccupancyGrid(nn.Module):
         """Fade, raise cells to what ``thickness`` finds in them (at points of the outermost cascade, as [0, 1]³), renew the bits.
 
         The first `WARM_UP` times it looks once into every 2x2x2 block; then into ``count`` cells, half of them anywhere and
-        half among the occupied. A cell counts above the threshold, or above the mean where that is less: young fields are
+        half in occupied blocks. A cell counts above the threshold, or above the mean where that is less: young fields are
         thin everywhere.
         """
-        self.thickness.mul_(self.decay)
         if self.updates < WARM_UP:
             blocks = torch.arange(len(self.distance), device=self.thickness.device)
-            found = thickness(self._points(blocks, BLOCKS, generator)).reshape(-1, BLOCKS, 1, BLOCKS, 1, BLOCKS, 1)
-            cells = self.thickness.view(-1, BLOCKS, 2, BLOCKS, 2, BLOCKS, 2)
-            torch.maximum(cells, found, out=cells)
+            found = thickness(self._points(blocks, BLOCKS, generator))
+            mean = fade_and_raise(self.thickness, self.decay, self._cells_of(blocks), found.repeat(8))
         else:
             cells = self._some(len(self.thickness), count // 2, generator)
-            occupied = (self.thickness > self.level).nonzero().flatten()
+            occupied = (self.distance == 0).nonzero().flatten()
             if len(occupied):
-                cells = torch.cat([cells, occupied[self._some(len(occupied), count // 2, generator)]])
-            self.thickness.scatter_reduce_(0, cells, thickness(self._points(cells, RESOLUTION, generator)), "amax")
+                blocks = occupied[self._some(len(occupied), count // 2, generator)]
+                cells = torch.cat([cells, self._cells_of(blocks, self._some(8, len(blocks), generator))])
+            mean = fade_and_raise(self.thickness, self.decay, cells, thickness(self._points(cells, RESOLUTION, generator)))
         self.updates += 1
-        self.level.fill_(min(self.threshold, float(self.thickness.mean())))
+        self.level.fill_(min(self.threshold, mean))
         found = pack_occupancy(self.thickness, float(self.level))
         self.bits.copy_(found.bits)
         self.distance.copy_(found.distance)
         self.box.copy_(found.box)
+
+    @staticmethod
+    def _cells_of(blocks: Tensor, corner: Tensor | None = None) -> Tensor:
+        """Numbers of the cells of 2x2x2 blocks, one each, or all 8 one after another."""
+        if corner is None:
+            corner = torch.arange(8, device=blocks.device)[:, None]
+        x, rest = blocks % BLOCKS, blocks // BLOCKS
+        y, z = rest % BLOCKS, rest // BLOCKS
+        row = (2 * z + corner // 4) * RESOLUTION + 2 * y + corner // 2 % 2
+        return (row * RESOLUTION + 2 * x + corner % 2).flatten()
 
     def _some(self, most: int, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(most, (count,), generator=generator, device=self.thickness.device)

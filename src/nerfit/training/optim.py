@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import FactoredGradient, sparse_adam
 from nerfit.methods.base import Method
 
 
@@ -91,8 +91,8 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
     return max(lr, c.lr_floor)
 
 
-def make_optimizer(config: OptimConfig, method: Method) -> torch.optim.Optimizer:
-    """The optimiser over a method's parameter groups, each with its ``lr_scale``."""
+def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) -> torch.optim.Optimizer:
+    """The optimiser over a method's parameter groups, each with its ``lr_scale``; ``scaled`` says that gradients come scaled."""
     if config.schedule == "step" and config.decay_steps is None:
         raise ConfigError("optim.schedule step needs --optim.decay-steps.")
     if config.schedule == "multi-step" and not config.milestones:
@@ -101,7 +101,10 @@ def make_optimizer(config: OptimConfig, method: Method) -> torch.optim.Optimizer
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     make = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sparse-adam": SparseAdam}[config.optimizer]
-    return make(groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.eps, weight_decay=config.weight_decay)
+    optimizer = make(groups, lr=config.lr, betas=(0.9, config.beta2), eps=config.eps, weight_decay=config.weight_decay)
+    if isinstance(optimizer, SparseAdam):
+        optimizer.factored = not scaled and config.clip_value is None and config.clip_norm is None
+    return optimizer
 
 
 class SparseAdam(torch.optim.Optimizer):
@@ -109,16 +112,21 @@ class SparseAdam(torch.optim.Optimizer):
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "sparse": False})
+        self.factored = False
+        """Whether sparse groups take their gradients in factors, which nobody else can read."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Gradients of sparse groups are kept as tensors of zeros: a step has cleared them, unless it was skipped."""
+        """Dense gradients of sparse groups are kept as tensors of zeros: a step has cleared them, unless it was skipped."""
         for group in self.param_groups:
             for p in group["params"]:
                 if not group["sparse"]:
                     p.grad = None
+                    continue
+                if self.factored:
+                    p.factored_gradients = []
                 elif p.grad is None:
                     p.grad = torch.zeros_like(p)
-                elif not self.state[p].get("cleared", False):
+                if p.grad is not None and not self.state[p].get("cleared", False):
                     p.grad.zero_()
                 self.state[p]["cleared"] = False
 
@@ -127,7 +135,8 @@ class SparseAdam(torch.optim.Optimizer):
         """One step for every parameter with a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None:
+                gradient = self._gradient(p)
+                if gradient is None:
                     continue
                 state = self.state[p]
                 if "step" not in state:
@@ -135,7 +144,7 @@ class SparseAdam(torch.optim.Optimizer):
                 state["step"] += 1
                 sparse_adam(
                     p,
-                    p.grad,
+                    gradient,
                     state["exp_avg"],
                     state["exp_avg_sq"],
                     int(state["step"]),
@@ -145,6 +154,19 @@ class SparseAdam(torch.optim.Optimizer):
                     group["weight_decay"],
                 )
                 state["cleared"] = True
+
+    @staticmethod
+    def _gradient(p: torch.nn.Parameter) -> torch.Tensor | FactoredGradient | None:
+        """A parameter's gradient, in one piece."""
+        factored: list[FactoredGradient] = getattr(p, "factored_gradients", [])
+        if len(factored) == 1 and p.grad is None:
+            return factored[0]
+        if factored and p.grad is None:
+            p.grad = torch.zeros_like(p)
+        for piece in factored:
+            assert p.grad is not None
+            piece.add_to(p.grad)
+        return p.grad
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

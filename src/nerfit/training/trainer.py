@@ -99,8 +99,8 @@ class Trainer:
         self.method = self._make_method().to(self.device)
         self.method.precision = pick_precision(self.settings.precision, self.device)
         self.method.seed = self.state.seed
-        self.optimizer = make_optimizer(self.settings.optim, self.method)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
+        self.optimizer = make_optimizer(self.settings.optim, self.method, self.scaler.is_enabled())
 
     def _resume(self) -> None:
         found = load_checkpoint(self.folder / "checkpoints", self.device)

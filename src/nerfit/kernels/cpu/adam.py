@@ -2,8 +2,35 @@
 
 import numpy as np
 
-from nerfit.kernels.cpu.runtime import kernel
-from nerfit.kernels.cpu.vectors import any_nonzero, fma, load16, splat16, square_root, store16, where_nonzero
+from nerfit.kernels.cpu.hash_grid import corners
+from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.runtime import inlined, kernel
+from nerfit.kernels.cpu.vectors import (
+    any_nonzero,
+    fma,
+    join4,
+    load4,
+    load16,
+    splat4,
+    splat16,
+    square_root,
+    store4,
+    store16,
+    where_nonzero,
+)
+
+
+@inlined
+def _adam16(p, m, v, at, raw, rate, beta1, beta2, eps, correction2, decay):
+    """Move p, m, v [at … at + 15] where ``raw``, the gradient, is not zero."""
+    old, one = load16(p, at), np.float32(1)
+    gradient = fma(old, splat16(decay), raw)
+    mean = fma(load16(m, at), splat16(beta1), gradient * splat16(one - beta1))
+    square = fma(load16(v, at), splat16(beta2), gradient * gradient * splat16(one - beta2))
+    new = fma(splat16(-rate), mean / (square_root(square * splat16(correction2)) + splat16(eps)), old)
+    store16(p, at, where_nonzero(raw, new, old))
+    store16(m, at, where_nonzero(raw, mean, load16(m, at)))
+    store16(v, at, where_nonzero(raw, square, load16(v, at)))
 
 
 @kernel
@@ -13,20 +40,68 @@ def adam(part, parts, p, g, m, v, rate, beta1, beta2, eps, correction2, decay):
     ``rate`` is the learning rate over 1 - β₁ᵗ, ``correction2`` 1/(1 - β₂ᵗ), ``decay`` an L2 penalty's factor.
     """
     blocks = p.size // 16
-    b1, c1, b2, c2 = splat16(beta1), splat16(np.float32(1) - beta1), splat16(beta2), splat16(np.float32(1) - beta2)
-    minus, tiny, scale, l2 = splat16(-rate), splat16(eps), splat16(correction2), splat16(decay)
-    zero = splat16(np.float32(0))
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-        at = 16 * block
-        raw = load16(g, at)
+        raw = load16(g, 16 * block)
         if any_nonzero(raw):
-            old = load16(p, at)
-            gradient = fma(old, l2, raw)
-            mean, square = load16(m, at), load16(v, at)
-            mean = where_nonzero(raw, fma(mean, b1, gradient * c1), mean)
-            square = where_nonzero(raw, fma(square, b2, gradient * gradient * c2), square)
-            new = fma(minus, mean / (square_root(square * scale) + tiny), old)
-            store16(p, at, where_nonzero(raw, new, old))
-            store16(m, at, mean)
-            store16(v, at, square)
-            store16(g, at, zero)
+            _adam16(p, m, v, 16 * block, raw, rate, beta1, beta2, eps, correction2, decay)
+            store16(g, 16 * block, splat16(np.float32(0)))
+
+
+@kernel
+def scatter_adam(
+    part,
+    parts,
+    rows,
+    count,
+    gradient,
+    resolutions,
+    offsets,
+    entries,
+    depth,
+    p,
+    m,
+    v,
+    rate,
+    beta1,
+    beta2,
+    eps,
+    correction2,
+    decay,
+    sums,
+    marks,
+):
+    """`scatter` and `adam` in one: a level's gradient is summed in row ``part`` of ``sums``, and used while it is in cache.
+
+    ``marks`` [parts, entries/4] says which 16 floats have a gradient; both are zero before and after. Levels go to threads
+    in a snake from the finest on, so that each gets as many touched entries.
+    """
+    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
+    each = np.empty(4 * LANES, np.float32)
+    sums, marks = sums[part], marks[part]
+    levels = resolutions.size
+    for k in range(levels):
+        turn = k % (2 * parts)
+        if (turn if turn < parts else 2 * parts - 1 - turn) != part:
+            continue
+        level = levels - 1 - k
+        for r in range(count.size):
+            for block in range((count[r] + LANES - 1) // LANES):
+                corners(rows[r, 3 * block * LANES :], resolutions[level], offsets[0], entries, index, weight)
+                at = (block * depth + 4 * level) * LANES
+                for i in range(0, LANES, 16):
+                    join4(gradient[r], at + i, LANES, each, 4 * i)
+                for i in range(min(LANES, count[r] - block * LANES)):
+                    g = load4(each, 4 * i)
+                    for c in range(8):
+                        entry = np.int64(index[c * LANES + i])
+                        marks[entry >> 2] = 1
+                        store4(sums, 4 * entry, fma(g, splat4(weight[c * LANES + i]), load4(sums, 4 * entry)))
+        first = 4 * np.int64(offsets[level])
+        words = marks.view(np.uint64)
+        for word in range((4 * np.int64(offsets[level + 1]) - first + 127) // 128):
+            if words[word]:
+                for line in range(8 * word, 8 * word + 8):
+                    if marks[line]:
+                        _adam16(p, m, v, first + 16 * line, load16(sums, 16 * line), rate, beta1, beta2, eps, correction2, decay)
+                        store16(sums, 16 * line, splat16(np.float32(0)))
+                words[word] = 0

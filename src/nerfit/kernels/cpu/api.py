@@ -1,5 +1,8 @@
 """The CPU bodies behind the kernels' public functions: tensors in, tensors out, the work shared among threads."""
 
+from dataclasses import dataclass
+from dataclasses import field as field_
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -7,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nerfit.kernels import marching
-from nerfit.kernels.cpu import adam, compositing, field, hash_grid, matmul, pixels, sampling
+from nerfit.kernels.adam import FactoredGradient
+from nerfit.kernels.cpu import adam, compositing, field, hash_grid, matmul, pixels, rendering, sampling
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.field import FieldShape
@@ -47,7 +51,7 @@ def encode_backward(x: Tensor, table: Tensor, gradient: Tensor, layout: GridLayo
     rows = padded.reshape(-1, LANES, channels).transpose(1, 2).contiguous()
     g_table = torch.zeros_like(table) if wants_table else None
     if g_table is not None and len(x):
-        run_parallel(hash_grid.scatter, _array(x), rows.view(-1).numpy(), *_grid(layout), _array(g_table), channels)
+        run_parallel(hash_grid.scatter, *_one_row(x, rows), *_grid(layout), _array(g_table), channels)
     return position_gradient(x, rows.view(-1), table, layout, channels) if wants_x else None, g_table
 
 
@@ -63,7 +67,15 @@ def position_gradient(x: Tensor, g_features: Tensor, table: Tensor, layout: Grid
 def scatter(x: Tensor, g_features: Tensor, layout: GridLayout, into: Tensor) -> None:
     """Add the table's gradient to ``into``."""
     if len(x):
-        run_parallel(hash_grid.scatter, _array(x), _array(g_features), *_grid(layout), _array(into), layout.depth)
+        run_parallel(hash_grid.scatter, *_one_row(x, g_features), *_grid(layout), _array(into), layout.depth)
+
+
+def _one_row(x: Tensor, g_features: Tensor) -> tuple[Any, Any, Any]:
+    """Blocked positions, number of samples and gradients, as one row of each."""
+    padded = torch.zeros(_blocks(len(x)) * LANES, 3)
+    padded[: len(x)] = x
+    rows = padded.reshape(-1, LANES, 3).transpose(1, 2).reshape(1, -1)
+    return rows.numpy(), np.array([len(x)]), _array(g_features).reshape(1, -1)
 
 
 def spherical_harmonics(d: Tensor) -> Tensor:
@@ -135,12 +147,43 @@ def sparse_adam(
     run_parallel(adam.adam, *arrays, *map(_f32, (rate, *betas, eps, correction2, decay)))
 
 
+@lru_cache(maxsize=1)
+def _level_sums(parts: int, entries: int) -> tuple[Any, Any]:
+    """Zeros to sum a level's gradient in, for each thread; `scatter_adam` leaves zeros."""
+    return np.zeros((parts, 4 * entries), _f32), np.zeros((parts, entries // 4), np.uint8)
+
+
+def sparse_adam_factored(
+    p: Tensor,
+    g: FactoredGradient,
+    m: Tensor,
+    v: Tensor,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    correction2: float,
+    decay: float,
+) -> None:
+    """One step in place."""
+    numbers = map(_f32, (rate, *betas, eps, correction2, decay))
+    rows = (g.places, np.array(g.count), g.features)
+    scratch = _level_sums(part_count(), g.layout.entries)
+    run_parallel(adam.scatter_adam, *rows, *_grid(g.layout), g.layout.depth, *map(_array, (p, m, v)), *numbers, *scratch)
+
+
+def fade_and_raise(grid: Tensor, decay: float, cells: Tensor, found: Tensor) -> float:
+    """Sum of all cells afterwards."""
+    return sum(run_parallel(sampling.fade_and_raise, _array(grid), _f32(decay), _array(cells), _array(found)))
+
+
 def pack_occupancy(grid: Tensor, threshold: float) -> Occupancy:
     """Bits, distances and box."""
     cascades = grid.numel() // marching.RESOLUTION**3
     bits = torch.empty(grid.numel() // 8, dtype=torch.uint8)
     distance = torch.empty(cascades * marching.BLOCKS**3, dtype=torch.uint8)
-    sampling.pack_occupancy(_array(grid), _f32(threshold), _array(bits), _array(distance))
+    matter = np.empty(len(distance) // 64, np.uint64)
+    run_parallel(sampling.pack_bits, _array(grid), _f32(threshold), _array(bits), matter)
+    run_parallel(sampling.block_distances, matter, _array(distance))
     return Occupancy(bits, distance, marching.occupied_box(distance))
 
 
@@ -174,7 +217,136 @@ def _occupancy(occupancy: Occupancy) -> tuple[Any, Any, Any, int, int]:
     return _array(o.box), _array(o.bits), _array(o.distance), o.cascades, marching.RESOLUTION
 
 
+@dataclass
+class Slots:
+    """What rays see, and the samples that it is made of: row p of each [parts, slots] array belongs to thread p."""
+
+    color: Tensor
+    opacity: Tensor
+    depth: Tensor
+    ray: Any
+    t0: Any
+    t1: Any
+    length: Any
+    weight: Tensor
+    light_after: Any
+    places: Any
+    looks: Any
+    features: Any
+    kept: list[int] = field_(default_factory=list)
+    evaluated: int = 0
+
+    def samples(self) -> tuple[Samples, Tensor]:
+        """The kept samples by ray, and their slots' numbers in that order."""
+        slots = self.ray.shape[1]
+        slot = np.concatenate([part * slots + np.arange(many) for part, many in enumerate(self.kept)])
+        ray = self.ray.reshape(-1)[slot]
+        slot = slot[np.argsort(ray, kind="stable")]
+        ray = self.ray.reshape(-1)[slot]
+        count = np.bincount(ray, minlength=len(self.opacity))
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(count)]))
+        x = self.places.reshape(-1, 3, LANES)[slot // LANES, :, slot % LANES]
+        arrays = (ray, self.t0.reshape(-1)[slot], self.t1.reshape(-1)[slot], x)
+        found = [torch.from_numpy(a) for a in arrays]
+        return Samples(found[0], found[1], found[2], found[3], offsets, self.evaluated), torch.from_numpy(slot)
+
+
 _room = 1 << 14
+
+
+def render(
+    rays: tuple[Tensor, ...],
+    occupancy: Occupancy,
+    step: float,
+    cone: float,
+    table: Tensor,
+    weights: Tensor,
+    shape: FieldShape,
+    half: bool,
+    least_weight: float,
+    least_light: float,
+    colors: bool,
+    keep: bool,
+) -> Slots:
+    """Origins, directions, unit directions, near, far, jitter to colours; repeated with more room in the rare case that it is short."""
+    global _room
+    n, parts, depth = len(rays[0]), part_count(), shape.grid.depth
+    arrays = [_array(a.contiguous()) for a in rays]
+    while True:
+        room = _blocks(_room) * LANES if keep else rendering.POOL * rendering.WAVE
+        slots = Slots(
+            color=torch.empty(n, 3),
+            opacity=torch.empty(n),
+            depth=torch.empty(n),
+            ray=np.empty((parts, room), np.int32),
+            t0=np.empty((parts, room), _f32),
+            t1=np.empty((parts, room), _f32),
+            length=np.empty((parts, room), _f32),
+            weight=torch.empty(parts, room),
+            light_after=np.empty((parts, room), _f32),
+            places=np.empty((parts, 3 * room), _f32),
+            looks=np.empty((parts, 3 * room), _f32),
+            features=np.empty((parts, depth * room if keep else 0), _f32),
+        )
+        done = run_parallel(
+            rendering.render,
+            *arrays,
+            *_occupancy(occupancy),
+            _f32(step),
+            _f32(cone),
+            _array(table),
+            *_grid(shape.grid),
+            *_network(weights, shape, half),
+            _f32(least_weight),
+            _f32(least_light),
+            colors,
+            keep,
+            *(_array(t) for t in (slots.color, slots.opacity, slots.depth)),
+            slots.ray,
+            slots.t0,
+            slots.t1,
+            slots.length,
+            _array(slots.weight),
+            slots.light_after,
+            slots.places,
+            slots.looks,
+            slots.features,
+        )
+        if not any(full for _, _, full in done):
+            break
+        _room *= 2
+    slots.kept, slots.evaluated = [kept for kept, _, _ in done], sum(evaluated for _, evaluated, _ in done)
+    return slots
+
+
+def render_backward(slots: Slots, weights: Tensor, shape: FieldShape, half: bool, *gradients: Tensor | None) -> Tensor:
+    """Turn the slots' features into their gradients; the networks' gradients."""
+    n, parts = len(slots.opacity), len(slots.kept)
+    g_color, g_opacity, g_depth, g_weight = gradients
+    g_color = torch.zeros(n, 3) if g_color is None else g_color.contiguous()
+    g_opacity, g_depth = (torch.zeros(n) if g is None else g.contiguous() for g in (g_opacity, g_depth))
+    g_weight = torch.empty(parts, 0) if g_weight is None else g_weight.contiguous()
+    sums = torch.zeros(parts, len(weights))
+    run_parallel(
+        rendering.render_backward,
+        np.array(slots.kept),
+        slots.ray,
+        slots.t0,
+        slots.t1,
+        slots.length,
+        _array(slots.weight),
+        slots.light_after,
+        slots.looks,
+        slots.features,
+        *_network(weights, shape, half),
+        *map(_array, (g_color, g_opacity, g_depth, g_weight, sums)),
+    )
+    return sums.sum(0)
+
+
+def scatter_rows(g: FactoredGradient, into: Tensor) -> None:
+    """Add the table's gradient to ``into``."""
+    run_parallel(hash_grid.scatter, g.places, np.array(g.count), g.features, *_grid(g.layout), _array(into), g.layout.depth)
 
 
 def visible_samples(
@@ -193,37 +365,9 @@ def visible_samples(
     least_weight: float,
     least_light: float,
 ) -> Samples:
-    """The samples that can be seen; repeated with more room in the rare case that they did not fit."""
-    global _room
-    n, parts = len(origins), part_count()
-    arrays = [_array(a.contiguous()) for a in (origins, directions, near, far, jitter)]
-    count = torch.zeros(n, dtype=torch.long)
-    while True:
-        ray = np.empty((parts, _room), np.int32)
-        t0, t1, x = np.empty((parts, _room), _f32), np.empty((parts, _room), _f32), np.empty((parts, _room, 3), _f32)
-        done = run_parallel(
-            sampling.visible_samples,
-            *arrays,
-            *_occupancy(occupancy),
-            _f32(step),
-            _f32(cone),
-            _array(table),
-            *_grid(shape.grid),
-            *_network(weights, shape, half),
-            _f32(least_weight),
-            _f32(least_light),
-            ray,
-            t0,
-            t1,
-            x,
-            _array(count),
-        )
-        if not any(full for _, _, full in done):
-            break
-        _room *= 2
-    kept = [torch.from_numpy(np.concatenate([a[part, : done[part][0]] for part in range(parts)])) for a in (ray, t0, t1, x)]
-    offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    return Samples(kept[0], kept[1], kept[2], kept[3], offsets, sum(evaluated for _, evaluated, _ in done))
+    """The samples that can be seen."""
+    rays = (origins, directions, directions, near, far, jitter)
+    return render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, False, True).samples()[0]
 
 
 def draw_pixels(

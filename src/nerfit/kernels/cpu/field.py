@@ -1,11 +1,39 @@
 """The fused field on CPUs: hash grid, density network, colour network; forward and backward, block by block."""
 
+from collections import namedtuple
+
 import numpy as np
 
 from nerfit.kernels.cpu.hash_grid import CHUNK, encode_blocks, positions
 from nerfit.kernels.cpu.matmul import LANES, begin, end, forward, round16, weight_gradient
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 from nerfit.kernels.cpu.vectors import exp16, load16, maximum, minimum, positive_part, splat16, store16
+
+Networks = namedtuple("Networks", "weights w16 depth width tiles w1 w2 w3 w4")
+"""The five matrices, one after another (matrix k from wk on), and the same rounded; see FieldShape."""
+Layers = namedtuple("Layers", "hidden joint color1 color2 color scratch")
+"""What the layers of one block give, and working space."""
+Transposes = namedtuple("Transposes", "t0 t1 t2 t3 t4 s0 s1 s2 s3 s4")
+"""The matrices turned, plain and rounded."""
+
+
+@part_of_kernel
+def networks(weights, depth, width, tiles):
+    """The networks, ready for `forward`."""
+    w16 = np.empty(weights.size // 2, np.int32)
+    round16(weights, w16)
+    w1 = width * depth
+    w2 = w1 + 16 * width
+    w3 = w2 + 32 * width
+    return Networks(weights, w16, depth, width, tiles, w1, w2, w3, w3 + width * width)
+
+
+@part_of_kernel
+def layers(depth, width):
+    """Room for the layers of one block."""
+    hidden, joint = np.empty(width * LANES, np.float32), np.empty(32 * LANES, np.float32)
+    color1, color2, color = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(16 * LANES, np.float32)
+    return Layers(hidden, joint, color1, color2, color, np.empty(3 * max(depth, width) * LANES, np.float32))
 
 
 @inlined
@@ -22,66 +50,66 @@ def _gate(g, a, size):
         store16(g, i, positive_part(load16(g, i), load16(a, i)))
 
 
+@inlined
+def _of(number):
+    return splat16(np.float32(number))
+
+
 @part_of_kernel
-def spherical_harmonics_block(d, block, out):
-    """The 16 real spherical harmonics of degree < 4 of a block's unit directions d [n, 3], as rows of ``out``."""
-    last = d.shape[0] - 1
-    for i in range(LANES):
-        s = min(block * LANES + i, last)
-        x, y, z = d[s, 0], d[s, 1], d[s, 2]
-        xx, yy, zz, xy, yz, xz = x * x, y * y, z * z, x * y, y * z, x * z
-        out[i] = np.float32(0.28209479177387814)
-        out[LANES + i] = np.float32(-0.4886025119029199) * y
-        out[2 * LANES + i] = np.float32(0.4886025119029199) * z
-        out[3 * LANES + i] = np.float32(-0.4886025119029199) * x
-        out[4 * LANES + i] = np.float32(1.0925484305920792) * xy
-        out[5 * LANES + i] = np.float32(-1.0925484305920792) * yz
-        out[6 * LANES + i] = np.float32(0.31539156525252005) * (2 * zz - xx - yy)
-        out[7 * LANES + i] = np.float32(-1.0925484305920792) * xz
-        out[8 * LANES + i] = np.float32(0.5462742152960396) * (xx - yy)
-        out[9 * LANES + i] = np.float32(-0.5900435899266435) * y * (3 * xx - yy)
-        out[10 * LANES + i] = np.float32(2.890611442640554) * xy * z
-        out[11 * LANES + i] = np.float32(-0.4570457994644658) * y * (4 * zz - xx - yy)
-        out[12 * LANES + i] = np.float32(0.3731763325901154) * z * (2 * zz - 3 * xx - 3 * yy)
-        out[13 * LANES + i] = np.float32(-0.4570457994644658) * x * (4 * zz - xx - yy)
-        out[14 * LANES + i] = np.float32(1.445305721320277) * z * (xx - yy)
-        out[15 * LANES + i] = np.float32(-0.5900435899266435) * x * (xx - 3 * yy)
+def spherical_harmonics_block(d, at, out, to):
+    """The 16 real spherical harmonics of degree < 4 of a block's unit directions, 3 rows at d[at], as rows at out[to]."""
+    for i in range(0, LANES, 16):
+        x, y, z = load16(d, at + i), load16(d, at + LANES + i), load16(d, at + 2 * LANES + i)
+        xx, yy, zz, xy = x * x, y * y, z * z, x * y
+        flat, saddle = _of(4) * zz - xx - yy, xx - yy
+        o = to + i
+        store16(out, o, _of(0.28209479177387814))
+        store16(out, o + LANES, _of(-0.4886025119029199) * y)
+        store16(out, o + 2 * LANES, _of(0.4886025119029199) * z)
+        store16(out, o + 3 * LANES, _of(-0.4886025119029199) * x)
+        store16(out, o + 4 * LANES, _of(1.0925484305920792) * xy)
+        store16(out, o + 5 * LANES, _of(-1.0925484305920792) * y * z)
+        store16(out, o + 6 * LANES, _of(0.31539156525252005) * (zz + zz - xx - yy))
+        store16(out, o + 7 * LANES, _of(-1.0925484305920792) * x * z)
+        store16(out, o + 8 * LANES, _of(0.5462742152960396) * saddle)
+        store16(out, o + 9 * LANES, _of(-0.5900435899266435) * y * (_of(3) * xx - yy))
+        store16(out, o + 10 * LANES, _of(2.890611442640554) * xy * z)
+        store16(out, o + 11 * LANES, _of(-0.4570457994644658) * y * flat)
+        store16(out, o + 12 * LANES, _of(0.3731763325901154) * z * (zz + zz - _of(3) * xx - _of(3) * yy))
+        store16(out, o + 13 * LANES, _of(-0.4570457994644658) * x * flat)
+        store16(out, o + 14 * LANES, _of(1.445305721320277) * z * saddle)
+        store16(out, o + 15 * LANES, _of(-0.5900435899266435) * x * (xx - _of(3) * yy))
 
 
 @kernel
 def spherical_harmonics(part, parts, d, out):
     """out [n, 16] of unit directions d [n, 3]."""
     n = d.shape[0]
-    rows = np.empty(16 * LANES, np.float32)
+    rows, found = np.empty(3 * LANES, np.float32), np.empty(16 * LANES, np.float32)
     blocks = (n + LANES - 1) // LANES
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-        spherical_harmonics_block(d, block, rows)
+        positions(d, block, 1, rows)
+        spherical_harmonics_block(rows, 0, found, 0)
         for i in range(min(LANES, n - block * LANES)):
             for c in range(16):
-                out[block * LANES + i, c] = rows[c * LANES + i]
+                out[block * LANES + i, c] = found[c * LANES + i]
 
 
 @inlined
-def _density_of(raw, out, at, count):
-    """exp of the raw density (its first row), at most e¹⁵."""
+def density_of_raw(raw, at, out, to):
+    """exp of a block's raw densities, at most e¹⁵."""
     for i in range(0, LANES, 16):
-        store16(raw, i, exp16(minimum(load16(raw, i), splat16(np.float32(15)))))
-    for i in range(count):
-        out[at + i] = raw[i]
+        store16(out, to + i, exp16(minimum(load16(raw, at + i), splat16(np.float32(15)))))
 
 
 @part_of_kernel
-def density_of_blocks(
-    rows, blocks, table, resolutions, offsets, entries, weights, w16, depth, width, tiles, features, hidden, code, scratch, out
-):
-    """Density [blocks·LANES] at ``rows`` ([blocks, 3, LANES], flat), with the working space that it needs."""
-    encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, depth)
-    w1 = width * depth
+def codes_of_blocks(rows, blocks, table, resolutions, offsets, entries, net, features, hidden, scratch, codes):
+    """Grid and density network at ``rows`` ([blocks, 3, LANES], flat): features [blocks, depth, LANES], codes [blocks, 16, LANES]."""
+    encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, net.depth)
     for block in range(blocks):
-        forward(tiles, weights, w16, features[block * depth * LANES :], hidden, width, depth, scratch)
-        _relu(hidden, width * LANES)
-        forward(tiles, weights[w1:], w16[w1 // 2 :], hidden, code, 16, width, scratch)
-        _density_of(code, out, block * LANES, LANES)
+        forward(net.tiles, net.weights, net.w16, features[block * net.depth * LANES :], hidden, net.width, net.depth, scratch)
+        _relu(hidden, net.width * LANES)
+        forward(net.tiles, net.weights[net.w1 :], net.w16[net.w1 // 2 :], hidden, codes[16 * LANES * block :], 16, net.width, scratch)
 
 
 @kernel
@@ -90,54 +118,38 @@ def density(part, parts, x, table, resolutions, offsets, entries, weights, depth
     blocks = (x.shape[0] + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
     rows, features = np.empty(3 * CHUNK * LANES, np.float32), np.zeros(CHUNK * depth * LANES, np.float32)
-    hidden, code = np.empty(width * LANES, np.float32), np.empty(16 * LANES, np.float32)
-    scratch = np.empty(max(depth, width) * LANES, np.float32)
-    w16 = np.empty(weights.size // 2, np.int32)
-    round16(weights, w16)
+    codes = np.empty(16 * CHUNK * LANES, np.float32)
+    net, room = networks(weights, depth, width, tiles), layers(depth, width)
     begin(tiles)
     for first in range(blocks * part // parts, stop, CHUNK):
         many = min(CHUNK, stop - first)
         positions(x, first, many, rows)
-        density_of_blocks(
-            rows,
-            many,
-            table,
-            resolutions,
-            offsets,
-            entries,
-            weights,
-            w16,
-            depth,
-            width,
-            tiles,
-            features,
-            hidden,
-            code,
-            scratch,
-            out[first * LANES :],
-        )
+        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, features, room.hidden, room.scratch, codes)
+        for block in range(many):
+            density_of_raw(codes, 16 * LANES * block, out, (first + block) * LANES)
     end(tiles)
 
 
 @part_of_kernel
-def _networks(tiles, weights, w16, features, hidden, joint, color1, color2, color, depth, width, scratch):
-    """All layers of one block; ``joint`` [32, LANES] comes with the encoded direction in its last 16 rows."""
-    w1 = width * depth
-    w2 = w1 + 16 * width
-    w3 = w2 + 32 * width
-    w4 = w3 + width * width
-    forward(tiles, weights, w16, features, hidden, width, depth, scratch)
-    _relu(hidden, width * LANES)
-    forward(tiles, weights[w1:], w16[w1 // 2 :], hidden, joint, 16, width, scratch)
-    forward(tiles, weights[w2:], w16[w2 // 2 :], joint, color1, width, 32, scratch)
-    _relu(color1, width * LANES)
-    forward(tiles, weights[w3:], w16[w3 // 2 :], color1, color2, width, width, scratch)
-    _relu(color2, width * LANES)
-    forward(tiles, weights[w4:], w16[w4 // 2 :], color2, color, 16, width, scratch)
-    one = splat16(np.float32(1))
-    zero = splat16(np.float32(0))
+def color_of_block(net, a):
+    """The colour network of one block; ``a.joint`` [32, LANES] holds the code and the encoded direction."""
+    forward(net.tiles, net.weights[net.w2 :], net.w16[net.w2 // 2 :], a.joint, a.color1, net.width, 32, a.scratch)
+    _relu(a.color1, net.width * LANES)
+    forward(net.tiles, net.weights[net.w3 :], net.w16[net.w3 // 2 :], a.color1, a.color2, net.width, net.width, a.scratch)
+    _relu(a.color2, net.width * LANES)
+    forward(net.tiles, net.weights[net.w4 :], net.w16[net.w4 // 2 :], a.color2, a.color, 16, net.width, a.scratch)
+    one, zero = splat16(np.float32(1)), splat16(np.float32(0))
     for i in range(0, 3 * LANES, 16):
-        store16(color, i, one / (one + exp16(zero - load16(color, i))))
+        store16(a.color, i, one / (one + exp16(zero - load16(a.color, i))))
+
+
+@part_of_kernel
+def all_layers(net, features, a):
+    """All layers of one block; ``a.joint`` comes with the encoded direction in its last 16 rows."""
+    forward(net.tiles, net.weights, net.w16, features, a.hidden, net.width, net.depth, a.scratch)
+    _relu(a.hidden, net.width * LANES)
+    forward(net.tiles, net.weights[net.w1 :], net.w16[net.w1 // 2 :], a.hidden, a.joint, 16, net.width, a.scratch)
+    color_of_block(net, a)
 
 
 @kernel
@@ -146,34 +158,79 @@ def field_forward(part, parts, x, d, table, resolutions, offsets, entries, weigh
     n = x.shape[0]
     blocks = (n + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
-    rows = np.empty(3 * CHUNK * LANES, np.float32)
-    hidden, joint = np.empty(width * LANES, np.float32), np.empty(32 * LANES, np.float32)
-    color1, color2, color = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(16 * LANES, np.float32)
-    scratch = np.empty(max(depth, width) * LANES, np.float32)
-    w16 = np.empty(weights.size // 2, np.int32)
-    round16(weights, w16)
+    rows, direction = np.empty(3 * CHUNK * LANES, np.float32), np.empty(3 * LANES, np.float32)
+    net, a = networks(weights, depth, width, tiles), layers(depth, width)
     begin(tiles)
     for first in range(blocks * part // parts, stop, CHUNK):
         many = min(CHUNK, stop - first)
         positions(x, first, many, rows)
         encode_blocks(rows, many, table, resolutions, offsets, entries, features[first * depth * LANES :], depth)
         for block in range(first, first + many):
-            spherical_harmonics_block(d, block, joint[16 * LANES :])
-            f = features[block * depth * LANES :]
-            _networks(tiles, weights, w16, f, hidden, joint, color1, color2, color, depth, width, scratch)
-            count = min(LANES, n - block * LANES)
-            _density_of(joint, density, block * LANES, count)
-            for i in range(count):
+            positions(d, block, 1, direction)
+            spherical_harmonics_block(direction, 0, a.joint, 16 * LANES)
+            all_layers(net, features[block * depth * LANES :], a)
+            density_of_raw(a.joint, 0, a.joint, 0)
+            for i in range(min(LANES, n - block * LANES)):
+                density[block * LANES + i] = a.joint[i]
                 for c in range(3):
-                    rgb[block * LANES + i, c] = color[c * LANES + i]
+                    rgb[block * LANES + i, c] = a.color[c * LANES + i]
     end(tiles)
 
 
 @inlined
-def _transposed(w, rows, columns, out):
+def _transposed(w, at, rows, columns, out):
+    """out [columns, at least 32] of w [rows, columns]: the 16 rows of a narrow layer become 32 columns, the upper half zero."""
     for j in range(rows):
         for k in range(columns):
-            out[k * rows + j] = w[j * columns + k]
+            out[k * max(rows, 32) + j] = w[at + j * columns + k]
+
+
+@part_of_kernel
+def transposes(net):
+    """The transposed matrices, for gradients of layers' inputs."""
+    depth, width = net.depth, net.width
+    t0, t1, t2 = np.zeros(depth * width, np.float32), np.zeros(width * 32, np.float32), np.zeros(32 * width, np.float32)
+    t3, t4 = np.zeros(width * width, np.float32), np.zeros(width * 32, np.float32)
+    _transposed(net.weights, 0, width, depth, t0)
+    _transposed(net.weights, net.w1, 16, width, t1)
+    _transposed(net.weights, net.w2, width, 32, t2)
+    _transposed(net.weights, net.w3, width, width, t3)
+    _transposed(net.weights, net.w4, 16, width, t4)
+    s0, s1, s2 = np.empty(t0.size // 2, np.int32), np.empty(t1.size // 2, np.int32), np.empty(t2.size // 2, np.int32)
+    s3, s4 = np.empty(t3.size // 2, np.int32), np.empty(t4.size // 2, np.int32)
+    round16(t0, s0)
+    round16(t1, s1)
+    round16(t2, s2)
+    round16(t3, s3)
+    round16(t4, s4)
+    return Transposes(t0, t1, t2, t3, t4, s0, s1, s2, s3, s4)
+
+
+@part_of_kernel
+def back_through_layers(net, turned, features, a, g_color, g_density, g_joint, g_a, g_b, sums):
+    """Turn a block's ``features`` into their gradients and add the weights' gradients to ``sums``, after `all_layers`.
+
+    ``g_color`` [32, LANES] is the gradient of the raw colours (rows from 3 on zero), ``g_density`` [LANES] of the densities.
+    """
+    tiles, depth, width = net.tiles, net.depth, net.width
+    weight_gradient(tiles, g_color, a.color2, sums[net.w4 :], 16, width, a.scratch)
+    forward(tiles, turned.t4, turned.s4, g_color, g_a, width, 32, a.scratch)
+    _gate(g_a, a.color2, width * LANES)
+    weight_gradient(tiles, g_a, a.color1, sums[net.w3 :], width, width, a.scratch)
+    forward(tiles, turned.t3, turned.s3, g_a, g_b, width, width, a.scratch)
+    _gate(g_b, a.color1, width * LANES)
+    weight_gradient(tiles, g_b, a.joint, sums[net.w2 :], width, 32, a.scratch)
+    forward(tiles, turned.t2, turned.s2, g_b, g_joint, 32, width, a.scratch)
+    for i in range(0, LANES, 16):
+        raw = load16(a.joint, i)
+        slope = positive_part(exp16(raw), splat16(np.float32(15)) - raw)  # constant above: no gradient
+        store16(g_joint, i, load16(g_joint, i) + load16(g_density, i) * slope)
+    g_joint[16 * LANES :] = np.float32(0)
+    weight_gradient(tiles, g_joint, a.hidden, sums[net.w1 :], 16, width, a.scratch)
+    forward(tiles, turned.t1, turned.s1, g_joint, g_a, width, 32, a.scratch)
+    _gate(g_a, a.hidden, width * LANES)
+    weight_gradient(tiles, g_a, features, sums, width, depth, a.scratch)
+    forward(tiles, turned.t0, turned.s0, g_a, features, depth, width, a.scratch)
 
 
 @kernel
@@ -184,63 +241,22 @@ def field_backward(part, parts, d, features, weights, depth, width, tiles, densi
     """
     n = d.shape[0]
     blocks = (n + LANES - 1) // LANES
-    hidden, joint = np.empty(width * LANES, np.float32), np.empty(32 * LANES, np.float32)
-    color1, color2, color = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32), np.empty(16 * LANES, np.float32)
-    g_color, g_joint = np.zeros(32 * LANES, np.float32), np.empty(32 * LANES, np.float32)
+    direction = np.empty(3 * LANES, np.float32)
+    g_color, g_density, g_joint = np.zeros(32 * LANES, np.float32), np.zeros(LANES, np.float32), np.empty(32 * LANES, np.float32)
     g_a, g_b = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
-    scratch = np.empty(3 * max(depth, width) * LANES, np.float32)
-    w1 = width * depth
-    w2 = w1 + 16 * width
-    w3 = w2 + 32 * width
-    w4 = w3 + width * width
-    # transposes; the 16 rows of a narrow layer become 32 columns, the upper half zero
-    t0, t1, t2 = np.zeros(depth * width, np.float32), np.zeros(width * 32, np.float32), np.zeros(32 * width, np.float32)
-    t3, t4 = np.zeros(width * width, np.float32), np.zeros(width * 32, np.float32)
-    _transposed(weights, width, depth, t0)
-    _transposed(weights[w2:], width, 32, t2)
-    _transposed(weights[w3:], width, width, t3)
-    for j in range(16):
-        for k in range(width):
-            t1[k * 32 + j] = weights[w1 + j * width + k]
-            t4[k * 32 + j] = weights[w4 + j * width + k]
-    w16 = np.empty(weights.size // 2, np.int32)
-    s0, s1, s2 = np.empty(t0.size // 2, np.int32), np.empty(t1.size // 2, np.int32), np.empty(t2.size // 2, np.int32)
-    s3, s4 = np.empty(t3.size // 2, np.int32), np.empty(t4.size // 2, np.int32)
-    round16(weights, w16)
-    round16(t0, s0)
-    round16(t1, s1)
-    round16(t2, s2)
-    round16(t3, s3)
-    round16(t4, s4)
-    sums = weight_sums[part]
+    net, a = networks(weights, depth, width, tiles), layers(depth, width)
+    turned = transposes(net)
     begin(tiles)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
-        count = min(LANES, n - block * LANES)
-        spherical_harmonics_block(d, block, joint[16 * LANES :])
-        _networks(tiles, weights, w16, f, hidden, joint, color1, color2, color, depth, width, scratch)
-        for c in range(3):
-            for i in range(LANES):
-                v = color[c * LANES + i]
-                g_color[c * LANES + i] = rgb_gradient[block * LANES + i, c] * v * (1 - v) if i < count else np.float32(0)
-        weight_gradient(tiles, g_color, color2, sums[w4:], 16, width, scratch)
-        forward(tiles, t4, s4, g_color, g_a, width, 32, scratch)
-        _gate(g_a, color2, width * LANES)
-        weight_gradient(tiles, g_a, color1, sums[w3:], width, width, scratch)
-        forward(tiles, t3, s3, g_a, g_b, width, width, scratch)
-        _gate(g_b, color1, width * LANES)
-        weight_gradient(tiles, g_b, joint, sums[w2:], width, 32, scratch)
-        forward(tiles, t2, s2, g_b, g_joint, 32, width, scratch)
-        for i in range(0, LANES, 16):
-            raw = load16(joint, i)
-            store16(joint, i, positive_part(exp16(raw), splat16(np.float32(15)) - raw))  # constant above: no gradient
-        for i in range(count):
-            g_joint[i] += density_gradient[block * LANES + i] * joint[i]
-        for i in range(16 * LANES, 32 * LANES):
-            g_joint[i] = 0
-        weight_gradient(tiles, g_joint, hidden, sums[w1:], 16, width, scratch)
-        forward(tiles, t1, s1, g_joint, g_a, width, 32, scratch)
-        _gate(g_a, hidden, width * LANES)
-        weight_gradient(tiles, g_a, f, sums, width, depth, scratch)
-        forward(tiles, t0, s0, g_a, f, depth, width, scratch)
+        positions(d, block, 1, direction)
+        spherical_harmonics_block(direction, 0, a.joint, 16 * LANES)
+        all_layers(net, f, a)
+        for i in range(LANES):
+            s, there = block * LANES + i, block * LANES + i < n
+            g_density[i] = density_gradient[s] if there else np.float32(0)
+            for c in range(3):
+                v = a.color[c * LANES + i]
+                g_color[c * LANES + i] = rgb_gradient[s, c] * v * (1 - v) if there else np.float32(0)
+        back_through_layers(net, turned, f, a, g_color, g_density, g_joint, g_a, g_b, weight_sums[part])
     end(tiles)

@@ -128,26 +128,28 @@ def encode(part, parts, x, table, resolutions, offsets, entries, features, depth
 
 
 @kernel
-def scatter(part, parts, x, gradient, resolutions, offsets, entries, table_gradient, depth):
-    """Add the table's gradient for feature gradients ([blocks, depth, LANES], flat; zero past the last sample)."""
-    p = np.empty(3 * LANES, np.float32)
+def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, table_gradient, depth):
+    """Add the table's gradient for feature gradients.
+
+    Row r of ``gradient`` ([rows, blocks, depth, LANES], flat after the first) belongs to ``count[r]`` samples, whose positions are in
+    row r of ``rows`` ([rows, blocks, 3, LANES]); it is zero past the last sample.
+    """
     index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
     each = np.empty(4 * LANES, np.float32)
-    blocks = (x.shape[0] + LANES - 1) // LANES
     for level in range(part, resolutions.size, parts):
-        for block in range(blocks):
-            positions(x, block, 1, p)
-            corners(p, resolutions[level], offsets[level], entries, index, weight)
-            for k in range(8 * LANES):
-                prefetch(table_gradient, 4 * np.int64(index[k]))
-            at = (block * depth + 4 * level) * LANES
-            for i in range(0, LANES, 16):
-                join4(gradient, at + i, LANES, each, 4 * i)
-            for i in range(min(LANES, x.shape[0] - block * LANES)):
-                g = load4(each, 4 * i)
-                for k in range(8):
-                    to = 4 * np.int64(index[k * LANES + i])
-                    store4(table_gradient, to, fma(g, splat4(weight[k * LANES + i]), load4(table_gradient, to)))
+        for r in range(count.size):
+            for block in range((count[r] + LANES - 1) // LANES):
+                corners(rows[r, 3 * block * LANES :], resolutions[level], offsets[level], entries, index, weight)
+                for k in range(8 * LANES):
+                    prefetch(table_gradient, 4 * np.int64(index[k]))
+                at = (block * depth + 4 * level) * LANES
+                for i in range(0, LANES, 16):
+                    join4(gradient[r], at + i, LANES, each, 4 * i)
+                for i in range(min(LANES, count[r] - block * LANES)):
+                    g = load4(each, 4 * i)
+                    for k in range(8):
+                        to = 4 * np.int64(index[k * LANES + i])
+                        store4(table_gradient, to, fma(g, splat4(weight[k * LANES + i]), load4(table_gradient, to)))
 
 
 @kernel

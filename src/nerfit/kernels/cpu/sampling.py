@@ -2,17 +2,11 @@
 
 import numpy as np
 
-from nerfit.kernels.cpu.field import density_of_blocks
-from nerfit.kernels.cpu.matmul import LANES, begin, end, round16
+from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
-from nerfit.kernels.cpu.vectors import exp16, load16, splat16, store16
 
 FARTHEST = 15
 """Largest distance to matter, in blocks of 2x2x2 cells, that the march knows of."""
-POOL = 256
-"""Rays that a thread follows at a time."""
-WAVE = 8
-"""Samples that each of them takes before their light is looked at."""
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
@@ -130,199 +124,74 @@ def march(
 
 
 @kernel
-def visible_samples(
-    part,
-    parts,
-    origins,
-    directions,
-    near,
-    far,
-    jitter,
-    box,
-    bits,
-    distance,
-    cascades,
-    resolution,
-    step,
-    cone,
-    table,
-    resolutions,
-    offsets,
-    entries,
-    weights,
-    depth,
-    width,
-    tiles,
-    least_weight,
-    least_light,
-    ray,
-    t0,
-    t1,
-    x,
-    count,
-):
-    """March, ask the field for densities, follow the light: the samples whose weight reaches ``least_weight``, by ray.
-
-    A pool of rays takes ``WAVE`` samples each, those whose light has gone below ``least_light`` or that left the box make
-    room for new ones. Part p writes to row p of the outputs. Returns (samples kept, densities evaluated, whether a sample
-    found no room).
-    """
-    n = origins.shape[0]
-    low, high = n * part // parts, n * (part + 1) // parts
-    capacity = ray.shape[1]
-    mine = np.empty(POOL, np.int64)
-    at, stop, light = np.empty(POOL, np.float32), np.empty(POOL, np.float32), np.empty(POOL, np.float32)
-    got = np.empty(POOL, np.int64)
-    room = POOL * WAVE
-    a, b, p, sigma = np.empty(room, np.float32), np.empty(room, np.float32), np.zeros(3 * room, np.float32), np.empty(room, np.float32)
-    features = np.zeros(room * depth, np.float32)
-    hidden, code = np.empty(width * LANES, np.float32), np.empty(16 * LANES, np.float32)
-    scratch = np.empty(max(depth, width) * LANES, np.float32)
-    w16 = np.empty(weights.size // 2, np.int32)
-    round16(weights, w16)
-    kept_ray, kept_t0, kept_t1 = np.empty(capacity, np.int32), np.empty(capacity, np.float32), np.empty(capacity, np.float32)
-    kept_x = np.empty((3, capacity), np.float32)
-    kept, evaluated, alive, next_ray, full = 0, 0, 0, low, False
-    zero = splat16(_ZERO)
-    count[low:high] = 0
-    begin(tiles)
-    while True:
-        while alive < POOL and next_ray < high:
-            first, last = enter(origins, directions, next_ray, box, near[next_ray], far[next_ray])
-            if first < last:
-                d = directions[next_ray]
-                norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
-                at[alive] = first + jitter[next_ray] * max(step / norm, first * cone)
-                mine[alive], stop[alive], light[alive] = next_ray, last, _ONE
-                alive += 1
-            next_ray += 1
-        if alive == 0:
-            break
-        limit = room // alive if next_ray >= high else WAVE
-        total = 0
-        for k in range(alive):
-            i = mine[k]
-            o, d = origins[i], directions[i]
-            at[k], got[k] = march_ray(
-                o[0], o[1], o[2], d[0], d[1], d[2], at[k], stop[k], bits, distance, cascades, resolution, step, cone, limit, a, b, p, total
-            )
-            total += got[k]
-        evaluated += total
-        density_of_blocks(
-            p,
-            (total + LANES - 1) // LANES,
-            table,
-            resolutions,
-            offsets,
-            entries,
-            weights,
-            w16,
-            depth,
-            width,
-            tiles,
-            features,
-            hidden,
-            code,
-            scratch,
-            sigma,
-        )
-        s, left = 0, 0
-        for k in range(alive):
-            d = directions[mine[k]]
-            norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
-            for q in range(s, s + got[k]):
-                sigma[q] *= (b[q] - a[q]) * norm
-            s += got[k]
-        for q in range(0, total, 16):
-            store16(sigma, q, exp16(zero - load16(sigma, q)))
-        s = 0
-        for k in range(alive):
-            t = light[k]
-            for q in range(s, s + got[k]):
-                w = t * (_ONE - sigma[q])
-                if w >= least_weight and t >= least_light:
-                    if kept < capacity:
-                        kept_ray[kept], kept_t0[kept], kept_t1[kept] = mine[k], a[q], b[q]
-                        row = (q // LANES) * 3 * LANES + q % LANES
-                        kept_x[0, kept], kept_x[1, kept], kept_x[2, kept] = p[row], p[row + LANES], p[row + 2 * LANES]
-                        count[mine[k]] += 1
-                        kept += 1
-                    else:
-                        full = True
-                t *= sigma[q]
-            s += got[k]
-            if t >= least_light and at[k] < stop[k]:
-                mine[left], at[left], stop[left], light[left] = mine[k], at[k], stop[k], t
-                left += 1
-        alive = left
-    end(tiles)
-    begins = np.empty(high - low, np.int64)
-    total = 0
+def fade_and_raise(part, parts, grid, decay, cells, found):
+    """grid *= decay, then grid[cell] = max(grid[cell], found); returns the sum of this part's cells."""
+    low, high = grid.size * part // parts, grid.size * (part + 1) // parts
     for i in range(low, high):
-        begins[i - low] = total
-        total += count[i]
-    for s in range(kept):
-        to = begins[kept_ray[s] - low]
-        begins[kept_ray[s] - low] += 1
-        ray[part, to], t0[part, to], t1[part, to] = kept_ray[s], kept_t0[s], kept_t1[s]
-        x[part, to, 0], x[part, to, 1], x[part, to, 2] = kept_x[0, s], kept_x[1, s], kept_x[2, s]
-    return kept, evaluated, full
-
-
-@kernel
-def decay_occupancy(part, parts, grid, decay):
-    """Let the remembered densities fade."""
-    n = grid.size
-    for i in range(n * part // parts, n * (part + 1) // parts):
         grid[i] *= decay
+    for k in range(cells.size):
+        if low <= cells[k] < high:
+            grid[cells[k]] = max(grid[cells[k]], found[k])
+    total = np.float64(0)
+    for i in range(low, high):
+        total += grid[i]
+    return total
 
 
 @kernel
-def raise_occupancy(grid, cells, density):
-    """grid[cell] = max(grid[cell], density)."""
-    for i in range(cells.size):
-        grid[cells[i]] = max(grid[cells[i]], density[i])
+def pack_bits(part, parts, grid, threshold, bits, matter):
+    """One bit per cell, x fastest, set above ``threshold``; one per 2x2x2 block that holds any, 64 blocks of a row in a word."""
+    for word in range(matter.size * part // parts, matter.size * (part + 1) // parts):
+        row = 2 * (word >> 6 << 7 | (word & 63))  # of cells, the first of the blocks' four
+        blocks = np.uint64(0)
+        for k in range(4):
+            first = 16 * (row + (k & 1) + 128 * (k >> 1))
+            for byte in range(first, first + 16):
+                eight = 0
+                for bit in range(8):
+                    eight |= int(grid[byte * 8 + bit] > threshold) << bit
+                bits[byte] = eight
+                pairs = (eight | (eight >> 1)) & 0x55
+                pairs = (pairs | (pairs >> 1)) & 0x33
+                blocks |= np.uint64((pairs | (pairs >> 2)) & 0x0F) << np.uint64(4 * (byte - first))
+        matter[word] = blocks
 
 
 @kernel
-def pack_occupancy(grid, threshold, bits, distance):
-    """One bit per cell, x fastest, set above ``threshold``; and each 2x2x2 block's (Chebyshev) distance to one that holds any.
-
-    A row of 64 blocks is one word, so growing all matter by a block takes a few operations on words.
-    """
-    matter, grown = np.zeros(distance.size // 64, np.uint64), np.empty(distance.size // 64, np.uint64)
+def block_distances(part, parts, matter, distance):
+    """Each block's (Chebyshev) distance to one with matter; growing all matter by a block takes a few operations on words."""
     one = np.uint64(1)
-    for byte in range(bits.size):
-        eight = 0
-        for k in range(8):
-            eight |= int(grid[byte * 8 + k] > threshold) << k
-        bits[byte] = eight
-        if eight:
-            row, x = byte >> 4, np.uint64((byte & 15) * 4)
-            pairs = np.uint64(0)
-            for k in range(4):
-                if (eight >> (2 * k)) & 3:
-                    pairs |= one << np.uint64(k)
-            matter[(row >> 8) * 64 + ((row & 127) >> 1)] |= pairs << x
-    for word in range(matter.size):
+    cascades = matter.size // 4096
+    wide, tall = np.empty(4096, np.uint64), np.empty(4096, np.uint64)
+    for cascade in range(part, cascades, parts):
+        grown = matter[4096 * cascade : 4096 * (cascade + 1)].copy()
+        away_from = distance[64 * 4096 * cascade : 64 * 4096 * (cascade + 1)]
+        away_from[:] = FARTHEST
+        for word in range(4096):
+            _mark(away_from, word, grown[word], 0)
+        for away in range(1, FARTHEST):
+            for word in range(4096):
+                w = grown[word]
+                wide[word] = w | (w << one) | (w >> one)
+            for word in range(4096):
+                y = word & 63
+                tall[word] = wide[word] | wide[word - (y > 0)] | wide[word + (y < 63)]
+            changed = False
+            for word in range(4096):
+                z = word >> 6
+                w = tall[word] | tall[word - 64 * (z > 0)] | tall[word + 64 * (z < 63)]
+                fresh = w & ~grown[word]
+                _mark(away_from, word, fresh, away)
+                grown[word] = w
+                changed |= fresh != 0
+            if not changed:
+                break
+
+
+@inlined
+def _mark(distance, word, blocks, away):
+    """Write a distance to the blocks whose bits are set."""
+    if blocks:
         for k in range(64):
-            distance[word * 64 + k] = np.uint8(0) if (matter[word] >> np.uint64(k)) & one else np.uint8(FARTHEST)
-    for away in range(1, FARTHEST):
-        for word in range(matter.size):
-            w = matter[word]
-            grown[word] = w | (w << one) | (w >> one)
-        matter[:] = grown
-        for word in range(matter.size):
-            y = word & 63
-            grown[word] = matter[word] | matter[word - (y > 0)] | matter[word + (y < 63)]
-        changed = False
-        for word in range(matter.size):
-            z = (word >> 6) & 63
-            w = grown[word] | grown[word - 64 * (z > 0)] | grown[word + 64 * (z < 63)]
-            matter[word] = w
-            for k in range(64):
-                if distance[word * 64 + k] > away and (w >> np.uint64(k)) & one:
-                    distance[word * 64 + k] = away
-                    changed = True
-        if not changed:
-            break
+            if (blocks >> np.uint64(k)) & np.uint64(1):
+                distance[64 * word + k] = np.uint8(away)

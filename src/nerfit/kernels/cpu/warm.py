@@ -8,10 +8,10 @@ from numba.core import event
 from rich.console import Console
 
 from nerfit.kernels.adam import sparse_adam
-from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.field import FieldShape, field, field_density
+from nerfit.kernels.field import FieldShape, field_density
 from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import RESOLUTION, pack_occupancy, visible_samples
+from nerfit.kernels.marching import RESOLUTION, pack_occupancy
+from nerfit.kernels.rendering import render_rays
 
 
 class _Announcer(event.Listener):
@@ -43,13 +43,12 @@ def warm_up() -> None:
         shape = FieldShape(GridLayout(1, 8, 2, 2), 32)
         table, weights = torch.zeros(shape.grid.size, requires_grad=True), torch.zeros(shape.size, requires_grad=True)
         occupancy = pack_occupancy(torch.ones(RESOLUTION**3), 0.5)
-        ray = torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[1.0, 0.0, 0.0]]), torch.zeros(1), torch.ones(1), torch.zeros(1)
-        samples = visible_samples(*ray, occupancy, 0.5, 0.0, table, weights, shape, False, 0.0, 1e-4)
-        density, rgb = field(samples.x, ray[1].expand(len(samples), 3).contiguous(), table, weights, shape)
-        length = samples.t_ends - samples.t_starts
-        color, *_ = composite_packed(density, rgb, length, samples.t_starts, samples.offsets)
-        color.sum().backward()
-        field_density(samples.x, table, weights, shape)
+        start, along = torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[1.0, 0.0, 0.0]])
+        seen = render_rays(
+            start, along, along, torch.zeros(1), torch.ones(1), torch.zeros(1), occupancy, 0.5, 0.0, table, weights, shape, False, 0.0, 1e-4
+        )
+        seen.color.sum().backward()
+        field_density(start, table, weights, shape)
         for p in (table, weights):
             assert p.grad is not None
             with torch.no_grad():

@@ -1,0 +1,262 @@
+"""Rays to colours on CPUs, forward and backward: march, densities, light, colours, and the samples that can be seen kept in slots.
+
+A thread owns a range of rays. It follows a pool of them, ``WAVE`` samples each at a time: those whose light is gone or that left the
+box make room for new ones. Samples worth a colour go to slots, in the order in which they are found; a ray's own come front to
+back, so light can be summed forwards when they are found, and gradients backwards from the last slot.
+"""
+
+import numpy as np
+
+from nerfit.kernels.cpu.field import (
+    all_layers,
+    back_through_layers,
+    codes_of_blocks,
+    color_of_block,
+    layers,
+    networks,
+    spherical_harmonics_block,
+    transposes,
+)
+from nerfit.kernels.cpu.matmul import LANES, begin, end
+from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
+from nerfit.kernels.cpu.sampling import enter, march_ray
+from nerfit.kernels.cpu.vectors import exp16, load16, minimum, splat16, store16
+
+POOL = 256
+"""Rays that a thread follows at a time."""
+WAVE = 8
+"""Samples that each of them takes before their light is looked at."""
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+
+
+@part_of_kernel
+def _copy_lanes(source, from_, rows, target, first, count):
+    """target[:, first + k] = source[:, from_[k]], both [block, rows, LANES]."""
+    for row in range(rows):
+        for k in range(count):
+            q, s = from_[k], first + k
+            target[((s // LANES) * rows + row) * LANES + s % LANES] = source[((q // LANES) * rows + row) * LANES + q % LANES]
+
+
+@part_of_kernel
+def _blank_lanes(target, rows, first):
+    """Zeros from lane ``first`` to the end of its block."""
+    if first % LANES:
+        for row in range(rows):
+            at = ((first // LANES) * rows + row) * LANES
+            target[at + first % LANES : at + LANES] = _ZERO
+
+
+@part_of_kernel
+def _paint(first, last, net, space, codes, looks, ray, weight, color):
+    """Add the colours of slots first … last - 1 to their rays; ``first`` begins a block."""
+    for block in range(first // LANES, (last + LANES - 1) // LANES):
+        space.joint[: 16 * LANES] = codes[16 * LANES * block : 16 * LANES * (block + 1)]
+        spherical_harmonics_block(looks, 3 * LANES * block, space.joint, 16 * LANES)
+        color_of_block(net, space)
+        for s in range(block * LANES, min((block + 1) * LANES, last)):
+            for c in range(3):
+                color[ray[s], c] += weight[s] * space.color[c * LANES + s % LANES]
+
+
+@kernel
+def render(
+    part,
+    parts,
+    origins,
+    directions,
+    viewdirs,
+    near,
+    far,
+    jitter,
+    box,
+    bits,
+    distance,
+    cascades,
+    resolution,
+    step,
+    cone,
+    table,
+    resolutions,
+    offsets,
+    entries,
+    weights,
+    depth,
+    width,
+    tiles,
+    least_weight,
+    least_light,
+    colors,
+    keep,
+    color,
+    opacity,
+    along,
+    ray,
+    t0,
+    t1,
+    length,
+    weight,
+    light_after,
+    places,
+    looks,
+    features,
+):
+    """Colour [n, 3], opacity [n] and depth [n] of rays; with ``keep`` part p's samples stay in row p of the slots.
+
+    Returns (samples kept, densities evaluated, whether a sample found no slot).
+    """
+    n = origins.shape[0]
+    low, high = n * part // parts, n * (part + 1) // parts
+    slots = ray.shape[1]
+    ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
+    places, looks, features = places[part], looks[part], features[part]
+    mine, got = np.empty(POOL, np.int64), np.empty(POOL, np.int64)
+    at, stop, norm = np.empty(POOL, np.float32), np.empty(POOL, np.float32), np.empty(POOL, np.float32)
+    light, shown = np.empty(POOL, np.float32), np.empty(POOL, np.float32)
+    room = POOL * WAVE
+    a, b, p, passing = np.empty(room, np.float32), np.empty(room, np.float32), np.zeros(3 * room, np.float32), np.empty(room, np.float32)
+    found, codes = np.zeros(room * depth, np.float32), np.empty(16 * room, np.float32)
+    kept_codes = np.zeros(16 * slots, np.float32)
+    from_ = np.empty(room, np.int64)
+    net, space = networks(weights, depth, width, tiles), layers(depth, width)
+    kept, painted, evaluated, alive, next_ray, full = 0, 0, 0, 0, low, False
+    fifteen, zero = splat16(np.float32(15)), splat16(_ZERO)
+    color[low:high] = _ZERO
+    opacity[low:high] = _ZERO
+    along[low:high] = _ZERO
+    begin(tiles)
+    while not full:
+        while alive < POOL and next_ray < high:
+            first, last = enter(origins, directions, next_ray, box, near[next_ray], far[next_ray])
+            if first < last:
+                d = directions[next_ray]
+                norm[alive] = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
+                at[alive] = first + jitter[next_ray] * max(step / norm[alive], first * cone)
+                mine[alive], stop[alive], light[alive], shown[alive] = next_ray, last, _ONE, _ONE
+                alive += 1
+            next_ray += 1
+        if alive == 0:
+            break
+        limit = room // alive if next_ray >= high else WAVE
+        total = 0
+        for k in range(alive):
+            o, d = origins[mine[k]], directions[mine[k]]
+            at[k], got[k] = march_ray(
+                o[0], o[1], o[2], d[0], d[1], d[2], at[k], stop[k], bits, distance, cascades, resolution, step, cone, limit, a, b, p, total
+            )
+            for q in range(total, total + got[k]):
+                passing[q] = (b[q] - a[q]) * norm[k]
+            total += got[k]
+        evaluated += total
+        blocks = (total + LANES - 1) // LANES
+        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space.hidden, space.scratch, codes)
+        for block in range(blocks):
+            for i in range(0, LANES, 16):
+                density = exp16(minimum(load16(codes, 16 * LANES * block + i), fifteen))
+                q = block * LANES + i
+                store16(passing, q, exp16(zero - density * load16(passing, q)))
+        s, left, fresh = 0, 0, kept
+        for k in range(alive):
+            t, u, i = light[k], shown[k], mine[k]
+            for q in range(s, s + got[k]):
+                if t * (_ONE - passing[q]) >= least_weight and t >= least_light:
+                    if kept == slots:
+                        full = True
+                        break
+                    w = u * (_ONE - passing[q])
+                    u *= passing[q]
+                    ray[kept], t0[kept], t1[kept], weight[kept], light_after[kept] = i, a[q], b[q], w, u
+                    length[kept] = (b[q] - a[q]) * norm[k]
+                    from_[kept - fresh] = q
+                    opacity[i] += w
+                    along[i] += w * _HALF * (a[q] + b[q])
+                    kept += 1
+                t *= passing[q]
+            s += got[k]
+            if t >= least_light and at[k] < stop[k]:
+                mine[left], at[left], stop[left], norm[left], light[left], shown[left] = i, at[k], stop[k], norm[k], t, u
+                left += 1
+        alive = left
+        if keep:
+            _copy_lanes(p, from_, 3, places, fresh, kept - fresh)
+            _copy_lanes(found, from_, depth, features, fresh, kept - fresh)
+        if colors:
+            _copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
+            for s in range(fresh, kept):
+                row = (s // LANES) * 3 * LANES + s % LANES
+                looks[row], looks[row + LANES], looks[row + 2 * LANES] = viewdirs[ray[s], 0], viewdirs[ray[s], 1], viewdirs[ray[s], 2]
+            ready = kept // LANES * LANES if keep else kept
+            _paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
+            painted = ready
+        if not keep:
+            kept, painted = 0, 0
+    if colors:
+        _paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
+    if keep and not full:
+        _blank_lanes(places, 3, kept)
+        _blank_lanes(looks, 3, kept)
+        _blank_lanes(features, depth, kept)
+    end(tiles)
+    return kept, evaluated, full
+
+
+@kernel
+def render_backward(
+    part,
+    parts,
+    kept,
+    ray,
+    t0,
+    t1,
+    length,
+    weight,
+    light_after,
+    looks,
+    features,
+    weights,
+    depth,
+    width,
+    tiles,
+    color_gradient,
+    opacity_gradient,
+    depth_gradient,
+    weight_gradient,
+    weight_sums,
+):
+    """Turn the slots' ``features`` into their gradients, and add the networks' gradients to weight_sums[part].
+
+    dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
+    ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights.
+    """
+    count = kept[part]
+    ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
+    looks, features = looks[part], features[part]
+    behind = np.zeros(color_gradient.shape[0], np.float32)
+    g_color, g_density, g_joint = np.zeros(32 * LANES, np.float32), np.zeros(LANES, np.float32), np.empty(32 * LANES, np.float32)
+    g_a, g_b = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
+    net, space = networks(weights, depth, width, tiles), layers(depth, width)
+    turned = transposes(net)
+    begin(tiles)
+    for block in range((count + LANES - 1) // LANES - 1, -1, -1):
+        f = features[block * depth * LANES : (block + 1) * depth * LANES]
+        spherical_harmonics_block(looks, 3 * LANES * block, space.joint, 16 * LANES)
+        all_layers(net, f, space)
+        many = min(LANES, count - block * LANES)
+        for lane in range(LANES - 1, -1, -1):
+            if lane >= many:
+                g_density[lane] = _ZERO
+                g_color[lane] = g_color[LANES + lane] = g_color[2 * LANES + lane] = _ZERO
+                continue
+            s = block * LANES + lane
+            i, w = ray[s], weight[s]
+            g = opacity_gradient[i] + depth_gradient[i] * _HALF * (t0[s] + t1[s])
+            if weight_gradient.size:
+                g += weight_gradient[part, s]
+            for c in range(3):
+                v = space.color[c * LANES + lane]
+                g += color_gradient[i, c] * v
+                g_color[c * LANES + lane] = w * color_gradient[i, c] * v * (_ONE - v)
+            g_density[lane] = length[s] * (light_after[s] * g - behind[i])
+            behind[i] += w * g
+        back_through_layers(net, turned, f, space, g_color, g_density, g_joint, g_a, g_b, weight_sums[part])
+    end(tiles)

@@ -1,0 +1,120 @@
+"""From rays to colours in one kernel: march, densities, light, colours; forward and backward."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerfit.kernels.adam import FactoredGradient
+from nerfit.kernels.compositing import composite_packed
+from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.field import FieldShape, field
+from nerfit.kernels.marching import Occupancy, Samples, visible_samples
+
+
+@dataclass
+class Rendered:
+    """What rays see."""
+
+    color: Float[Tensor, "rays 3"]
+    opacity: Float[Tensor, "rays"]
+    depth: Float[Tensor, "rays"]
+    """Σwt: not divided by the opacity."""
+    kept: int
+    """Samples that got a colour."""
+    evaluated: int
+    """Samples that got a density."""
+    samples: Samples | None = None
+    """Those with a colour, by ray, where they were asked for."""
+    weights: Float[Tensor, "samples"] | None = None
+    """Their weights."""
+
+
+def render_rays(
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    viewdirs: Float[Tensor, "rays 3"],
+    near: Float[Tensor, "rays"],
+    far: Float[Tensor, "rays"],
+    jitter: Float[Tensor, "rays"],
+    occupancy: Occupancy,
+    step: float,
+    cone: float,
+    table: Float[Tensor, "size"],
+    weights: Float[Tensor, "weights"],
+    shape: FieldShape,
+    half: bool,
+    least_weight: float,
+    least_light: float,
+    packed: bool = False,
+) -> Rendered:
+    """`visible_samples`, their `field` and `composite_packed`, differentiable in table and weights.
+
+    ``viewdirs`` are unit directions. A table that has a ``grad`` gets its gradient added there directly. ``packed`` asks for
+    the samples and their weights.
+    """
+    march = (near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light)
+    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+        color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, viewdirs, *march)
+        samples, order = slots.samples() if packed else (None, None)
+        found = None if order is None else light.reshape(-1)[order]
+        return Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated, samples, found)
+    samples = visible_samples(origins, directions, *march)
+    ray = samples.ray_indices.long()
+    density, rgb = _evaluate(samples, viewdirs[ray], table, weights, shape, half)
+    length = (samples.t_ends - samples.t_starts) * directions.norm(dim=-1)[ray]
+    middle = 0.5 * (samples.t_starts + samples.t_ends)
+    color, opacity, depth, light = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
+    found = Rendered(color, opacity, depth, len(samples), samples.evaluated)
+    return replace(found, samples=samples, weights=light) if packed else found
+
+
+_PIECE = 1 << 18
+
+
+def _evaluate(samples: Samples, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> tuple[Tensor, Tensor]:
+    """Density and colour of the samples; without gradients in pieces, since a young field may see millions."""
+    if torch.is_grad_enabled() or len(samples) <= _PIECE:
+        return field(samples.x, d, table, weights, shape, half)
+    found = [field(*piece, table, weights, shape, half) for piece in zip(samples.x.split(_PIECE), d.split(_PIECE), strict=True)]
+    return torch.cat([density for density, _ in found]), torch.cat([rgb for _, rgb in found])
+
+
+class _Render(torch.autograd.Function):
+    """The CPU kernel; what backward needs stays in its slots."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, weights: Tensor, *rest: Any) -> Any:
+        from nerfit.kernels.cpu import api
+
+        origins, directions, viewdirs, near, far, jitter, occupancy, step, cone, _, _, shape, half, least_weight, least_light = rest
+        rays = (origins, directions, viewdirs, near, far, jitter)
+        keep = any(ctx.needs_input_grad)
+        slots = api.render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, True, keep)
+        ctx.save_for_backward(table, weights)
+        ctx.slots, ctx.shape, ctx.half = slots, shape, half
+        ctx.set_materialize_grads(False)
+        return slots.color, slots.opacity, slots.depth, slots.weight, slots
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        from nerfit.kernels.cpu import api
+
+        table, weights = ctx.saved_tensors
+        slots, ctx.slots = ctx.slots, None
+        if slots is None:
+            raise RuntimeError("rendering goes backward once: its kept features have become their own gradients.")
+        g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, *gradients[:4])
+        g_table = None
+        factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
+        accepted = getattr(table, "factored_gradients", None)
+        if accepted is not None:
+            accepted.append(factored)
+        else:
+            into = torch.zeros_like(table) if table.grad is None else table.grad
+            factored.add_to(into)
+            g_table = into if table.grad is None else None
+        return g_table, g_weights, *([None] * 15)
