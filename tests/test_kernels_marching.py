@@ -203,8 +203,8 @@ def check_march(samples: Samples, rays: Rays, occupied: np.ndarray, box: np.ndar
         if len(at):
             assert (np.abs(t0 - begins[at]) < 0.01 * lengths[at]).all(), "samples lie on the lattice"
             assert (np.abs(t1 - t0 - lengths[at]) < 1e-3 * lengths[at]).all()
-            side = 2 ** (len(occupied) - 1)
-            assert np.abs((middles[at] - 0.5) / side + 0.5 - x).max() < 5e-5
+            for middle, place in zip(middles[at], x, strict=True):
+                assert np.abs(contracted(middle, len(occupied)) - place).max() < 5e-5
         sure = doubt > 0.01  # float32 drifts along hundreds of steps
         seen = np.zeros(len(begins), bool)
         seen[at] = True
@@ -212,6 +212,15 @@ def check_march(samples: Samples, rays: Rays, occupied: np.ndarray, box: np.ndar
         assert not (hit & ~seen & sure).any(), f"ray {i} misses samples at t = {begins[hit & ~seen & sure]}"
         certain += int((hit & sure).sum())
     return certain
+
+
+def contracted(x: np.ndarray, cascades: int) -> np.ndarray:
+    """Cascade coordinates as the field's: mip-NeRF 360's equation 10 in the largest norm, [-2, 2]³ then being the field's cube."""
+    if cascades == 1:
+        return x
+    p = 2 * (x - 0.5)
+    reach = np.abs(p).max()
+    return (p if reach <= 1 else (2 - 1 / reach) * p / reach) / 4 + 0.5
 
 
 @CASCADES

@@ -42,7 +42,7 @@ class Samples:
     t_starts: Float[Tensor, "samples"]
     t_ends: Float[Tensor, "samples"]
     x: Float[Tensor, "samples 3"]
-    """Middles, as positions in the outermost cascade, [0, 1]³."""
+    """Middles, as positions in the field's cube (`contract`)."""
     offsets: Int[Tensor, "rays_plus_1"]
     evaluated: int = 0
     """Densities that were asked for on the way."""
@@ -153,7 +153,7 @@ def march_reference(
         rays.append(kept)
         starts.append(now[kept])
         ends.append(now[kept] + dt[hit])
-        places.append((middle[hit] - 0.5) / coarsest + 0.5)
+        places.append(contract(middle[hit], occupancy.cascades))
         count[kept] += 1
         now[i] = now[i] + dt
     if not rays:
@@ -163,6 +163,18 @@ def march_reference(
     order = torch.argsort(ray, stable=True)
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
     return Samples(ray[order].int(), torch.cat(starts)[order], torch.cat(ends)[order], torch.cat(places)[order], offsets)
+
+
+def contract(x: Float[Tensor, "n 3"], cascades: int) -> Float[Tensor, "n 3"]:
+    """Positions in cascade coordinates as positions in the field's cube [0, 1]³.
+
+    With one cascade they are the same. Else the unit cube becomes the middle of the field's, half as long on each side, and all of
+    space around it the rest, squeezed as 1/distance: mip-NeRF 360's equation 10, with the largest coordinate for the norm.
+    """
+    if cascades == 1:
+        return x
+    reach = 2 * (x - 0.5).abs().amax(-1, keepdim=True).clamp(min=0.5)
+    return 0.5 * (2 - 1 / reach) / reach * (x - 0.5) + 0.5
 
 
 def _occupied(x: Tensor, length: Tensor, occupancy: Occupancy) -> Tensor:

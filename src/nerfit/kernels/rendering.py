@@ -48,16 +48,18 @@ def render_rays(
     half: bool,
     least_weight: float,
     least_light: float,
+    soft_near: float = 0.0,
     packed: bool = False,
 ) -> Rendered:
     """`visible_samples`, their `field` and `composite_packed`, differentiable in table and weights.
 
-    ``viewdirs`` are unit directions. A table that has a ``grad`` gets its gradient added there directly. ``packed`` asks for
-    the samples and their weights.
+    ``viewdirs`` are unit directions. A table that has a ``grad`` gets its gradient added there directly. Nearer than
+    ``soft_near`` along a ray, the gradients of a sample's density and colour shrink with the square of the distance: there are more samples
+    near a camera than anywhere else (Philip and Deschaintre 2023). ``packed`` asks for the samples and their weights.
     """
     march = (near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light)
     if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
-        color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, viewdirs, *march)
+        color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, viewdirs, *march, soft_near)
         samples, order = slots.samples() if packed else (None, None)
         found = None if order is None else light.reshape(-1)[order]
         return Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated, samples, found)
@@ -66,9 +68,17 @@ def render_rays(
     density, rgb = _evaluate(samples, viewdirs[ray], table, weights, shape, half)
     length = (samples.t_ends - samples.t_starts) * directions.norm(dim=-1)[ray]
     middle = 0.5 * (samples.t_starts + samples.t_ends)
+    if soft_near > 0:
+        share = (middle / soft_near).square().clamp(max=1)
+        density, rgb = _with_gradient(density, share), _with_gradient(rgb, share[:, None])
     color, opacity, depth, light = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
     found = Rendered(color, opacity, depth, len(samples), samples.evaluated)
     return replace(found, samples=samples, weights=light) if packed else found
+
+
+def _with_gradient(value: Tensor, share: Tensor) -> Tensor:
+    """The same value with a share of its gradient."""
+    return value * share + (value * (1 - share)).detach()
 
 
 _PIECE = 1 << 18
@@ -89,12 +99,14 @@ class _Render(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, weights: Tensor, *rest: Any) -> Any:
         from nerfit.kernels.cpu import api
 
-        origins, directions, viewdirs, near, far, jitter, occupancy, step, cone, _, _, shape, half, least_weight, least_light = rest
+        origins, directions, viewdirs, near, far, jitter, occupancy, step, cone, _, _, shape, half, least_weight, least_light, soft_near = (
+            rest
+        )
         rays = (origins, directions, viewdirs, near, far, jitter)
         keep = any(ctx.needs_input_grad)
         slots = api.render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, True, keep)
         ctx.save_for_backward(table, weights)
-        ctx.slots, ctx.shape, ctx.half = slots, shape, half
+        ctx.slots, ctx.shape, ctx.half, ctx.soft_near = slots, shape, half, soft_near
         ctx.set_materialize_grads(False)
         return slots.color, slots.opacity, slots.depth, slots.weight, slots
 
@@ -107,7 +119,7 @@ class _Render(torch.autograd.Function):
         slots, ctx.slots = ctx.slots, None
         if slots is None:
             raise RuntimeError("rendering goes backward once: its kept features have become their own gradients.")
-        g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, *gradients[:4])
+        g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, *gradients[:4])
         g_table = None
         factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
         accepted = getattr(table, "factored_gradients", None)
@@ -117,4 +129,4 @@ class _Render(torch.autograd.Function):
             into = torch.zeros_like(table) if table.grad is None else table.grad
             factored.add_to(into)
             g_table = into if table.grad is None else None
-        return g_table, g_weights, *([None] * 15)
+        return g_table, g_weights, *([None] * 16)

@@ -14,11 +14,12 @@ from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.marching import contract
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import random_pixels
 from nerfit.rendering.volume import Rendering
-from nerfit.sampling.occupancy import OccupancyGrid
+from nerfit.sampling.occupancy import OccupancyGrid, seen_blocks
 from nerfit.sampling.pixels import mix
 from nerfit.scenes.scene import Scene
 
@@ -32,7 +33,7 @@ class InstantConfig:
     log2_entries: int = 18
     """Entries per level at most, as a power of two."""
     coarsest: int = 16
-    """Cells of the coarsest level along the box."""
+    """Cells of the coarsest level along the field's cube: the box, or of an unbounded scene all of contracted space."""
     finest: int = 1024
     """Cells of the finest level along the box (the unit box of an unbounded scene)."""
     width: int = 64
@@ -51,6 +52,8 @@ class InstantConfig:
     """Samples of less weight get no colour and no gradient."""
     least_light: float = 1e-3
     """A training ray ends where its transmittance is less."""
+    soft_near: float | None = None
+    """Distance from a camera within which gradients shrink with its square, in scene units; none = 0, of unbounded scenes 1."""
     empty_pixels: float = 0.2
     """Share of the fully transparent pixels that are trained on."""
     huber: float = 0.1
@@ -84,9 +87,11 @@ class Instant(Method):
         self.cone = (0.0 if self.cascades == 1 else 1 / 256) if c.cone is None else c.cone
         half, center = _box(scene)
         half = c.box or half
-        outer = 2 ** (self.cascades - 1)
-        self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, c.finest * outer), c.width))
-        self.occupancy = OccupancyGrid(self.cascades, c.occupancy_threshold)
+        finest = c.finest if self.cascades == 1 else 2 * c.finest  # the unit box is the middle half of the field's cube then
+        self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
+        seen = None if bounded else seen_blocks(scene.cameras[scene.splits["train"]], scene.near, center - half, 2 * half, self.cascades)
+        self.occupancy = OccupancyGrid(self.cascades, c.occupancy_threshold, seen=seen)
+        self.soft_near = (0.0 if bounded else half) if c.soft_near is None else c.soft_near
         self.step_length = math.sqrt(3) / c.march_steps
         self.side = 2 * half
         self.register_buffer("origin", center - half)
@@ -114,7 +119,7 @@ class Instant(Method):
         if step % c.occupancy_every:
             return
         generator = torch.Generator(self.device).manual_seed(mix(self.seed, step, 0x0CC))
-        self.occupancy.update(lambda x: self._density(x) * self.step_length, c.occupancy_probes, generator)
+        self.occupancy.update(self._density, self.step_length, c.occupancy_probes, generator)
 
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples, by at most a half."""
@@ -123,7 +128,7 @@ class Instant(Method):
         self.rays.fill_(int(min(max(wanted, 0.5 * rays, 64), 1.5 * rays, 2**16)))
 
     def _density(self, x: Tensor) -> Tensor:
-        """Density per side of the unit box, at positions in the outermost cascade."""
+        """Density per side of the unit box, at positions in the field's cube."""
         return self.field.density(x, self.half_precision)
 
     def render(self, batch: Batch) -> Rendering:
@@ -150,6 +155,7 @@ class Instant(Method):
             self.half_precision,
             c.least_weight if training else 1e-4,
             c.least_light if training else 1e-4,
+            self.soft_near,
         )
         self._seen = [a + b for a, b in zip(self._seen, (len(rays), seen.evaluated, seen.kept), strict=True)]
         disparity = torch.where(seen.opacity > 0, seen.opacity / seen.depth.clamp(min=1e-10), 0.0)
@@ -176,10 +182,9 @@ class Instant(Method):
 
     def density(self, points: Tensor) -> Tensor:
         """Density per scene unit; nothing outside the box."""
-        outer = 2 ** (self.cascades - 1)
-        x = ((points - self.origin) / self.side - 0.5) / outer + 0.5
-        inside = ((x >= 0) & (x <= 1)).all(-1)
-        return torch.where(inside, self._density(x) / self.side, 0.0)
+        x = (points - self.origin) / self.side
+        inside = (x - 0.5).abs().amax(-1) <= 0.5 * 2 ** (self.cascades - 1)
+        return torch.where(inside, self._density(contract(x, self.cascades)) / self.side, 0.0)
 
     def samples_per_ray(self) -> int:
         """Densities asked for, of the latest step."""

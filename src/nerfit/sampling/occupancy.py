@@ -1,12 +1,14 @@
 """An occupancy grid that follows a field while it trains (instant-ngp, appendix C)."""
 
+import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, fade_and_raise, pack_occupancy
+from nerfit.cameras import Cameras
+from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, contract, fade_and_raise, pack_occupancy
 
 WARM_UP = 16
 """Updates that look into all of space."""
@@ -23,14 +25,18 @@ class OccupancyGrid(nn.Module):
     bits: Tensor
     distance: Tensor
     box: Tensor
+    seen: Tensor
     level: Tensor
     updates: Tensor
 
-    def __init__(self, cascades: int, threshold: float = 0.01, decay: float = 0.95) -> None:
+    def __init__(
+        self, cascades: int, threshold: float = 0.01, decay: float = 0.95, seen: Bool[Tensor, "cascades*64**3"] | None = None
+    ) -> None:
         super().__init__()
         self.threshold, self.decay, self.cascades = threshold, decay, cascades
         half = 0.5 * 2.0 ** (cascades - 1)
         self.register_buffer("thickness", torch.full((cascades * _CELLS,), 1.5 * threshold))
+        self.register_buffer("seen", torch.ones(cascades * BLOCKS**3, dtype=torch.bool) if seen is None else seen)
         self.register_buffer("updates", torch.tensor(0))
         self.register_buffer("level", torch.tensor(threshold))
         self.register_buffer("bits", torch.full((cascades * _CELLS // 8,), 255, dtype=torch.uint8))
@@ -42,16 +48,20 @@ class OccupancyGrid(nn.Module):
         return Occupancy(self.bits, self.distance, self.box)
 
     @torch.no_grad()
-    def update(self, thickness: Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]], count: int, generator: torch.Generator) -> None:
-        """Fade, raise cells to what ``thickness`` finds in them (at points of the outermost cascade, as [0, 1]³), renew the bits.
+    def update(
+        self, density: Callable[[Float[Tensor, "n 3"]], Float[Tensor, "n"]], step: float, count: int, generator: torch.Generator
+    ) -> None:
+        """Fade, raise cells to the optical thickness found in them, renew the bits.
 
+        ``density`` is per unit of length, at positions in the field's cube; ``step`` the length of a march step in the unit cube,
+        twice as long in each further cascade. Blocks that no camera sees (``seen``) stay empty.
         The first `WARM_UP` times it looks once into every 2x2x2 block; then into ``count`` cells, half of them anywhere and
         half in occupied blocks. A cell counts above the threshold, or above the mean where that is less: young fields are
         thin everywhere.
         """
         if self.updates < WARM_UP:
             blocks = torch.arange(len(self.distance), device=self.thickness.device)
-            found = thickness(self._points(blocks, BLOCKS, generator))
+            found = self._thickness(density, step, blocks, BLOCKS, generator) * self.seen
             mean = fade_and_raise(self.thickness, self.decay, self._cells_of(blocks), found.repeat(8))
         else:
             cells = self._some(len(self.thickness), count // 2, generator)
@@ -59,13 +69,21 @@ class OccupancyGrid(nn.Module):
             if len(occupied):
                 blocks = occupied[self._some(len(occupied), count // 2, generator)]
                 cells = torch.cat([cells, self._cells_of(blocks, self._some(8, len(blocks), generator))])
-            mean = fade_and_raise(self.thickness, self.decay, cells, thickness(self._points(cells, RESOLUTION, generator)))
+            found = self._thickness(density, step, cells, RESOLUTION, generator) * self.seen[self._blocks_of(cells)]
+            mean = fade_and_raise(self.thickness, self.decay, cells, found)
         self.updates += 1
         self.level.fill_(min(self.threshold, mean))
         found = pack_occupancy(self.thickness, float(self.level))
         self.bits.copy_(found.bits)
         self.distance.copy_(found.distance)
         self.box.copy_(found.box)
+
+    @staticmethod
+    def _blocks_of(cells: Tensor) -> Tensor:
+        """Numbers of the blocks that hold cells."""
+        x, rest = cells % RESOLUTION, cells // RESOLUTION
+        y, z = rest % RESOLUTION, rest // RESOLUTION
+        return (z // 2 * BLOCKS + y // 2) * BLOCKS + x // 2
 
     @staticmethod
     def _cells_of(blocks: Tensor, corner: Tensor | None = None) -> Tensor:
@@ -80,9 +98,37 @@ class OccupancyGrid(nn.Module):
     def _some(self, most: int, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(most, (count,), generator=generator, device=self.thickness.device)
 
-    def _points(self, cells: Tensor, side: int, generator: torch.Generator) -> Float[Tensor, "n 3"]:
-        """A random point in each cell of cascades with ``side`` cells along an edge."""
-        index = torch.stack([cells % side, cells // side % side, cells // side**2 % side], -1)
-        inside = (index + torch.rand(index.shape, generator=generator, device=cells.device)) / side
-        scale = 2.0 ** (cells // side**3 - (self.cascades - 1)).to(torch.float32)
-        return (inside - 0.5) * scale[:, None] + 0.5
+    def _thickness(self, density: Callable[..., Tensor], step: float, cells: Tensor, side: int, generator: torch.Generator) -> Tensor:
+        """Optical thickness of a step at a random point in each cell of cascades with ``side`` cells along an edge."""
+        uniform = torch.rand((len(cells), 3), generator=generator, device=cells.device)
+        scale = 2.0 ** (cells // side**3).to(torch.float32)
+        return density(contract(_places(cells, side, uniform), self.cascades)) * step * scale
+
+
+def _places(cells: Tensor, side: int, uniform: Tensor | float) -> Float[Tensor, "n 3"]:
+    """Points in cells (at ``uniform`` of their sides), in cascade coordinates; cascades have ``side`` cells along an edge."""
+    index = torch.stack([cells % side, cells // side % side, cells // side**2 % side], -1)
+    scale = 2.0 ** (cells // side**3).to(torch.float32)
+    return ((index + uniform) / side - 0.5) * scale[:, None] + 0.5
+
+
+@torch.no_grad()
+def seen_blocks(cameras: Cameras, near: float, origin: Float[Tensor, "3"], side: float, cascades: int) -> Bool[Tensor, "cascades*64**3"]:
+    """Which blocks some camera may see: those in front of it, at least ``near`` away, that reach into its picture (and a tenth around it).
+
+    ``origin`` and ``side`` place the unit cube among the cameras.
+    """
+    seen = torch.zeros(cascades * BLOCKS**3, dtype=torch.bool)
+    for camera in range(len(cameras)):
+        blocks = (~seen).nonzero().flatten()
+        points = _places(blocks, BLOCKS, 0.5) * side + origin
+        radius = 0.5 * math.sqrt(3) * side / BLOCKS * 2.0 ** (blocks // BLOCKS**3).to(torch.float32)
+        pose = cameras.c2w[camera]
+        x, y, z = ((points - pose[:, 3]) @ (pose[:, :3] * torch.tensor([1.0, -1.0, -1.0]))).unbind(-1)
+        depth = z.clamp(min=1e-6)
+        inside = z + radius > near
+        for along, f, c, size in ((x, cameras.fx, cameras.cx, cameras.width), (y, cameras.fy, cameras.cy, cameras.height)):
+            pixel, margin = f[camera] * along / depth + c[camera], f[camera] * radius / depth + 0.1 * size[camera]
+            inside &= ((pixel > -margin) & (pixel < size[camera] + margin)) | (z < radius)
+        seen[blocks[inside]] = True
+    return seen

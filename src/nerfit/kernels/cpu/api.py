@@ -319,7 +319,7 @@ def render(
     return slots
 
 
-def render_backward(slots: Slots, weights: Tensor, shape: FieldShape, half: bool, *gradients: Tensor | None) -> Tensor:
+def render_backward(slots: Slots, weights: Tensor, shape: FieldShape, half: bool, soft_near: float, *gradients: Tensor | None) -> Tensor:
     """Turn the slots' features into their gradients; the networks' gradients."""
     n, parts = len(slots.opacity), len(slots.kept)
     g_color, g_opacity, g_depth, g_weight = gradients
@@ -339,7 +339,9 @@ def render_backward(slots: Slots, weights: Tensor, shape: FieldShape, half: bool
         slots.looks,
         slots.features,
         *_network(weights, shape, half),
-        *map(_array, (g_color, g_opacity, g_depth, g_weight, sums)),
+        *map(_array, (g_color, g_opacity, g_depth, g_weight)),
+        _f32(soft_near),
+        _array(sums),
     )
     return sums.sum(0)
 

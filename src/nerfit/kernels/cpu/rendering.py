@@ -221,12 +221,14 @@ def render_backward(
     opacity_gradient,
     depth_gradient,
     weight_gradient,
+    soft_near,
     weight_sums,
 ):
     """Turn the slots' ``features`` into their gradients, and add the networks' gradients to weight_sums[part].
 
     dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
-    ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights.
+    ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``soft_near`` gradients shrink with
+    the distance's square.
     """
     count = kept[part]
     ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
@@ -248,15 +250,16 @@ def render_backward(
                 g_color[lane] = g_color[LANES + lane] = g_color[2 * LANES + lane] = _ZERO
                 continue
             s = block * LANES + lane
-            i, w = ray[s], weight[s]
-            g = opacity_gradient[i] + depth_gradient[i] * _HALF * (t0[s] + t1[s])
+            i, w, t = ray[s], weight[s], _HALF * (t0[s] + t1[s])
+            share = (t / soft_near) ** 2 if t < soft_near else _ONE
+            g = opacity_gradient[i] + depth_gradient[i] * t
             if weight_gradient.size:
                 g += weight_gradient[part, s]
             for c in range(3):
                 v = space.color[c * LANES + lane]
                 g += color_gradient[i, c] * v
-                g_color[c * LANES + lane] = w * color_gradient[i, c] * v * (_ONE - v)
-            g_density[lane] = length[s] * (light_after[s] * g - behind[i])
+                g_color[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
+            g_density[lane] = share * length[s] * (light_after[s] * g - behind[i])
             behind[i] += w * g
         back_through_layers(net, turned, f, space, g_color, g_density, g_joint, g_a, g_b, weight_sums[part])
     end(tiles)

@@ -30,12 +30,19 @@ def enter(origins, directions, i, box, near, far):
     return first, last
 
 
+@inlined
+def _contraction(px, py, pz):
+    """What takes a position, seen from the centre, into the field's cube: see `contract`."""
+    reach = np.float32(2) * max(abs(px), max(abs(py), abs(pz)))
+    return _HALF if reach <= _ONE else _HALF * (np.float32(2) - _ONE / reach) / reach
+
+
 @part_of_kernel
 def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resolution, step, cone, limit, t0, t1, x, out):
     """Up to ``limit`` next samples of one ray inside occupied cells, from index ``out`` on; returns (how far, how many).
 
     The unit cube is cascade 0, each further cascade is twice as large around the same centre. ``x`` ([block, 3, LANES], flat) are
-    positions within the outermost cascade, as [0, 1]³.
+    positions in the field's cube (`contract`).
     """
     r = np.float32(resolution)
     norm = np.sqrt(dx * dx + dy * dy + dz * dz)
@@ -44,7 +51,6 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
     iy = _ONE / (dy if abs(dy) > tiny else tiny)
     iz = _ONE / (dz if abs(dz) > tiny else tiny)
     coarsest = np.float32(1 << (cascades - 1))
-    inner = _ONE / coarsest
     least = step / norm
     most = max(coarsest / (r * norm), least)
     found = 0
@@ -73,7 +79,8 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
                 at = out + found
                 t0[at], t1[at] = now, now + dt
                 row = (at // LANES) * 3 * LANES + at % LANES
-                x[row], x[row + LANES], x[row + 2 * LANES] = px * inner + _HALF, py * inner + _HALF, pz * inner + _HALF
+                squeeze = _contraction(px, py, pz) if cascades > 1 else _ONE
+                x[row], x[row + LANES], x[row + 2 * LANES] = px * squeeze + _HALF, py * squeeze + _HALF, pz * squeeze + _HALF
                 found += 1
                 now += dt
                 continue

@@ -105,9 +105,10 @@ def _march(
         tl.store(ray_indices + at, i, written)
         tl.store(t_starts + at, now, written)
         tl.store(t_ends + at, now + dt, written)
-        tl.store(x + 3 * at, px / 2 ** (CASCADES - 1) + 0.5, written)
-        tl.store(x + 3 * at + 1, py / 2 ** (CASCADES - 1) + 0.5, written)
-        tl.store(x + 3 * at + 2, pz / 2 ** (CASCADES - 1) + 0.5, written)
+        squeeze = _contraction(px, py, pz, CASCADES)
+        tl.store(x + 3 * at, px * squeeze + 0.5, written)
+        tl.store(x + 3 * at + 1, py * squeeze + 0.5, written)
+        tl.store(x + 3 * at + 2, pz * squeeze + 0.5, written)
         found += hit.to(tl.int32)
         # leave the empty cell, or the cube of blocks nearer than ``away``, but stay in this cascade
         leap = tl.minimum(tl.minimum(_way_out(gx, dx, cx, away), _way_out(gy, dy, cy, away)), _way_out(gz, dz, cz, away))
@@ -134,6 +135,13 @@ def _enter(box, AXIS: tl.constexpr, o, d, first, last):
     first = tl.where(moves, tl.maximum(first, tl.minimum(a, b)), first)
     outside = tl.where((o < low) | (o > high), first - 1, last)
     return first, tl.where(moves, tl.minimum(last, tl.maximum(a, b)), outside)
+
+
+@jit
+def _contraction(px, py, pz, CASCADES: tl.constexpr):
+    """What takes positions, seen from the centre, into the field's cube: see `contract`."""
+    reach = 2 * tl.maximum(tl.maximum(tl.abs(px), tl.abs(py)), tl.maximum(tl.abs(pz), 0.5))
+    return tl.where(CASCADES > 1, 0.5 * (2 - 1 / reach) / reach, 1.0)
 
 
 @jit
