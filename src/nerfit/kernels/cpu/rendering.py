@@ -103,7 +103,7 @@ def render(
 ):
     """Colour [n, 3], opacity [n] and depth [n] of rays; with ``keep`` part p's samples stay in row p of the slots.
 
-    Returns (samples kept, densities evaluated, whether a sample found no slot).
+    Returns (samples with a slot, densities evaluated, whether a sample found no slot).
     """
     n = origins.shape[0]
     low, high = n * part // parts, n * (part + 1) // parts
@@ -119,7 +119,7 @@ def render(
     kept_codes = np.zeros(16 * slots, np.float32)
     from_ = np.empty(room, np.int64)
     net, space = networks(weights, depth, width, tiles), layers(depth, width)
-    kept, painted, evaluated, alive, next_ray, full = 0, 0, 0, 0, low, False
+    kept, gone, painted, evaluated, alive, next_ray, full = 0, 0, 0, 0, 0, low, False
     fifteen, zero = splat16(np.float32(15)), splat16(_ZERO)
     color[low:high] = _ZERO
     opacity[low:high] = _ZERO
@@ -189,7 +189,7 @@ def render(
             _paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
             painted = ready
         if not keep:
-            kept, painted = 0, 0
+            gone, kept, painted = gone + kept, 0, 0
     if colors:
         _paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
     if keep and not full:
@@ -197,7 +197,7 @@ def render(
         _blank_lanes(looks, 3, kept)
         _blank_lanes(features, depth, kept)
     end(tiles)
-    return kept, evaluated, full
+    return gone + kept, evaluated, full
 
 
 @kernel

@@ -1,0 +1,166 @@
+"""Rays to colours in one kernel against the chain of definitions in float64, and the table's gradient in factors."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import assert_close
+from nerfit.kernels.adam import FactoredGradient, sparse_adam
+from nerfit.kernels.compositing import composite_packed_reference
+from nerfit.kernels.cpu import api, runtime
+from nerfit.kernels.field import FieldShape, field_reference
+from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.marching import RESOLUTION, Occupancy, contract, march, pack_occupancy
+from nerfit.kernels.rendering import Rendered, render_rays
+
+SHAPE = FieldShape(GridLayout(4, 10, 4, 64), 32)
+STEP = 0.021
+
+
+@pytest.fixture(autouse=True, params=[1, 2])
+def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """One thread and two: a thread's slots are its own."""
+    monkeypatch.setattr(runtime, "threads", request.param)
+    yield request.param
+
+
+def scene(n: int, fill: str, cascades: int) -> tuple[tuple[Tensor, ...], Occupancy, Tensor, Tensor]:
+    """n rays (origins, directions of several lengths, unit directions, near, far, jitter), what they march through, table and weights."""
+    generator = torch.Generator().manual_seed(n)
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator)
+
+    towards = torch.nn.functional.normalize(uniform(n, 3) - 0.5, dim=-1)
+    rays = (0.5 - towards + 0.3 * (uniform(n, 3) - 0.5), towards * (0.5 + uniform(n, 1)), towards, 0.1 * uniform(n), 1 + 2 * uniform(n))
+    share = {"empty": 0.0, "random": 0.3, "full": 1.0}[fill]
+    occupancy = pack_occupancy((uniform(cascades * RESOLUTION**3) < share).float(), 0.5)
+    weights = torch.cat([((uniform(r, c) - 0.5) * 3 / c**0.5).flatten() for r, c in SHAPE.matrices])
+    return (*rays, uniform(n)), occupancy, uniform(SHAPE.grid.size) * 2 - 1, weights
+
+
+def gradients_of(seen: Rendered, table: Tensor, weights: Tensor) -> list[Tensor]:
+    """Of a loss that reads every output."""
+    assert seen.weights is not None
+    sign = torch.cos(torch.arange(seen.color.numel())).reshape(seen.color.shape).to(seen.color)
+    loss = (sign * seen.color).sum() + seen.opacity.square().sum() + (0.3 * seen.depth).sum() + seen.weights.square().sum()
+    loss.backward()
+    assert table.grad is not None
+    assert weights.grad is not None
+    return [table.grad, weights.grad]
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 1000])
+@pytest.mark.parametrize("fill", ["empty", "random", "full"])
+@pytest.mark.parametrize("cascades, cone", [(1, 0.0), (3, 0.01)])
+def test_values_and_gradients_follow_the_definitions(n, fill, cascades, cone):
+    if n == 1000 and fill == "full":
+        n = 100
+    rays, occupancy, table, weights = scene(n, fill, cascades)
+    table.requires_grad_()
+    weights.requires_grad_()
+    mine = render_rays(*rays, occupancy, STEP, cone, table, weights, SHAPE, False, 0.0, 0.0, soft_near=0.7, packed=True)
+    mine_g = gradients_of(mine, table, weights)
+    samples = mine.samples
+    assert samples is not None
+    assert len(samples) == mine.kept == mine.evaluated == len(march(*rays[:2], *rays[3:], occupancy, STEP, cone))
+    exact = [v.detach().double().requires_grad_() for v in (table, weights)]
+    ray = samples.ray_indices.long()
+    density, rgb = field_reference(samples.x.double(), rays[2][ray].double(), *exact, SHAPE)
+    t = 0.5 * (samples.t_starts + samples.t_ends).double()
+    share = (t / 0.7).square().clamp(max=1)
+    density.register_hook(lambda g: g * share)
+    rgb.register_hook(lambda g: g * share[:, None])
+    length = (samples.t_ends - samples.t_starts).double() * rays[1].double().norm(dim=-1)[ray]
+    true = Rendered(*composite_packed_reference(density, rgb, length, t, samples.offsets, 0.0)[:3], 0, 0)
+    true.weights = composite_packed_reference(density, rgb, length, t, samples.offsets, 0.0)[3]
+    for name in ("color", "opacity", "depth", "weights"):
+        assert_close(getattr(mine, name), getattr(true, name), 1e-4)
+    for a, b in zip(mine_g, gradients_of(true, *exact), strict=True):
+        assert_close(a, b, 1e-4)
+    if fill == "empty" or n == 0:
+        assert mine.kept == 0
+        assert not mine.color.any()
+        assert not any(g.any() for g in mine_g)
+
+
+@pytest.mark.parametrize("soft_near", [0.0, 1.5])
+def test_samples_that_matter_little_are_left_out_of_colours_and_gradients_alike(soft_near):
+    """The chain of CPU kernels that each have tests of their own is the twin: it leaves out the same samples."""
+    rays, occupancy, table, weights = scene(400, "random", 1)
+    settings = (occupancy, STEP, 0.0)
+    found = []
+    for fused in (True, False):
+        parameters = [v.clone().requires_grad_() for v in (table, weights)]
+        with pytest.MonkeyPatch.context() as patch:
+            if not fused:
+                patch.setattr("nerfit.kernels.rendering.dialect", lambda _: "reference")
+            seen = render_rays(*rays, *settings, *parameters, SHAPE, False, 0.02, 0.1, soft_near, True)
+        found.append((seen, gradients_of(seen, *parameters)))
+    (mine, mine_g), (chain, chain_g) = found
+    assert mine.kept == chain.kept < 0.7 * mine.evaluated
+    assert mine.samples is not None
+    assert chain.samples is not None
+    assert torch.equal(mine.samples.t_starts, chain.samples.t_starts)
+    for name in ("color", "opacity", "depth", "weights"):
+        assert_close(getattr(mine, name), getattr(chain, name), 1e-5)
+    for a, b in zip(mine_g, chain_g, strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_judging_gives_the_picture_that_training_sees(monkeypatch):
+    """Without gradients nothing is kept; with too few slots everything is done again."""
+    rays, occupancy, table, weights = scene(300, "random", 1)
+    settings = (occupancy, STEP, 0.0, table, weights, SHAPE, False, 1e-3, 1e-3)
+    plain = render_rays(*rays, *settings)
+    monkeypatch.setattr(api, "_room", 1)
+    kept = render_rays(*rays, *settings[:3], table.clone().requires_grad_(), *settings[4:])
+    assert api._room > 1
+    assert plain.kept == kept.kept
+    for name in ("color", "opacity", "depth"):
+        assert torch.equal(getattr(plain, name), getattr(kept, name).detach())
+
+
+def test_rendering_goes_backward_once():
+    rays, occupancy, table, weights = scene(20, "random", 1)
+    seen = render_rays(*rays, occupancy, STEP, 0.0, table.requires_grad_(), weights, SHAPE, False, 0.0, 0.0)
+    seen.color.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        seen.color.sum().backward()
+
+
+@pytest.mark.parametrize("levels, log2_entries", [(1, 8), (5, 9), (6, 14)])
+def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries):
+    """Bit by bit, over several steps: the first leaves its working space as it found it."""
+    shape = FieldShape(GridLayout(levels, log2_entries, 4, 256), 32)
+    rays, occupancy, _, _ = scene(200, "random", 1)
+    generator = torch.Generator().manual_seed(1)
+    start, weights = (torch.rand(size, generator=generator) - 0.5 for size in (shape.grid.size, shape.size))
+    found = []
+    for factored in (False, True):
+        table = start.clone().requires_grad_()
+        m, v = torch.zeros_like(start), torch.zeros_like(start)
+        for step in range(1, 4):
+            if factored:
+                table.factored_gradients = []  # type: ignore[attr-defined]
+            few = [r[:: step + 1] for r in rays]
+            seen = render_rays(*few, occupancy, STEP, 0.0, table, weights, shape, False, 1e-3, 1e-3)
+            seen.color.square().sum().backward()
+            gradient: Tensor | FactoredGradient | None = table.grad
+            if factored:
+                assert table.grad is None
+                (gradient,) = table.factored_gradients  # type: ignore[attr-defined]
+            assert gradient is not None
+            sparse_adam(table, gradient, m, v, step, 0.01, (0.9, 0.99), 1e-15, 0.1)
+        found.append((table.detach(), m, v))
+    assert (found[0][0] != start).any()
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_contraction_keeps_the_unit_cube_and_reaches_the_border_at_infinity():
+    x = torch.tensor([[0.5, 0.5, 0.5], [0.0, 0.7, 1.0], [0.5, 0.5, 2.5], [-1e6, 0.5, 0.5]])
+    assert_close(contract(x, 3), torch.tensor([[0.5, 0.5, 0.5], [0.25, 0.6, 0.75], [0.5, 0.5, 0.9375], [0.0, 0.5, 0.5]]), 1e-6)
+    assert contract(x, 1) is x
