@@ -121,12 +121,12 @@ def test_tiles_turn_and_samples_split_and_join():
 
 
 @kernel
-def _products(tiles, w, x, g, y, dw, rows, depth):
+def _products(tiles, w, x, x_gate, g, g_gate, y, dw, rows, depth):
     scratch, w16 = np.empty(3 * max(rows, depth) * LANES, np.float32), np.empty(w.size // 2, np.int32)
     round16(w, w16)
     begin(tiles)
-    forward(tiles, w, w16, x, y, rows, depth, scratch)
-    weight_gradient(tiles, g, x, dw, rows, depth, scratch)
+    forward(tiles, w, w16, x, x_gate, y, rows, depth, scratch)
+    weight_gradient(tiles, g, g_gate, x, x_gate, dw, rows, depth, scratch)
     end(tiles)
 
 
@@ -137,13 +137,17 @@ def rounded(a: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("rows, depth", [(16, 32), (32, 32), (16, 128), (64, 32), (96, 64), (128, 128)])
-def test_products(rows, depth, tiles):
+@pytest.mark.parametrize("gated", [False, True])
+def test_products(rows, depth, tiles, gated):
     if tiles and not matmul.has_tiles():
         pytest.skip("this processor has no bfloat16 tiles")
     rng = np.random.default_rng(rows + depth)
     w, x, g, dw = (rng.normal(size=size).astype(np.float32) for size in ((rows, depth), (depth, LANES), (rows, LANES), (rows, depth)))
     y, sums = np.full((rows, LANES), np.nan, np.float32), dw.copy()
-    _products(tiles, w.ravel(), x.ravel(), g.ravel(), y.ravel(), sums.ravel(), rows, depth)
+    x_gate, g_gate = (x.copy(), rng.normal(size=g.shape).astype(np.float32)) if gated else (np.empty(0, np.float32),) * 2
+    _products(tiles, w.ravel(), x.ravel(), x_gate.ravel(), g.ravel(), g_gate.ravel(), y.ravel(), sums.ravel(), rows, depth)
+    if gated:
+        x, g = np.where(x_gate > 0, x, 0), np.where(g_gate > 0, g, 0)
     if tiles:
         w, x, g = rounded(w), rounded(x), rounded(g)
     assert_close(y, w.astype(float) @ x, 1e-6)

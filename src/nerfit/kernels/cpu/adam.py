@@ -3,7 +3,7 @@
 import numpy as np
 
 from nerfit.kernels.cpu.hash_grid import corners
-from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.matmul import LANES, aligned
 from nerfit.kernels.cpu.runtime import inlined, kernel
 from nerfit.kernels.cpu.vectors import (
     any_nonzero,
@@ -75,8 +75,8 @@ def scatter_adam(
     ``marks`` [parts, entries/4] says which 16 floats have a gradient; both are zero before and after. Levels go to threads
     in a snake from the finest on, so that each gets as many touched entries.
     """
-    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
-    each = np.empty(4 * LANES, np.float32)
+    index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
+    each = aligned(4 * LANES)
     sums, marks = sums[part], marks[part]
     levels = resolutions.size
     for k in range(levels):

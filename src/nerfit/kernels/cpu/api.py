@@ -72,10 +72,9 @@ def scatter(x: Tensor, g_features: Tensor, layout: GridLayout, into: Tensor) -> 
 
 def _one_row(x: Tensor, g_features: Tensor) -> tuple[Any, Any, Any]:
     """Blocked positions, number of samples and gradients, as one row of each."""
-    padded = torch.zeros(_blocks(len(x)) * LANES, 3)
-    padded[: len(x)] = x
-    rows = padded.reshape(-1, LANES, 3).transpose(1, 2).reshape(1, -1)
-    return rows.numpy(), np.array([len(x)]), _array(g_features).reshape(1, -1)
+    rows = torch.empty(3 * LANES * _blocks(len(x))).numpy()
+    run_parallel(hash_grid.all_positions, _array(x), rows)
+    return rows.reshape(1, -1), np.array([len(x)]), _array(g_features).reshape(1, -1)
 
 
 def spherical_harmonics(d: Tensor) -> Tensor:
@@ -150,7 +149,7 @@ def sparse_adam(
 @lru_cache(maxsize=1)
 def _level_sums(parts: int, entries: int) -> tuple[Any, Any]:
     """Zeros to sum a level's gradient in, for each thread; `scatter_adam` leaves zeros."""
-    return np.zeros((parts, 4 * entries), _f32), np.zeros((parts, entries // 4), np.uint8)
+    return torch.zeros(parts, 4 * entries).numpy(), torch.zeros(parts, entries // 4, dtype=torch.uint8).numpy()
 
 
 def sparse_adam_factored(
@@ -219,7 +218,10 @@ def _occupancy(occupancy: Occupancy) -> tuple[Any, Any, Any, int, int]:
 
 @dataclass
 class Slots:
-    """What rays see, and the samples that it is made of: row p of each [parts, slots] array belongs to thread p."""
+    """What rays see, and the samples that it is made of: row p of each [parts, slots] array belongs to thread p.
+
+    PyTorch makes the arrays: its memory begins at cache lines.
+    """
 
     color: Tensor
     opacity: Tensor
@@ -278,15 +280,15 @@ def render(
             color=torch.empty(n, 3),
             opacity=torch.empty(n),
             depth=torch.empty(n),
-            ray=np.empty((parts, room), np.int32),
-            t0=np.empty((parts, room), _f32),
-            t1=np.empty((parts, room), _f32),
-            length=np.empty((parts, room), _f32),
+            ray=torch.empty(parts, room, dtype=torch.int32).numpy(),
+            t0=torch.empty(parts, room).numpy(),
+            t1=torch.empty(parts, room).numpy(),
+            length=torch.empty(parts, room).numpy(),
             weight=torch.empty(parts, room),
-            light_after=np.empty((parts, room), _f32),
-            places=np.empty((parts, 3 * room), _f32),
-            looks=np.empty((parts, 3 * room), _f32),
-            features=np.empty((parts, depth * room if keep else 0), _f32),
+            light_after=torch.empty(parts, room).numpy(),
+            places=torch.empty(parts, 3 * room).numpy(),
+            looks=torch.empty(parts, 3 * room).numpy(),
+            features=torch.empty(parts, depth * room if keep else 0).numpy(),
         )
         done = run_parallel(
             rendering.render,

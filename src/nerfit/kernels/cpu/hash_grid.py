@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.matmul import LANES, aligned
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.vectors import (
     fma,
@@ -40,6 +40,14 @@ def positions(x, first, blocks, rows):
             s = min((first + block) * LANES + i, last)
             for axis in range(3):
                 rows[(3 * block + axis) * LANES + i] = x[s, axis]
+
+
+@kernel
+def all_positions(part, parts, x, rows):
+    """`positions` of all blocks."""
+    blocks = (x.shape[0] + LANES - 1) // LANES
+    low, high = blocks * part // parts, blocks * (part + 1) // parts
+    positions(x, low, high - low, rows[3 * LANES * low :])
 
 
 @part_of_kernel
@@ -97,8 +105,8 @@ def corners(p, resolution, offset, entries, index, weight):
 @part_of_kernel
 def encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, depth):
     """``features`` ([block, depth, LANES], flat) of blocks of positions, ``rows`` ([block, 3, LANES], flat)."""
-    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
-    found = np.empty(4 * LANES, np.float32)
+    index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
+    found = aligned(4 * LANES)
     for level in range(resolutions.size):
         for block in range(blocks):
             p = rows[3 * block * LANES :]
@@ -120,7 +128,7 @@ def encode(part, parts, x, table, resolutions, offsets, entries, features, depth
     """``features`` ([blocks, depth, LANES], flat) of positions x [n, 3] in [0, 1]; table flat, 4 floats an entry."""
     blocks = (x.shape[0] + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
-    rows = np.empty(3 * CHUNK * LANES, np.float32)
+    rows = aligned(3 * CHUNK * LANES)
     for first in range(blocks * part // parts, stop, CHUNK):
         many = min(CHUNK, stop - first)
         positions(x, first, many, rows)
@@ -134,8 +142,8 @@ def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, t
     Row r of ``gradient`` ([rows, blocks, depth, LANES], flat after the first) belongs to ``count[r]`` samples, whose positions are in
     row r of ``rows`` ([rows, blocks, 3, LANES]); it is zero past the last sample.
     """
-    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
-    each = np.empty(4 * LANES, np.float32)
+    index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
+    each = aligned(4 * LANES)
     for level in range(part, resolutions.size, parts):
         for r in range(count.size):
             for block in range((count[r] + LANES - 1) // LANES):
@@ -155,8 +163,8 @@ def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, t
 @kernel
 def position_gradient(part, parts, x, gradient, table, resolutions, offsets, entries, dx, depth):
     """dx [n, 3] += the gradient with respect to positions; zero for coordinates outside [0, 1)."""
-    p, f = np.empty(3 * LANES, np.float32), np.empty(3, np.float32)
-    index, weight = np.empty(8 * LANES, np.int32), np.empty(8 * LANES, np.float32)
+    p, f = aligned(3 * LANES), aligned(3)
+    index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
     blocks = (x.shape[0] + LANES - 1) // LANES
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         positions(x, block, 1, p)

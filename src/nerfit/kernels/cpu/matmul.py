@@ -1,7 +1,9 @@
 """Matrix products of the fused field, on blocks of ``LANES`` samples stored channel-major ([channel, lane]).
 
 Two sets of the same three functions: float32 with vectors of 16 lanes, and bfloat16 with float32 sums on the tile unit
-(Intel AMX). Both take and give float32; the second rounds its inputs on the way into the tiles.
+(Intel AMX). Both take and give float32; the second rounds its inputs on the way into the tiles. An input may come with a gate, an
+array of its size: it then counts as 0 where the gate is not positive. An array that is its own gate goes through a ReLU, and what the
+array itself holds afterwards is either.
 """
 
 import ctypes
@@ -15,10 +17,26 @@ from llvmlite import ir
 from numba import types
 
 from nerfit.kernels.cpu.runtime import inlined, intrinsic, part_of_kernel
-from nerfit.kernels.cpu.vectors import _call, _index, _pointer, fma, i32x16, load16, splat16, store16, transpose16
+from nerfit.kernels.cpu.vectors import _call, _index, _pointer, fma, i32x16, load16, positive_part, splat16, store16, transpose16
 
 LANES = 64
 """Samples of a block."""
+
+
+@part_of_kernel
+def aligned(size):
+    """Room for so many float32, from the beginning of a cache line on: vectors that lie across two lines take twice as long."""
+    room = np.empty(size + 16, np.float32)
+    first = (-room.ctypes.data // 4) % 16
+    return room[first : first + size]
+
+
+@part_of_kernel
+def aligned_zeros(size):
+    """The same, with zeros."""
+    room = aligned(size)
+    room[:] = np.float32(0)
+    return room
 
 
 @inlined
@@ -71,12 +89,22 @@ def _product(a, a_stride, x, x_stride, y, y_stride, rows, depth, columns, accumu
 
 
 @part_of_kernel
-def _forward32(w, x, y, rows, depth):
+def _close(x, gate, size):
+    """x where its gate is positive, else 0."""
+    for i in range(0, min(size, gate.size), 16):
+        store16(x, i, positive_part(load16(x, i), load16(gate, i)))
+
+
+@part_of_kernel
+def _forward32(w, x, gate, y, rows, depth):
+    _close(x, gate, depth * LANES)
     _product(w, depth, x, LANES, y, LANES, rows, depth, LANES, False)
 
 
 @part_of_kernel
-def _weight_gradient32(g, x, dw, rows, depth, scratch):
+def _weight_gradient32(g, g_gate, x, x_gate, dw, rows, depth, scratch):
+    _close(g, g_gate, rows * LANES)
+    _close(x, x_gate, depth * LANES)
     for k in range(0, depth, 16):
         for i in range(0, LANES, 16):
             transpose16(x, k * LANES + i, LANES, scratch, i * depth + k, depth)
@@ -161,17 +189,19 @@ def _tile_release(typingctx: Any) -> Any:
 
 
 @intrinsic
-def _store_halves(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """Store 16 float32 as 16 neighbouring bfloat16 at ``index`` (in int32 elements of ``array``)."""
-    half = ir.VectorType(ir.IntType(16), 16)
+def _store_halves(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> Any:
+    """Store 2 x 16 float32 as 32 neighbouring bfloat16 at ``index`` (in int32 elements of ``array``)."""
+    words = ir.VectorType(ir.IntType(16), 32)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        bits = builder.add(builder.bitcast(args[2], i32x16.llvm), ir.Constant(i32x16.llvm, [0x8000] * 16))
-        short = builder.trunc(builder.lshr(bits, ir.Constant(i32x16.llvm, [16] * 16)), half)
-        builder.store(short, _pointer(context, builder, array, args[0], _index(builder, index, args[1]), half), align=4)
+        nearest = ir.Constant(i32x16.llvm, [0x8000] * 16)
+        bits = [builder.bitcast(builder.add(builder.bitcast(a, i32x16.llvm), nearest), words) for a in args[2:]]
+        upper = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(1, 64, 2)))
+        short = builder.shuffle_vector(*bits, upper)
+        builder.store(short, _pointer(context, builder, array, args[0], _index(builder, index, args[1]), words), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, index, value), emit
+    return types.void(array, index, low, high), emit
 
 
 _CONFIG = np.zeros(64, np.uint8)
@@ -182,9 +212,9 @@ _CONFIG[48:56] = 16  # rows
 
 @part_of_kernel
 def round16(w, out):
-    """float32 numbers (a multiple of 16) as bfloat16, two per int32."""
-    for i in range(0, w.size, 16):
-        _store_halves(out, i // 2, load16(w, i))
+    """float32 numbers (a multiple of 32) as bfloat16, two per int32."""
+    for i in range(0, w.size, 32):
+        _store_halves(out, i // 2, load16(w, i), load16(w, i + 16))
 
 
 @part_of_kernel
@@ -237,11 +267,17 @@ def _tiles(a, a_at, a_stride, x, x_stride, y, y_stride, rows, depth, columns, ac
 
 
 @part_of_kernel
-def _forward16(w16, x, y, rows, depth, scratch):
+def _forward16(w16, x, gate, y, rows, depth, scratch):
     pairs = scratch.view(np.int32)
     for k in range(0, depth, 2):
-        for i in range(0, LANES, 16):
-            _store_pair(pairs, (k // 2) * LANES + i, load16(x, k * LANES + i), load16(x, (k + 1) * LANES + i))
+        at, to = k * LANES, k * (LANES // 2)
+        if gate.size:
+            for i in range(0, LANES, 16):
+                low, high = load16(x, at + i), load16(x, at + LANES + i)
+                _store_pair(pairs, to + i, positive_part(low, load16(gate, at + i)), positive_part(high, load16(gate, at + LANES + i)))
+        else:
+            for i in range(0, LANES, 16):
+                _store_pair(pairs, to + i, load16(x, at + i), load16(x, at + LANES + i))
     _tiles(w16, 0, depth // 2, pairs, LANES, y, LANES, rows, depth, LANES, False)
 
 
@@ -260,19 +296,26 @@ def _store_pair(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> 
 
 
 @part_of_kernel
-def _weight_gradient16(g, x, dw, rows, depth, scratch):
+def _round_gated(x, gate, size, out):
+    if gate.size:
+        for i in range(0, size, 32):
+            low, high = positive_part(load16(x, i), load16(gate, i)), positive_part(load16(x, i + 16), load16(gate, i + 16))
+            _store_halves(out, i // 2, low, high)
+    else:
+        for i in range(0, size, 32):
+            _store_halves(out, i // 2, load16(x, i), load16(x, i + 16))
+
+
+@part_of_kernel
+def _weight_gradient16(g, g_gate, x, x_gate, dw, rows, depth, scratch):
     half = LANES // 2
     rounded = scratch.view(np.int32)
     turned, g16 = rounded[depth * half :], rounded[2 * depth * half :]
-    for k in range(depth):
-        for i in range(0, LANES, 16):
-            _store_halves(rounded, k * half + i // 2, load16(x, k * LANES + i))
+    _round_gated(x, x_gate, depth * LANES, rounded)
     for k in range(0, depth, 16):
         for i in range(0, half, 16):
             transpose16(rounded, k * half + i, half, turned, i * depth + k, depth)
-    for j in range(rows):
-        for i in range(0, LANES, 16):
-            _store_halves(g16, j * half + i // 2, load16(g, j * LANES + i))
+    _round_gated(g, g_gate, rows * LANES, g16)
     _tiles(g16, 0, half, turned, depth, dw, depth, rows, LANES, depth, True)
 
 
@@ -291,20 +334,20 @@ if has_tiles():
             _tile_release()
 
     @part_of_kernel
-    def forward(tiles, w, w16, x, y, rows, depth, scratch):
+    def forward(tiles, w, w16, x, gate, y, rows, depth, scratch):
         """y [rows, LANES] = w [rows, depth] x [depth, LANES], flat; rows a multiple of 16, depth of 32; ``w16`` is w after `round16`."""
         if tiles:
-            _forward16(w16, x, y, rows, depth, scratch)
+            _forward16(w16, x, gate, y, rows, depth, scratch)
         else:
-            _forward32(w, x, y, rows, depth)
+            _forward32(w, x, gate, y, rows, depth)
 
     @part_of_kernel
-    def weight_gradient(tiles, g, x, dw, rows, depth, scratch):
-        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, all flat; ``scratch`` has room for 3·depth·LANES floats."""
+    def weight_gradient(tiles, g, g_gate, x, x_gate, dw, rows, depth, scratch):
+        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, all flat; ``scratch`` has room for (rows/2 + depth)·LANES floats."""
         if tiles:
-            _weight_gradient16(g, x, dw, rows, depth, scratch)
+            _weight_gradient16(g, g_gate, x, x_gate, dw, rows, depth, scratch)
         else:
-            _weight_gradient32(g, x, dw, rows, depth, scratch)
+            _weight_gradient32(g, g_gate, x, x_gate, dw, rows, depth, scratch)
 
 else:  # LLVM can't even compile tile instructions for a processor without them
 
@@ -317,11 +360,11 @@ else:  # LLVM can't even compile tile instructions for a processor without them
         """Nothing to end."""
 
     @part_of_kernel
-    def forward(tiles, w, w16, x, y, rows, depth, scratch):
+    def forward(tiles, w, w16, x, gate, y, rows, depth, scratch):
         """y [rows, LANES] = w [rows, depth] x [depth, LANES], flat; rows a multiple of 16, depth of 32."""
-        _forward32(w, x, y, rows, depth)
+        _forward32(w, x, gate, y, rows, depth)
 
     @part_of_kernel
-    def weight_gradient(tiles, g, x, dw, rows, depth, scratch):
-        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, flat; ``scratch`` has room for 3·depth·LANES floats."""
-        _weight_gradient32(g, x, dw, rows, depth, scratch)
+    def weight_gradient(tiles, g, g_gate, x, x_gate, dw, rows, depth, scratch):
+        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, flat; ``scratch`` has room for (rows/2 + depth)·LANES floats."""
+        _weight_gradient32(g, g_gate, x, x_gate, dw, rows, depth, scratch)

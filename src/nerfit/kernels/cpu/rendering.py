@@ -11,13 +11,15 @@ from nerfit.kernels.cpu.field import (
     all_layers,
     back_through_layers,
     codes_of_blocks,
+    collect,
     color_of_block,
     layers,
     networks,
     spherical_harmonics_block,
+    sums_of,
     transposes,
 )
-from nerfit.kernels.cpu.matmul import LANES, begin, end
+from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import enter, march_ray
 from nerfit.kernels.cpu.vectors import exp16, load16, minimum, splat16, store16
@@ -111,12 +113,12 @@ def render(
     ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
     places, looks, features = places[part], looks[part], features[part]
     mine, got = np.empty(POOL, np.int64), np.empty(POOL, np.int64)
-    at, stop, norm = np.empty(POOL, np.float32), np.empty(POOL, np.float32), np.empty(POOL, np.float32)
-    light, shown = np.empty(POOL, np.float32), np.empty(POOL, np.float32)
+    at, stop, norm = aligned(POOL), aligned(POOL), aligned(POOL)
+    light, shown = aligned(POOL), aligned(POOL)
     room = POOL * WAVE
-    a, b, p, passing = np.empty(room, np.float32), np.empty(room, np.float32), np.zeros(3 * room, np.float32), np.empty(room, np.float32)
-    found, codes = np.zeros(room * depth, np.float32), np.empty(16 * room, np.float32)
-    kept_codes = np.zeros(16 * slots, np.float32)
+    a, b, p, passing = aligned(room), aligned(room), aligned_zeros(3 * room), aligned(room)
+    found, codes = aligned_zeros(room * depth), aligned(16 * room)
+    kept_codes = aligned_zeros(16 * slots)
     from_ = np.empty(room, np.int64)
     net, space = networks(weights, depth, width, tiles), layers(depth, width)
     kept, gone, painted, evaluated, alive, next_ray, full = 0, 0, 0, 0, 0, low, False
@@ -224,7 +226,7 @@ def render_backward(
     soft_near,
     weight_sums,
 ):
-    """Turn the slots' ``features`` into their gradients, and add the networks' gradients to weight_sums[part].
+    """Turn the slots' ``features`` into their gradients; weight_sums[part] is this part's sum of the networks' gradients.
 
     dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
     ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``soft_near`` gradients shrink with
@@ -233,11 +235,11 @@ def render_backward(
     count = kept[part]
     ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
     looks, features = looks[part], features[part]
-    behind = np.zeros(color_gradient.shape[0], np.float32)
-    g_color, g_density, g_joint = np.zeros(32 * LANES, np.float32), np.zeros(LANES, np.float32), np.empty(32 * LANES, np.float32)
-    g_a, g_b = np.empty(width * LANES, np.float32), np.empty(width * LANES, np.float32)
+    behind = aligned_zeros(color_gradient.shape[0])
+    g_color, g_density, g_joint = aligned_zeros(32 * LANES), aligned_zeros(LANES), aligned(32 * LANES)
+    g_a, g_b = aligned(width * LANES), aligned(width * LANES)
     net, space = networks(weights, depth, width, tiles), layers(depth, width)
-    turned = transposes(net)
+    turned, sums = transposes(net), sums_of(net)
     begin(tiles)
     for block in range((count + LANES - 1) // LANES - 1, -1, -1):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
@@ -261,5 +263,6 @@ def render_backward(
                 g_color[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
             g_density[lane] = share * length[s] * (light_after[s] * g - behind[i])
             behind[i] += w * g
-        back_through_layers(net, turned, f, space, g_color, g_density, g_joint, g_a, g_b, weight_sums[part])
+        back_through_layers(net, turned, f, space, g_color, g_density, g_joint, g_a, g_b, sums)
     end(tiles)
+    collect(net, sums, weight_sums[part])
