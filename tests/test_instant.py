@@ -144,3 +144,53 @@ def test_gradients_of_a_skipped_step_do_not_leak_into_the_next() -> None:
 def test_sizes_that_cannot_be_are_refused(scene: Scene, change: dict[str, int], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Instant(replace(SMALL, **change), scene)
+
+
+def test_the_last_part_of_the_budget_is_averaged(tmp_path: Path, scene: Scene) -> None:
+    """The mean of the weights after every 20th step from the given share of the budget on, also when the run was stopped in between."""
+    runs = {}
+    for name, share in (("plain", 1.0), ("mean", 0.5), ("parts", 0.5)):
+        runs[name] = trainer(scene, tmp_path / name, 120, optim=replace(OPTIM, average_from=share, decay_steps=120))
+    seen = []
+    run = runs["plain"]
+    step_once = run.step
+
+    def step() -> Any:
+        found = step_once()
+        if run.progress >= 0.5 and run.state.step % 20 == 0:
+            seen.append(run.method.field.table.detach().clone())
+        return found
+
+    run.step = step  # type: ignore[method-assign]
+    run.train()
+    runs["mean"].train()
+    assert len(seen) == 3
+    torch.testing.assert_close(runs["mean"].method.field.table.detach(), torch.stack(seen).mean(0), atol=1e-6, rtol=1e-5)
+    runs["parts"].settings.steps = 90
+    runs["parts"].interrupted = None
+    real = runs["parts"]._after_step
+
+    def stop(*args: Any) -> None:
+        real(*args)
+        if runs["parts"].state.step == 85:
+            runs["parts"].interrupted = 2
+
+    runs["parts"].settings.steps = 120
+    runs["parts"]._after_step = stop  # type: ignore[method-assign]
+    runs["parts"].train()
+    rest = trainer(scene, tmp_path / "parts", 120, optim=replace(OPTIM, average_from=0.5, decay_steps=120))
+    assert rest.state.step == 85
+    rest.train()
+    assert torch.equal(rest.method.field.table, runs["mean"].method.field.table)
+
+
+def test_the_distortion_loss_makes_samples_fewer(tmp_path: Path, scene: Scene) -> None:
+    visible = []
+    for factor in (0.0, 0.03):
+        run = trainer(scene, tmp_path / str(factor), 300, replace(SMALL, distortion=factor))
+        run.train()
+        batch = run.method.next_batch(scene, 0, torch.Generator().manual_seed(0))
+        rendering = run.method.render(batch)
+        visible.append(run.method.scalars(rendering, batch)["visible_per_ray"])
+        assert ("distortion" in run.method.losses(rendering, batch, 0)) == (factor > 0)
+    assert visible[1] < 0.9 * visible[0]

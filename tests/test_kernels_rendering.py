@@ -131,8 +131,9 @@ def test_rendering_goes_backward_once():
         seen.color.sum().backward()
 
 
+@pytest.mark.parametrize("by_level", [False, True])
 @pytest.mark.parametrize("levels, log2_entries", [(1, 8), (5, 9), (6, 14)])
-def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries):
+def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries, by_level):
     """Bit by bit, over several steps: the first leaves its working space as it found it."""
     shape = FieldShape(GridLayout(levels, log2_entries, 4, 256), 32)
     rays, occupancy, _, _ = scene(200, "random", 1)
@@ -153,7 +154,8 @@ def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries):
                 assert table.grad is None
                 (gradient,) = table.factored_gradients  # type: ignore[attr-defined]
             assert gradient is not None
-            sparse_adam(table, gradient, m, v, step, 0.01, (0.9, 0.99), 1e-15, 0.1)
+            begins = (4 * shape.grid.offsets).tolist() if by_level else ()
+            sparse_adam(table, gradient, m, v, step, 0.01, (0.9, 0.99), 1e-15, 0.1, begins)
         found.append((table.detach(), m, v))
     assert (found[0][0] != start).any()
     for a, b in zip(*found, strict=True):

@@ -1,6 +1,8 @@
 """Adam that leaves entries without gradient alone, as hash tables need."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,17 +45,25 @@ def sparse_adam(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    levels: Sequence[int] = (),
 ) -> None:
     """One Adam step (Kingma and Ba 2015, algorithm 1) in place where the gradient is not zero; a dense gradient is zero afterwards.
 
     ``step`` counts from 1 and corrects the bias as if every entry had been touched each time; ``weight_decay`` is an L2
-    penalty's factor, on touched entries only. All tensors float32, of one size.
+    penalty's factor, on touched entries only. With ``levels``, numbers where parts of the tensor begin and the last one ends,
+    the penalty is on each part's mean of squares (Zip-NeRF, section 3.3). All tensors float32, of one size.
     """
+    if levels and not isinstance(gradient, FactoredGradient):
+        for begin, end in pairwise(levels):
+            a, b, c, d = (t.view(-1)[begin:end] for t in (p, gradient, m, v))
+            sparse_adam(a, b, c, d, step, lr, betas, eps, weight_decay / (end - begin))
+        return
     correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
     if isinstance(gradient, FactoredGradient):
         from nerfit.kernels.cpu import api
 
-        api.sparse_adam_factored(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
+        decays = [weight_decay / (end - begin) for begin, end in pairwise(levels)] or [weight_decay] * gradient.layout.levels
+        api.sparse_adam_factored(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, decays)
         return
     kind = dialect(p.device)
     if p.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and p.numel() % 16 == 0)):

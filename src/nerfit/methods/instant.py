@@ -18,6 +18,7 @@ from nerfit.kernels.marching import contract
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import random_pixels
+from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.volume import Rendering
 from nerfit.sampling.occupancy import OccupancyGrid, seen_blocks
 from nerfit.sampling.pixels import mix
@@ -58,8 +59,14 @@ class InstantConfig:
     """Share of the fully transparent pixels that are trained on."""
     huber: float = 0.1
     """Colour error from which the loss grows linearly."""
+    distortion: float = 0.0
+    """Factor of the distortion loss, which wants one surface on each ray."""
     weight_decay: float = 1e-6
     """L2 penalty on the networks' weights."""
+    table_decay: float = 0.0
+    """Factor of the penalty on each grid level's mean of squares."""
+    network_lr: float = 0.3
+    """Learning rate of the networks over that of the hash grid."""
     occupancy_every: int = 16
     """Steps between updates of the occupancy grid."""
     occupancy_probes: int = 65_536
@@ -93,7 +100,7 @@ class Instant(Method):
         self.occupancy = OccupancyGrid(self.cascades, c.occupancy_threshold, seen=seen)
         self.soft_near = (0.0 if bounded else half) if c.soft_near is None else c.soft_near
         self.step_length = math.sqrt(3) / c.march_steps
-        self.side = 2 * half
+        self.side, self.near, self.far = 2 * half, scene.near, scene.far
         self.register_buffer("origin", center - half)
         self.register_buffer("rays", torch.tensor(256))
         self._seen = [0, 0, 0]
@@ -156,16 +163,28 @@ class Instant(Method):
             c.least_weight if training else 1e-4,
             c.least_light if training else 1e-4,
             self.soft_near,
+            training and c.distortion > 0,
         )
         self._seen = [a + b for a, b in zip(self._seen, (len(rays), seen.evaluated, seen.kept), strict=True)]
         disparity = torch.where(seen.opacity > 0, seen.opacity / seen.depth.clamp(min=1e-10), 0.0)
         color = seen.color + (1 - seen.opacity)[:, None] * batch.background
-        return Rendering(color, seen.depth, seen.opacity, disparity)
+        extras = {}
+        if seen.samples is not None and seen.weights is not None:
+            s0, s1 = (self._along(t) for t in (seen.samples.t_starts, seen.samples.t_ends))
+            extras["distortion"] = distortion_packed(seen.weights, s0, s1, seen.samples.offsets)
+        return Rendering(color, seen.depth, seen.opacity, disparity, extras=extras)
+
+    def _along(self, t: Tensor) -> Tensor:
+        """Distances as shares of the way from near to far, of unbounded scenes from 0 to infinity."""
+        return t / (t + 0.5 * self.side) if self.cascades > 1 else (t - self.near) / (self.far - self.near)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Huber loss of the colours."""
+        """Huber loss of the colours, and the distortion loss where it has a factor."""
         assert batch.target is not None
-        return {"rgb": F.huber_loss(rendering.rgb, batch.target, delta=self.config.huber)}
+        losses = {"rgb": F.huber_loss(rendering.rgb, batch.target, delta=self.config.huber)}
+        if "distortion" in rendering.extras:
+            losses["distortion"] = self.config.distortion * rendering.extras["distortion"].mean()
+        return losses
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
         """Samples per ray, asked for and kept, and how much of space is occupied."""
@@ -175,9 +194,10 @@ class Instant(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The table, most of which has no gradient in a step, and the networks."""
+        c, grid = self.config, self.field.shape.grid
         return [
-            {"params": [self.field.table], "sparse": True},
-            {"params": [self.field.weights], "weight_decay": self.config.weight_decay},
+            {"params": [self.field.table], "sparse": True, "weight_decay": 2 * c.table_decay, "levels": (4 * grid.offsets).tolist()},
+            {"params": [self.field.weights], "weight_decay": c.weight_decay, "lr_scale": c.network_lr},
         ]
 
     def density(self, points: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class OptimConfig:
     """Adam's and RAdam's epsilon."""
     weight_decay: float = 0.0
     """L2 penalty."""
+    average_from: float = 1.0
+    """Share of the budget after which the weights are averaged; the average is what stays. 1 = no average."""
     clip_value: float | None = None
     """Clip every gradient entry to ± this."""
     clip_norm: float | None = None
@@ -152,6 +154,7 @@ class SparseAdam(torch.optim.Optimizer):
                     group["betas"],
                     group["eps"],
                     group["weight_decay"],
+                    group.get("levels", ()),
                 )
                 state["cleared"] = True
 
@@ -167,6 +170,25 @@ class SparseAdam(torch.optim.Optimizer):
             assert p.grad is not None
             piece.add_to(p.grad)
         return p.grad
+
+
+AVERAGE_EVERY = 20
+"""Steps between two looks at the weights that are averaged."""
+
+
+@torch.no_grad()
+def average(optimizer: torch.optim.Optimizer, finish: bool = False) -> None:
+    """Take the weights into their running mean, which is part of the optimiser's state; or with ``finish`` the mean for the weights."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state[p]
+            if finish and "average" in state:
+                p.copy_(state["average"])
+            elif not finish and "average" in state:
+                state["averaged"] += 1
+                state["average"].lerp_(p, 1 / float(state["averaged"]))
+            elif not finish:
+                state |= {"average": p.detach().clone(), "averaged": torch.ones(())}
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -22,7 +22,7 @@ from nerfit.training import collapse
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_memory, pick_device, pick_precision, set_threads
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
-from nerfit.training.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
+from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
 
 MAX_RESTARTS = 5
 MAX_SKIPPED_IN_A_ROW = 20
@@ -136,11 +136,19 @@ class Trainer:
             self._rate_from = (self.state.seconds, 0)
             while self.progress < 1 and self.interrupted is None:
                 rendering, batch, losses = self.step()
+                self._average()
                 self._count(len(batch))
                 self._after_step(rendering, batch, losses, log, bar)
             if self.state.step:
+                if self.interrupted is None:
+                    average(self.optimizer, finish=True)
                 self._save()
             self._write_metrics()
+
+    def _average(self) -> None:
+        """Take the weights into their mean from time to time, late in the budget."""
+        if self.progress >= self.settings.optim.average_from and self.state.step % AVERAGE_EVERY == 0:
+            average(self.optimizer)
 
     def _count(self, rays: int) -> None:
         """Advance step, clock and rate by a step just done."""

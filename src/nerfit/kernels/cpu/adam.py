@@ -66,7 +66,7 @@ def scatter_adam(
     beta2,
     eps,
     correction2,
-    decay,
+    decays,
     sums,
     marks,
 ):
@@ -102,6 +102,6 @@ def scatter_adam(
             if words[word]:
                 for line in range(8 * word, 8 * word + 8):
                     if marks[line]:
-                        _adam16(p, m, v, first + 16 * line, load16(sums, 16 * line), rate, beta1, beta2, eps, correction2, decay)
+                        _adam16(p, m, v, first + 16 * line, load16(sums, 16 * line), rate, beta1, beta2, eps, correction2, decays[level])
                         store16(sums, 16 * line, splat16(np.float32(0)))
                 words[word] = 0

@@ -161,13 +161,15 @@ def sparse_adam_factored(
     betas: tuple[float, float],
     eps: float,
     correction2: float,
-    decay: float,
+    decays: list[float],
 ) -> None:
-    """One step in place."""
-    numbers = map(_f32, (rate, *betas, eps, correction2, decay))
+    """One step in place, with a penalty's factor for each level."""
+    numbers = map(_f32, (rate, *betas, eps, correction2))
     rows = (g.places, np.array(g.count), g.features)
     scratch = _level_sums(part_count(), g.layout.entries)
-    run_parallel(adam.scatter_adam, *rows, *_grid(g.layout), g.layout.depth, *map(_array, (p, m, v)), *numbers, *scratch)
+    run_parallel(
+        adam.scatter_adam, *rows, *_grid(g.layout), g.layout.depth, *map(_array, (p, m, v)), *numbers, np.array(decays, _f32), *scratch
+    )
 
 
 def fade_and_raise(grid: Tensor, decay: float, cells: Tensor, found: Tensor) -> float:
