@@ -43,13 +43,13 @@ class InstantConfig:
     """Half the side of the box, in scene units; none = from near and far (of an unbounded scene: 1, and cascades around it)."""
     cascades: int | None = None
     """Occupancy cubes, each twice as large; none = 1 for bounded scenes, else enough for 16 boxes' sides."""
-    march_steps: int = 512
+    march_steps: int = 400
     """March steps along the box's diagonal."""
     cone: float | None = None
     """Longest step over its distance; none = 0 (even steps) in one box, 1/256 with cascades."""
-    samples: int = 8192
+    samples: int = 16_384
     """Visible samples of a step; the number of rays follows."""
-    least_weight: float = 1e-3
+    least_weight: float = 2e-3
     """Samples of less weight get no colour and no gradient."""
     least_light: float = 1e-3
     """A training ray ends where its transmittance is less."""
@@ -61,12 +61,10 @@ class InstantConfig:
     """Colour error from which the loss grows linearly."""
     distortion: float = 0.0
     """Factor of the distortion loss, which wants one surface on each ray."""
-    weight_decay: float = 1e-6
+    weight_decay: float = 0.0
     """L2 penalty on the networks' weights."""
     table_decay: float = 0.0
     """Factor of the penalty on each grid level's mean of squares."""
-    network_lr: float = 0.3
-    """Learning rate of the networks over that of the hash grid."""
     occupancy_every: int = 16
     """Steps between updates of the occupancy grid."""
     occupancy_probes: int = 65_536
@@ -197,7 +195,7 @@ class Instant(Method):
         c, grid = self.config, self.field.shape.grid
         return [
             {"params": [self.field.table], "sparse": True, "weight_decay": 2 * c.table_decay, "levels": (4 * grid.offsets).tolist()},
-            {"params": [self.field.weights], "weight_decay": c.weight_decay, "lr_scale": c.network_lr},
+            {"params": [self.field.weights], "weight_decay": c.weight_decay},
         ]
 
     def density(self, points: Tensor) -> Tensor:
