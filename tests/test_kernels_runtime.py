@@ -40,6 +40,7 @@ from nerfit.kernels.cpu.vectors import (
 from nerfit.kernels.dispatch import kernels_take_threads
 from nerfit.kernels.field import FieldShape, field
 from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import march, pack_occupancy, visible_samples
 
 
@@ -226,7 +227,9 @@ def everything() -> list[Tensor]:
     samples = march(*rays)
     seen = visible_samples(*rays, 0.0, table.detach(), weights.detach(), shape, False, 1e-2, 1e-2)
     assert 0 < len(seen) < len(samples)
-    outputs = [density, rgb, color, opacity, depth, light, *gradients, p, m, v]
+    edges, numbers = torch.rand(n, 9, generator=generator).sort().values, torch.rand(n, 30, generator=generator)
+    distances = sample_pdf(edges, torch.rand(n, 8, generator=generator), 30, numbers)
+    outputs = [density, rgb, color, opacity, depth, light, *gradients, p, m, v, distances]
     for s in (samples, seen):
         outputs += [s.ray_indices, s.t_starts, s.t_ends, s.x, s.offsets]
     return [o.detach() for o in outputs]

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from nerfit.kernels import marching
-from nerfit.kernels.cpu import adam, compositing, field, hash_grid, matmul, pixels, sampling
+from nerfit.kernels.cpu import adam, compositing, field, hash_grid, inverse_cdf, matmul, pixels, sampling
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.inverse_cdf import LEAST_SHARE
 from nerfit.kernels.marching import Occupancy, Samples
 from nerfit.kernels.pixels import ATTEMPTS
 
@@ -224,6 +225,13 @@ def visible_samples(
     kept = [torch.from_numpy(np.concatenate([a[part, : done[part][0]] for part in range(parts)])) for a in (ray, t0, t1, x)]
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
     return Samples(kept[0], kept[1], kept[2], kept[3], offsets, sum(evaluated for _, evaluated, _ in done))
+
+
+def sample_pdf(edges: Tensor, weights: Tensor, numbers: Tensor, padding: float) -> Tensor:
+    """Distances [rays, samples] for numbers in [0, 1] of each ray, or one row of them for all."""
+    out = torch.empty(len(edges), numbers.shape[1])
+    run_parallel(inverse_cdf.sample_pdf, *map(_array, (edges, weights, numbers.double())), padding, LEAST_SHARE, _array(out))
+    return out
 
 
 def draw_pixels(
