@@ -18,7 +18,7 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.cpu import matmul, runtime
+from nerfit.kernels.cpu import matmul, runtime, warm
 from nerfit.kernels.cpu.matmul import LANES, begin, end, forward, round16, weight_gradient
 from nerfit.kernels.cpu.runtime import kernel, run_parallel
 from nerfit.kernels.cpu.vectors import (
@@ -37,7 +37,7 @@ from nerfit.kernels.cpu.vectors import (
     transpose16,
     where_nonzero,
 )
-from nerfit.kernels.dispatch import kernels_take_threads
+from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape, field
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.inverse_cdf import sample_pdf
@@ -195,6 +195,12 @@ def test_kernels_can_have_the_threads_to_themselves(threads):
         assert runtime.threads == 0
     with kernels_take_threads(torch.device("meta")):
         assert torch.get_num_threads() == 3
+
+
+def test_kernels_can_be_compiled_by_whoever_draws_a_picture_first():
+    warm.warm_up.cache_clear()
+    with torch.no_grad():
+        warm_up(torch.device("cpu"))
 
 
 def everything() -> list[Tensor]:
