@@ -19,6 +19,7 @@ from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
 from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field, field_density, field_reference
 from nerfit.kernels.hash_grid import GridLayout, encode_grid, encode_grid_reference
+from nerfit.kernels.inverse_cdf import sample_pdf, sample_pdf_reference
 from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, Samples, march, march_reference, pack_occupancy, visible_samples
 from nerfit.kernels.spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
 
@@ -287,6 +288,24 @@ def test_packing():
     assert torch.equal(found.distance.cpu() == 0, blocks)
 
 
+# --- Inverse-CDF sampling -------------------------------------------------------------------------------------------
+
+
+@on_device
+@pytest.mark.parametrize("rays, bins, samples", [(0, 4, 9), (1, 1, 0), (1, 1, 1), (7, 62, 128), (3, 100, 1000), (40, 33, 7)])
+@pytest.mark.parametrize("weighted", ["all", "some", "one", "none"])
+def test_inverse_cdf(rays, bins, samples, weighted):
+    edges = 2 + torch.rand(rays, bins + 1).cumsum(-1)
+    weights = torch.rand(rays, bins) * (torch.rand(rays, bins) < {"all": 1.0, "some": 0.3}.get(weighted, 0.0))
+    weights[:, -1] += 1e20 * (weighted == "one")
+    uniform = torch.rand(rays, samples)
+    uniform[:, -1:] = 1
+    for numbers in (uniform, None):
+        found = sample_pdf(edges.to(DEVICE), weights.to(DEVICE), samples, None if numbers is None else numbers.to(DEVICE))
+        exact = sample_pdf_reference(edges.double(), weights.double(), samples, None if numbers is None else numbers.double(), 1e-5)
+        assert_close(found, exact, CLOSE)
+
+
 # --- Compilation ----------------------------------------------------------------------------------------------------
 
 
@@ -295,11 +314,12 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(monkeypatch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from nerfit.kernels.cuda import adam, compositing, hash_grid, marching
+    from nerfit.kernels.cuda import adam, compositing, hash_grid, inverse_cdf, marching
     from nerfit.kernels.cuda import field as fields
     from nerfit.kernels.cuda import spherical_harmonics as harmonics
 
-    types = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
+    types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16"}
+    types |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}
     compiled = set()
 
     def compile_only(kernel: Any, grid: Any, *args: Any, num_warps: int = 4, **constants: Any) -> None:
@@ -309,7 +329,7 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(monkeypatch):
         assert done.metadata.shared <= 99 * 1024, "fits the smallest of the common GPUs"
         compiled.add(kernel.__name__)
 
-    for module in (adam, compositing, fields, hash_grid, marching, harmonics):
+    for module in (adam, compositing, fields, hash_grid, inverse_cdf, marching, harmonics):
         monkeypatch.setattr(module, "launch", compile_only)
     monkeypatch.setattr(fields, "_dtype", lambda x, half: torch.bfloat16)
     shape, x, t, offsets = FieldShape(GridLayout()), torch.rand(5, 3), torch.rand(5), torch.tensor([0, 2, 5])
@@ -322,7 +342,8 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(monkeypatch):
     color, opacity, depth, w = compositing.composite_forward(t, x, t, t, offsets, 1e-4)
     compositing.composite_backward(t, x, t, t, offsets, w, 1e-4, color, opacity, depth, w)
     adam.sparse_adam(t, t, t, t, 0.1, (0.9, 0.99), 1e-8, 1.0, 0.0)
+    inverse_cdf.sample_pdf(x, x[:, :2].contiguous(), x, 1e-5)
     bits = torch.zeros(3 * RESOLUTION**3 // 8, dtype=torch.uint8)
     monkeypatch.setattr(torch.Tensor, "__int__", lambda _: 5, raising=False)
     marching.march(x, x, t, t, t, Occupancy(bits, bits[: 3 * BLOCKS**3], torch.rand(2, 3)), 0.1, 0.0, 9)
-    assert len(compiled) == 11
+    assert len(compiled) == 12

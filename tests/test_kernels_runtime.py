@@ -18,7 +18,7 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.cpu import matmul, runtime
+from nerfit.kernels.cpu import matmul, runtime, warm
 from nerfit.kernels.cpu.matmul import LANES, begin, end, forward, round16, weight_gradient
 from nerfit.kernels.cpu.runtime import kernel, run_parallel
 from nerfit.kernels.cpu.vectors import (
@@ -37,9 +37,10 @@ from nerfit.kernels.cpu.vectors import (
     transpose16,
     where_nonzero,
 )
-from nerfit.kernels.dispatch import kernels_take_threads
+from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape, field
 from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import march, pack_occupancy, visible_samples
 
 
@@ -200,6 +201,12 @@ def test_kernels_can_have_the_threads_to_themselves(threads):
         assert torch.get_num_threads() == 3
 
 
+def test_kernels_can_be_compiled_by_whoever_draws_a_picture_first():
+    warm.warm_up.cache_clear()
+    with torch.no_grad():
+        warm_up(torch.device("cpu"))
+
+
 def everything() -> list[Tensor]:
     """Outputs and gradients of every kernel with threads, on inputs that are always the same."""
     generator = torch.Generator().manual_seed(0)
@@ -230,7 +237,9 @@ def everything() -> list[Tensor]:
     samples = march(*rays)
     seen = visible_samples(*rays, 0.0, table.detach(), weights.detach(), shape, False, 1e-2, 1e-2)
     assert 0 < len(seen) < len(samples)
-    outputs = [density, rgb, color, opacity, depth, light, *gradients, p, m, v]
+    edges, numbers = torch.rand(n, 9, generator=generator).sort().values, torch.rand(n, 30, generator=generator)
+    distances = sample_pdf(edges, torch.rand(n, 8, generator=generator), 30, numbers)
+    outputs = [density, rgb, color, opacity, depth, light, *gradients, p, m, v, distances]
     for s in (samples, seen):
         outputs += [s.ray_indices, s.t_starts, s.t_ends, s.x, s.offsets]
     return [o.detach() for o in outputs]

@@ -16,7 +16,7 @@ from nerfit.cameras import Cameras
 from nerfit.methods.base import Batch
 from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.methods.pixels import pixel_batch
-from nerfit.sampling.along_rays import sample_pdf, stratified
+from nerfit.sampling.along_rays import stratified
 from nerfit.sampling.pixels import epoch_indices, mix, permute
 from nerfit.scenes.scene import Scene
 
@@ -76,85 +76,6 @@ def test_jittered_samples_stay_sorted_between_near_and_far(lindisp, seed, sample
 def test_inverse_depth_sampling_is_even_in_inverse_depth():
     t = stratified(torch.tensor([0.5]), torch.tensor([8.0]), 16, lindisp=True)
     assert_close((1 / t).diff(dim=-1), np.full((1, 15), (1 / 8 - 1 / 0.5) / 15))
-
-
-def sample_pdf_twin(edges: list[float], weights: list[float], uniform: list[float]) -> list[float]:
-    """NeRF's inverse CDF for one ray: right-side search, denominators below 1e-5 replaced by 1."""
-    total = sum(w + 1e-5 for w in weights)
-    cdf = [0.0]
-    for w in weights:
-        cdf.append(cdf[-1] + (w + 1e-5) / total)
-    out = []
-    for u in uniform:
-        index = sum(c <= u for c in cdf)
-        below, above = max(index - 1, 0), min(index, len(weights))
-        width = cdf[above] - cdf[below]
-        out.append(edges[below] + (u - cdf[below]) / (1.0 if width < 1e-5 else width) * (edges[above] - edges[below]))
-    return out
-
-
-def some_edges(rng: np.random.Generator, rays: int, bins: int) -> np.ndarray:
-    return 2 + np.cumsum(rng.uniform(0.1, 1, (rays, bins + 1)), -1)
-
-
-@given(seed=SEEDS, rays=SMALL, bins=SMALL, samples=SMALL)
-def test_importance_samples_follow_their_twin(seed, rays, bins, samples):
-    rng = np.random.default_rng(seed)
-    numbers = some_edges(rng, rays, bins), rng.uniform(0.05, 1, (rays, bins)), rng.uniform(0, 1, (rays, samples))
-    edges, weights, uniform = (torch.tensor(a, dtype=torch.float32) for a in numbers)
-    twin = [sample_pdf_twin(*row) for row in zip(edges.tolist(), weights.tolist(), uniform.tolist(), strict=True)]
-    assert_close(sample_pdf(edges, weights, samples, uniform), twin)
-    regular = torch.linspace(0, 1, samples).tolist()
-    twin = [sample_pdf_twin(*row, regular) for row in zip(edges.tolist(), weights.tolist(), strict=True)]
-    assert_close(sample_pdf(edges, weights, samples), twin)
-
-
-@given(seed=SEEDS, rays=SMALL, bins=SMALL)
-def test_importance_samples_of_lost_and_vanishing_weights_follow_their_twin(seed, rays, bins):
-    """Bins whose share lies below 1e-5 (the guarded division), in double precision because float32 can't resolve them."""
-    rng = np.random.default_rng(seed)
-    weights = rng.uniform(0, 1, (rays, bins)) * rng.choice([0, 0, 1e-4, 1], (rays, bins))
-    uniform = np.sort(np.concatenate([rng.uniform(0, 1, (rays, 40)), rng.uniform(0, 1e-4, (rays, 40))], -1))
-    edges, weights, uniform = (torch.tensor(a) for a in (some_edges(rng, rays, bins), weights, uniform))
-    out = sample_pdf(edges, weights, 80, uniform)
-    twin = [sample_pdf_twin(*row) for row in zip(edges.tolist(), weights.tolist(), uniform.tolist(), strict=True)]
-    assert_close(out, twin, 1e-9)
-    assert (out.diff(dim=-1) >= 0).all()
-    assert (out >= edges[:, :1]).all()
-    assert (out <= edges[:, -1:]).all()
-
-
-def test_a_number_that_meets_the_cdf_goes_to_the_bin_behind():
-    """Right-side search: of the edges 3, 4 and 5, which share the cdf's value 1/2, the last."""
-    edges, uniform = torch.tensor([[2.0, 3.0, 4.0, 5.0, 6.0]]), torch.tensor([[0.0, 0.5, 0.75, 1.0]])
-    out = sample_pdf(edges, torch.tensor([[1.0, 0.0, 0.0, 1.0]]), 4, uniform, padding=0.0)
-    assert out.tolist() == [[2.0, 5.0, 5.5, 6.0]]
-
-
-def test_the_histogram_of_importance_samples_is_the_pdf():
-    """Binomial counts within five standard deviations, over bins of unequal width, some of them without weight."""
-    weights = torch.tensor([[0.0, 3.0, 0.5, 0.0, 1.0, 8.0, 0.01]])
-    edges = torch.tensor([[2.0, 2.5, 2.6, 3.0, 4.0, 4.1, 5.0, 6.0]])
-    n = 200_000
-    samples = sample_pdf(edges, weights, n, torch.rand(1, n, generator=torch.Generator().manual_seed(0)))
-    p = (weights[0] / weights.sum()).double().numpy()
-    counts, _ = np.histogram(samples[0].numpy(), edges[0].numpy())
-    assert (np.abs(counts - n * p) <= 5 * np.sqrt(n * p * (1 - p)) + 5).all()
-    inside = samples[0][(samples[0] > 4.1) & (samples[0] < 5.0)]
-    thirds, _ = np.histogram(inside.numpy(), [4.1, 4.4, 4.7, 5.0])
-    assert (np.abs(thirds - len(inside) / 3) <= 5 * np.sqrt(len(inside) * 2 / 9)).all()
-
-
-@pytest.mark.parametrize("bins", [1, 2, 7])
-def test_without_weights_importance_samples_are_uniform(bins):
-    edges = torch.linspace(2, 6, bins + 1)[None]
-    assert_close(sample_pdf(edges, torch.zeros(1, bins), 13), np.linspace(2, 6, 13)[None])
-
-
-def test_no_gradient_flows_through_importance_samples():
-    edges = torch.linspace(0, 1, 5)[None].requires_grad_()
-    weights = torch.rand(1, 4).requires_grad_()
-    assert not sample_pdf(edges, weights, 6, torch.rand(1, 6)).requires_grad
 
 
 # --- Shuffles -------------------------------------------------------------------------------------------------------

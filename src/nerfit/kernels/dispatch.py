@@ -78,4 +78,5 @@ def warm_up(device: torch.device) -> None:
     if dialect(device) == "cpu":
         from nerfit.kernels.cpu import warm
 
-        warm.warm_up()
+        with torch.enable_grad():  # whoever draws a picture first has none
+            warm.warm_up()

@@ -10,11 +10,12 @@ from torch import Tensor
 from nerfit.encodings.frequency import encoded_size, frequency_encoding
 from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP
+from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_weights
-from nerfit.sampling.along_rays import sample_pdf, stratified
+from nerfit.sampling.along_rays import stratified
 from nerfit.scenes.scene import Scene
 
 

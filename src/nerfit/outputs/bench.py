@@ -24,6 +24,7 @@ from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import dialect, kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape, field, field_density
 from nerfit.kernels.hash_grid import encode_grid
+from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import RESOLUTION, Samples, march, pack_occupancy, visible_samples
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.kernels.spherical_harmonics import spherical_harmonics
@@ -236,6 +237,9 @@ def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> It
     ways = surface - d, d, near, far, uniform(rays), occupancy, step
     yield Case("march", lambda _: march(*ways))
     yield Case("visible_samples", lambda _: visible_samples(*ways, 0.0, table, weights, shape, half, 1e-3, 1e-3))
+
+    edges, shown, numbers = torch.sort(uniform(rays, 64), -1).values, uniform(rays, 63), uniform(rays, 128)
+    yield Case("sample_pdf", lambda _: [sample_pdf(edges, shown, 128, numbers)])
 
     start = table.detach().clone(), g, torch.zeros_like(g), torch.zeros_like(g)
     state = [torch.empty_like(g) for _ in start]

@@ -1,1 +1,1 @@
-"""Where along a ray to look: stratified samples and inverse-CDF resampling; which pixels to train on."""
+"""Where along a ray to look: stratified samples, and where an occupancy grid says matter is; which pixels to train on."""

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nerfit.kernels import marching
 from nerfit.kernels.adam import FactoredGradient
-from nerfit.kernels.cpu import adam, compositing, field, hash_grid, matmul, pixels, rendering, sampling
+from nerfit.kernels.cpu import adam, compositing, field, hash_grid, inverse_cdf, matmul, pixels, rendering, sampling
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.inverse_cdf import LEAST_SHARE
 from nerfit.kernels.marching import Occupancy, Samples
 from nerfit.kernels.pixels import ATTEMPTS
 
@@ -374,6 +375,13 @@ def visible_samples(
     """The samples that can be seen."""
     rays = (origins, directions, directions, near, far, jitter)
     return render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, False, True).samples()[0]
+
+
+def sample_pdf(edges: Tensor, weights: Tensor, numbers: Tensor, padding: float) -> Tensor:
+    """Distances [rays, samples] for numbers in [0, 1] of each ray, or one row of them for all."""
+    out = torch.empty(len(edges), numbers.shape[1])
+    run_parallel(inverse_cdf.sample_pdf, *map(_array, (edges, weights, numbers.double())), padding, LEAST_SHARE, _array(out))
+    return out
 
 
 def draw_pixels(
