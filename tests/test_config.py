@@ -167,6 +167,7 @@ def picture(tmp_path: Path) -> str:
 BASES: dict[str, tuple[str, RunConfig[Any, Any]]] = {
     "nerf": ("nerf", RunConfig(model=replace(QUICK_NERF, precrop_steps=2), scene=SMALL_SCENE)),
     "nerf without a fine network": ("nerf", RunConfig(model=replace(QUICK_NERF, fine_samples=0, precrop_steps=0), scene=SMALL_SCENE)),
+    "nerf on an occupancy grid": ("nerf", RunConfig(model=replace(QUICK_NERF, occupancy=True, march_steps=64), scene=SMALL_SCENE)),
     "nerf without directions": ("nerf", RunConfig(model=replace(QUICK_NERF, viewdirs=False), scene=SMALL_SCENE)),
     "image": ("image", RunConfig(model=ImageConfig(depth=1, width=8, pixels=16), scene=scene_format("image").Config())),
 }
@@ -221,7 +222,7 @@ def test_every_key_of_the_optimiser_acts_or_is_declared_without_effect(base: str
 
 SECTIONS = [
     *OPTIM.values(),
-    *(NerfConfig(), NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5)),
+    *(NerfConfig(), NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5), NerfConfig(occupancy=True)),
     *(scene_format(form).Config() for form in FORMATS if hasattr(scene_format(form).Config, "unused")),
 ]
 """Sections in states in which some of their keys have no effect."""

@@ -92,7 +92,7 @@ def test_the_number_of_rays_follows_the_samples_that_are_seen(tmp_path: Path, sc
         run.step()
         run.state.step += 1
         assert isinstance(run.method, Instant)
-        kept.append(run.method._seen[2])
+        kept.append(run.method.space.seen[2])
     assert 0.7 * SMALL.samples < sum(kept) / len(kept) < 1.4 * SMALL.samples
 
 
@@ -101,13 +101,13 @@ def test_density_ends_with_the_box_and_the_occupancy_covers_what_is_dense(tmp_pa
     run.train()
     method = run.method
     assert isinstance(method, Instant)
-    low, side = method.origin, method.side
+    low, side = method.space.origin, method.space.side
     assert method.density((low - 0.01 * side)[None]).abs().sum() == 0
     points = low + side * torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0))
-    thick = method.density(points) * side * method.step_length
+    thick = method.density(points) * side * method.space.step_length
     cell = ((points - low) / side * 128).long()
     index = (cell[:, 2] * 128 + cell[:, 1]) * 128 + cell[:, 0]
-    occupied = (method.occupancy.bits[index >> 3].long() >> (index & 7) & 1).bool()
+    occupied = (method.space.grid.bits[index >> 3].long() >> (index & 7) & 1).bool()
     assert 0.001 < float(occupied.float().mean()) < 0.5
     assert float(occupied[thick > 0.2].float().mean()) > 0.9
 

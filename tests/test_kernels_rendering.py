@@ -1,5 +1,7 @@
 """Rays to colours in one kernel against the chain of definitions in float64, and the table's gradient in factors."""
 
+# pyright: reportCallIssue=false
+
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,6 @@
 """Instant neural graphics primitives (Müller et al. 2022): a hash-grid field, sampled where an occupancy grid says matter is."""
 
 import contextlib
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nerfit.cameras.poses import rays_meet
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape
@@ -20,8 +18,7 @@ from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import random_pixels
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.volume import Rendering
-from nerfit.sampling.occupancy import OccupancyGrid, seen_blocks
-from nerfit.sampling.pixels import mix
+from nerfit.sampling.space import OccupiedSpace
 from nerfit.scenes.scene import Scene
 
 
@@ -81,27 +78,18 @@ class Instant(Method):
     default_recipe: ClassVar[str | None] = "instant"
 
     rays: Tensor
-    origin: Tensor
 
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
         require_at_least(c, samples=64, march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
-        bounded = scene.ndc or scene.bounds != "unbounded"
-        self.cascades = c.cascades or (1 if bounded else 5)
-        self.cone = (0.0 if self.cascades == 1 else 1 / 256) if c.cone is None else c.cone
-        half, center = _box(scene)
-        half = c.box or half
-        finest = c.finest if self.cascades == 1 else 2 * c.finest  # the unit box is the middle half of the field's cube then
+        self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone, c.occupancy_threshold)
+        unbounded = self.space.cascades > 1
+        finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
-        seen = None if bounded else seen_blocks(scene.cameras[scene.splits["train"]], scene.near, center - half, 2 * half, self.cascades)
-        self.occupancy = OccupancyGrid(self.cascades, c.occupancy_threshold, seen=seen)
-        self.soft_near = (0.0 if bounded else half) if c.soft_near is None else c.soft_near
-        self.step_length = math.sqrt(3) / c.march_steps
-        self.side, self.near, self.far = 2 * half, scene.near, scene.far
-        self.register_buffer("origin", center - half)
+        self.soft_near = (0.5 * self.space.side if unbounded else 0.0) if c.soft_near is None else c.soft_near
+        self.near, self.far = scene.near, scene.far
         self.register_buffer("rays", torch.tensor(256))
-        self._seen = [0, 0, 0]
 
     @property
     def half_precision(self) -> bool:
@@ -119,41 +107,35 @@ class Instant(Method):
 
     def before_step(self, step: int) -> None:
         """Look at some cells of the occupancy grid from time to time."""
-        c = self.config
-        self._seen = [0, 0, 0]
-        if step % c.occupancy_every:
-            return
-        generator = torch.Generator(self.device).manual_seed(mix(self.seed, step, 0x0CC))
-        self.occupancy.update(self._density, self.step_length, c.occupancy_probes, generator)
+        self.space.update(step, self._density, self.seed, self.config.occupancy_every, self.config.occupancy_probes)
 
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples, by at most a half."""
-        rays, _, kept = self._seen
+        rays, _, kept = self.space.seen
         wanted = rays * self.config.samples / max(kept, 1)
         self.rays.fill_(int(min(max(wanted, 0.5 * rays, 64), 1.5 * rays, 2**16)))
 
     def _density(self, x: Tensor) -> Tensor:
-        """Density per side of the unit box, at positions in the field's cube."""
-        return self.field.density(x, self.half_precision)
+        """Density per side of the unit box, at cascade coordinates."""
+        return self.field.density(contract(x, self.space.cascades), self.half_precision)
 
     def render(self, batch: Batch) -> Rendering:
         """March to the visible samples, evaluate the field there, composite."""
         warm_up(self.device)
-        c, rays = self.config, batch.rays
+        c, rays, space = self.config, batch.rays, self.space
         assert rays is not None
         training = batch.generator is not None
-        origins, directions = (rays.origins - self.origin) / self.side, rays.directions / self.side
-        jitter = batch.uniform(len(rays))
+        origins, directions, near, far, jitter = space.ways(rays, batch.uniform(len(rays)))
         seen = render_rays(
             origins,
             directions,
             rays.viewdirs,
-            rays.near,
-            rays.far,
-            torch.full_like(rays.near, 0.5) if jitter is None else jitter,
-            self.occupancy.occupancy(),
-            self.step_length,
-            self.cone,
+            near,
+            far,
+            jitter,
+            space.grid.occupancy(),
+            space.step_length,
+            space.cone,
             self.field.table,
             self.field.weights,
             self.field.shape,
@@ -163,7 +145,7 @@ class Instant(Method):
             self.soft_near,
             training and c.distortion > 0,
         )
-        self._seen = [a + b for a, b in zip(self._seen, (len(rays), seen.evaluated, seen.kept), strict=True)]
+        space.count(len(rays), seen.evaluated, seen.kept)
         disparity = torch.where(seen.opacity > 0, seen.opacity / seen.depth.clamp(min=1e-10), 0.0)
         color = seen.color + (1 - seen.opacity)[:, None] * batch.background
         extras = {}
@@ -174,7 +156,7 @@ class Instant(Method):
 
     def _along(self, t: Tensor) -> Tensor:
         """Distances as shares of the way from near to far, of unbounded scenes from 0 to infinity."""
-        return t / (t + 0.5 * self.side) if self.cascades > 1 else (t - self.near) / (self.far - self.near)
+        return t / (t + 0.5 * self.space.side) if self.space.cascades > 1 else (t - self.near) / (self.far - self.near)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Huber loss of the colours, and the distortion loss where it has a factor."""
@@ -186,9 +168,7 @@ class Instant(Method):
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
         """Samples per ray, asked for and kept, and how much of space is occupied."""
-        rays, evaluated, kept = self._seen
-        occupied = float((self.occupancy.distance == 0).float().mean())
-        return {"samples_per_ray": evaluated / max(rays, 1), "visible_per_ray": kept / max(rays, 1), "occupied_blocks": occupied}
+        return self.space.scalars()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The table, most of which has no gradient in a step, and the networks."""
@@ -200,24 +180,13 @@ class Instant(Method):
 
     def density(self, points: Tensor) -> Tensor:
         """Density per scene unit; nothing outside the box."""
-        x = (points - self.origin) / self.side
-        inside = (x - 0.5).abs().amax(-1) <= 0.5 * 2 ** (self.cascades - 1)
-        return torch.where(inside, self._density(contract(x, self.cascades)) / self.side, 0.0)
+        x, inside = self.space.to_cascades(points)
+        return torch.where(inside, self._density(x) / self.space.side, 0.0)
 
     def samples_per_ray(self) -> int:
         """Densities asked for, of the latest step."""
-        return round(self._seen[1] / max(self._seen[0], 1))
+        return round(self.space.scalars()["samples_per_ray"])
 
     def floats_per_ray(self) -> int:
         """Little: a ray has few visible samples."""
         return 1024
-
-
-def _box(scene: Scene) -> tuple[float, Tensor]:
-    """Half the side and the centre of a scene's box."""
-    if scene.ndc:
-        return 1.25, torch.zeros(3)  # cameras beside the central one see a little more than [-1, 1]³
-    if scene.bounds == "unbounded":
-        return 1.0, torch.zeros(3)
-    meeting = rays_meet(scene.cameras)
-    return 0.375 * (scene.far - scene.near), meeting.point.to(torch.float32)

@@ -1,22 +1,35 @@
 """NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis (Mildenhall et al. 2020)."""
 
+import contextlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nerfit.cameras import Rays
 from nerfit.encodings.frequency import encoded_size, frequency_encoding
 from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP
+from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
+from nerfit.kernels.marching import Samples, keep_visible
 from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.metrics import psnr
-from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_weights
+from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_packed, render_weights
 from nerfit.sampling.along_rays import stratified
+from nerfit.sampling.space import OccupiedSpace
 from nerfit.scenes.scene import Scene
+
+LEAST_WEIGHT = 1e-4
+"""Samples of less weight get no colour and no gradient, where an occupancy grid is used."""
+LEAST_LIGHT = 1e-3
+"""There a ray ends where its transmittance is less."""
+YOUNG_DECAY = 0.6
+"""What the grid keeps in each update at first: its updates are few, since the network is slow."""
+_PIECE = 1 << 16
 
 
 @dataclass
@@ -63,15 +76,24 @@ class NerfConfig:
     """Train on the images' central part for so many steps."""
     precrop_fraction: float = 0.5
     """Side of that central part over the image's side."""
+    occupancy: bool = False
+    """Skip empty space with an occupancy grid, instead of coarse and fine samples; one network."""
+    march_steps: int = 512
+    """March steps along the diagonal of the occupancy grid's box."""
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
         unused = {}
-        deepest = max(self.depth, self.fine_depth or 0 if self.fine_samples else 0)
+        deepest = max(self.depth, self.fine_depth or 0 if self.fine_samples and not self.occupancy else 0)
         if self.skips and min(self.skips) >= deepest:
             unused["skips"] = f"the network has only layers 0 to {deepest - 1}"
-        if self.fine_samples == 0:
-            unused |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
+        if self.occupancy:
+            coarse_and_fine = ("samples", "lindisp", "fine_samples", "fine_depth", "fine_width")
+            unused |= dict.fromkeys(coarse_and_fine, "occupancy is on, which marches with one network")
+        else:
+            unused["march_steps"] = "occupancy is off"
+            if self.fine_samples == 0:
+                unused |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
         if not self.viewdirs:
             unused["view_frequencies"] = "viewdirs is off"
         if self.precrop_steps == 0:
@@ -88,20 +110,21 @@ class Nerf(Method):
         super().__init__()
         self.config = config
         require_at_least(config, depth=1, width=2, fine_depth=1, fine_width=2, samples=1, fine_samples=0, rays=1)
-        require_at_least(config, frequencies=0, view_frequencies=0, raw_noise=0, precrop_steps=0)
+        require_at_least(config, frequencies=0, view_frequencies=0, raw_noise=0, precrop_steps=0, march_steps=16)
         if not 0 < config.precrop_fraction <= 1:
             raise ConfigError(f"model.precrop_fraction must be above 0 and at most 1, not {config.precrop_fraction:g}.")
         if config.lindisp and scene.ndc:
             raise ConfigError("model.lindisp has no meaning in NDC, whose depth is inverse already: add --scene.no-ndc or drop it.")
         if config.lindisp and scene.near <= 0:
             raise ConfigError("model.lindisp needs a near distance above 0: set --scene.near.")
-        if config.samples < 3 and config.fine_samples:
+        if config.samples < 3 and config.fine_samples and not config.occupancy:
             raise ConfigError("model.samples must be at least 3 to place importance samples.")
         # A density that is never zero would end every ray opaque, so where space ends at far, rays do too.
         self.rays_end = config.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
         self.coarse = self._network(config.depth, config.width)
         self.fine: NerfMLP | None = None
-        if config.fine_samples:
+        self.space = OccupiedSpace(scene, config.march_steps, young_decay=YOUNG_DECAY) if config.occupancy else None
+        if config.fine_samples and not config.occupancy:
             self.fine = self._network(config.fine_depth or config.depth, config.fine_width or config.width)
 
     def _network(self, depth: int, width: int) -> NerfMLP:
@@ -115,10 +138,23 @@ class Nerf(Method):
         crop = c.precrop_fraction if step < c.precrop_steps else 1.0
         return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop)
 
+    def session(self) -> contextlib.AbstractContextManager[Any]:
+        """Compile the kernels of the march."""
+        if self.space is not None:
+            warm_up(self.device)
+        return super().session()
+
+    def before_step(self, step: int) -> None:
+        """Look at some cells of the occupancy grid from time to time."""
+        if (space := self.space) is not None:
+            space.update(step, lambda x: space.side * self._densities(space.to_scene(x)), self.seed)
+
     def render(self, batch: Batch) -> Rendering:
-        """Coarse samples, then fine ones where the coarse weights are (section 5.2)."""
+        """Coarse samples, then fine ones where the coarse weights are (section 5.2); or those in occupied space that can be seen."""
         c, rays = self.config, batch.rays
         assert rays is not None
+        if self.space is not None:
+            return self._render_occupied(self.space, batch)
         jitter = batch.uniform if c.jitter else lambda *_: None
         t = stratified(rays.near, rays.far, c.samples, jitter(len(rays), c.samples), c.lindisp)
         rendering = self._march(self.coarse, batch, t)
@@ -137,17 +173,42 @@ class Nerf(Method):
         rays = batch.rays
         assert rays is not None
         points = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
+        density, rgb = self._evaluate(network, points, rays.viewdirs, batch.generator)
+        delta = intervals(t, rays.directions.norm(dim=-1), rays.far if self.rays_end else None)
+        return composite_samples(render_weights(density, delta), rgb, t, batch.background)
+
+    def _evaluate(self, network: NerfMLP, points: Tensor, viewdirs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Densities and colours at points [rays, samples, 3], noisy with a generator."""
         position = frequency_encoding(points, self.config.frequencies)
-        direction = frequency_encoding(rays.viewdirs, self.config.view_frequencies)
+        direction = frequency_encoding(viewdirs, self.config.view_frequencies)
         with self.autocast():
             raw_density, raw_rgb = network(position, direction if self.config.viewdirs else None)
         raw_density, raw_rgb = raw_density.float(), raw_rgb.float()
-        if self.config.raw_noise and batch.generator is not None:
-            noise = torch.randn(t.shape, generator=batch.generator, device=t.device)
+        if self.config.raw_noise and generator is not None:
+            noise = torch.randn(raw_density.shape, generator=generator, device=raw_density.device)
             raw_density = raw_density + noise * self.config.raw_noise
-        delta = intervals(t, rays.directions.norm(dim=-1), rays.far if self.rays_end else None)
-        weights = render_weights(self._activate(raw_density), delta)
-        return composite_samples(weights, torch.sigmoid(raw_rgb), t, batch.background)
+        return self._activate(raw_density), torch.sigmoid(raw_rgb)
+
+    def _render_occupied(self, space: OccupiedSpace, batch: Batch) -> Rendering:
+        """March through occupied space; colours and gradients at those samples alone whose weight can be seen."""
+        rays = batch.rays
+        assert rays is not None
+        warm_up(self.device)
+        jitter = batch.uniform(len(rays)) if self.config.jitter else None
+        marched = space.march(rays, jitter, None if batch.generator is None else self._most_samples())
+        norm = rays.directions.norm(dim=-1)
+        with torch.no_grad():
+            samples = keep_visible(marched, self._densities(_middles(rays, marched)), norm, LEAST_WEIGHT, LEAST_LIGHT)
+        space.count(len(rays), samples.evaluated, len(samples))
+        points, viewdirs = _middles(rays, samples), rays.viewdirs[samples.ray_indices.long()]
+        pieces = zip(points.split(_PIECE), viewdirs.split(_PIECE), strict=True)
+        found = [self._evaluate(self.coarse, p[:, None], d, batch.generator) for p, d in pieces]
+        density, rgb = (torch.cat(parts)[:, 0] for parts in zip(*found, strict=True))
+        return render_packed(density, rgb, samples, norm, batch.background, LEAST_LIGHT)
+
+    def _densities(self, points: Tensor) -> Tensor:
+        """Network densities in pieces, for cells and samples of young fields are many."""
+        return torch.cat([self._network_density(p) for p in points.split(_PIECE)])
 
     def _activate(self, raw: Tensor) -> Tensor:
         raw = raw + self.config.density_bias
@@ -162,28 +223,48 @@ class Nerf(Method):
         return losses
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
-        """PSNR of the coarse network, and whether the centre crop is on."""
+        """PSNR of the coarse network, or how many samples the march took."""
         assert batch.target is not None
+        if self.space is not None:
+            return self.space.scalars()
         if "rgb_coarse" not in rendering.extras:
             return {}
         return {"psnr_coarse": psnr(rendering.extras["rgb_coarse"], batch.target)}
 
     def density(self, points: Tensor) -> Tensor:
-        """Density of the finest network at points (in NDC for forward-facing scenes)."""
-        network = self.fine or self.coarse
+        """Density of the finest network at points (in NDC for forward-facing scenes); nothing outside the grid, if there is one."""
+        density = self._network_density(points)
+        return density if self.space is None else torch.where(self.space.to_cascades(points)[1], density, 0.0)
+
+    def _network_density(self, points: Tensor) -> Tensor:
         with self.autocast():
-            raw = network.raw_density(frequency_encoding(points, self.config.frequencies))
+            raw = (self.fine or self.coarse).raw_density(frequency_encoding(points, self.config.frequencies))
         return self._activate(raw.float())
 
+    def _most_samples(self) -> int:
+        """Samples of a training ray on average, where there is an occupancy grid."""
+        return self.config.march_steps // 4
+
     def samples_per_ray(self) -> int:
-        """Coarse samples, and all samples again for the fine network."""
+        """Coarse samples, and all samples again for the fine network; with an occupancy grid those of the latest step."""
         c = self.config
+        if self.space is not None:
+            return round(self.space.scalars()["samples_per_ray"])
         return c.samples + (c.samples + c.fine_samples if c.fine_samples else 0)
 
     def floats_per_ray(self) -> int:
-        """Activations kept by both networks."""
+        """Activations kept by both networks, or by the march's at most."""
         c = self.config
-        encoded = encoded_size(3, c.frequencies)
-        coarse = c.samples * (2 * encoded + (c.depth + 2) * c.width)
-        fine = (c.samples + c.fine_samples) * (2 * encoded + ((c.fine_depth or c.depth) + 2) * (c.fine_width or c.width))
-        return coarse + (fine if c.fine_samples else 0)
+        if self.space is not None:
+            return self._most_samples() * self._floats_per_sample(c.depth, c.width)
+        fine = (c.samples + c.fine_samples) * self._floats_per_sample(c.fine_depth or c.depth, c.fine_width or c.width)
+        return c.samples * self._floats_per_sample(c.depth, c.width) + (fine if c.fine_samples else 0)
+
+    def _floats_per_sample(self, depth: int, width: int) -> int:
+        return 2 * encoded_size(3, self.config.frequencies) + (depth + 2) * width
+
+
+def _middles(rays: Rays, samples: Samples) -> Tensor:
+    """Points of the scene in the middle of samples."""
+    ray = samples.ray_indices.long()
+    return rays.origins[ray] + (0.5 * (samples.t_starts + samples.t_ends))[:, None] * rays.directions[ray]

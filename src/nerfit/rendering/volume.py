@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerfit.kernels.compositing import composite_packed
+from nerfit.kernels.marching import Samples
+
 
 @dataclass
 class Rendering:
@@ -66,3 +69,22 @@ def composite_samples(
     color = (weights[..., None] * rgb).sum(-2) + (1 - opacity)[:, None] * background
     disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), torch.zeros_like(depth))
     return Rendering(color, depth, opacity, disparity, weights)
+
+
+def render_packed(
+    density: Float[Tensor, "samples"],
+    rgb: Float[Tensor, "samples 3"],
+    samples: Samples,
+    norm: Float[Tensor, "rays"],
+    background: Tensor | float,
+    least_light: float,
+) -> Rendering:
+    """The same from densities and colours of marched samples, each even along its step; ``norm`` is the directions' length.
+
+    ``density`` is per unit of t times ``norm``. A ray ends where its transmittance falls below ``least_light``.
+    """
+    length = (samples.t_ends - samples.t_starts) * norm[samples.ray_indices.long()]
+    middle = 0.5 * (samples.t_starts + samples.t_ends)
+    color, opacity, depth, _ = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
+    disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), 0.0)
+    return Rendering(color + (1 - opacity)[:, None] * background, depth, opacity, disparity)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from nerfit.cameras import Cameras
-from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, contract, fade_and_raise, pack_occupancy
+from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, fade_and_raise, pack_occupancy
 
 WARM_UP = 16
 """Updates that look into all of space."""
@@ -30,10 +30,18 @@ class OccupancyGrid(nn.Module):
     updates: Tensor
 
     def __init__(
-        self, cascades: int, threshold: float = 0.01, decay: float = 0.95, seen: Bool[Tensor, "cascades*64**3"] | None = None
+        self,
+        cascades: int,
+        threshold: float = 0.01,
+        decay: float = 0.95,
+        young_decay: float = 0.95,
+        seen: Bool[Tensor, "cascades*64**3"] | None = None,
     ) -> None:
+        """A cell counts from ``threshold`` on, the optical thickness of a step; an update keeps the share ``decay`` of what is remembered,
+        ``young_decay`` while it looks at all of space. Blocks that are not ``seen`` by any camera stay empty.
+        """
         super().__init__()
-        self.threshold, self.decay, self.cascades = threshold, decay, cascades
+        self.threshold, self.decay, self.young_decay, self.cascades = threshold, decay, young_decay, cascades
         half = 0.5 * 2.0 ** (cascades - 1)
         self.register_buffer("thickness", torch.full((cascades * _CELLS,), 1.5 * threshold))
         self.register_buffer("seen", torch.ones(cascades * BLOCKS**3, dtype=torch.bool) if seen is None else seen)
@@ -53,16 +61,18 @@ class OccupancyGrid(nn.Module):
     ) -> None:
         """Fade, raise cells to the optical thickness found in them, renew the bits.
 
-        ``density`` is per unit of length, at positions in the field's cube; ``step`` the length of a march step in the unit cube,
-        twice as long in each further cascade. Blocks that no camera sees (``seen``) stay empty.
+        ``density`` is per unit of length, at positions in cascade coordinates; ``step`` the length of a march step in the unit cube,
+        twice as long in each further cascade.
         The first `WARM_UP` times it looks once into every 2x2x2 block; then into ``count`` cells, half of them anywhere and
         half in occupied blocks. A cell counts above the threshold, or above the mean where that is less: young fields are
         thin everywhere.
         """
-        if self.updates < WARM_UP:
+        young = bool(self.updates < WARM_UP)
+        decay = self.young_decay if young else self.decay
+        if young:
             blocks = torch.arange(len(self.distance), device=self.thickness.device)
             found = self._thickness(density, step, blocks, BLOCKS, generator) * self.seen
-            mean = fade_and_raise(self.thickness, self.decay, self._cells_of(blocks), found.repeat(8))
+            mean = fade_and_raise(self.thickness, decay, self._cells_of(blocks), found.repeat(8))
         else:
             cells = self._some(len(self.thickness), count // 2, generator)
             occupied = (self.distance == 0).nonzero().flatten()
@@ -70,7 +80,7 @@ class OccupancyGrid(nn.Module):
                 blocks = occupied[self._some(len(occupied), count // 2, generator)]
                 cells = torch.cat([cells, self._cells_of(blocks, self._some(8, len(blocks), generator))])
             found = self._thickness(density, step, cells, RESOLUTION, generator) * self.seen[self._blocks_of(cells)]
-            mean = fade_and_raise(self.thickness, self.decay, cells, found)
+            mean = fade_and_raise(self.thickness, decay, cells, found)
         self.updates += 1
         self.level.fill_(min(self.threshold, mean))
         found = pack_occupancy(self.thickness, float(self.level))
@@ -102,7 +112,7 @@ class OccupancyGrid(nn.Module):
         """Optical thickness of a step at a random point in each cell of cascades with ``side`` cells along an edge."""
         uniform = torch.rand((len(cells), 3), generator=generator, device=cells.device)
         scale = 2.0 ** (cells // side**3).to(torch.float32)
-        return density(contract(_places(cells, side, uniform), self.cascades)) * step * scale
+        return density(_places(cells, side, uniform)) * step * scale
 
 
 def _places(cells: Tensor, side: int, uniform: Tensor | float) -> Float[Tensor, "n 3"]:

@@ -1,0 +1,109 @@
+"""The space that a field fills: a box with larger cubes around it, and where in it rays are sampled."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from nerfit.cameras import Rays
+from nerfit.cameras.poses import rays_meet
+from nerfit.kernels.marching import Samples, march
+from nerfit.sampling.occupancy import OccupancyGrid, seen_blocks
+from nerfit.sampling.pixels import mix
+from nerfit.scenes.scene import Scene
+
+
+class OccupiedSpace(nn.Module):
+    """A scene's box as the cube [0, 1]³ (cascade coordinates), the cascades around it, and which of their cells hold matter.
+
+    March steps are ``step_length`` sides of the box long, or ``cone`` times their distance where that is more.
+    """
+
+    origin: Tensor
+
+    def __init__(
+        self,
+        scene: Scene,
+        march_steps: int,
+        box: float | None = None,
+        cascades: int | None = None,
+        cone: float | None = None,
+        threshold: float = 0.01,
+        young_decay: float = 0.95,
+    ) -> None:
+        """``march_steps`` lie along the box's diagonal; a cell is occupied from ``threshold`` on, the optical thickness of a step.
+
+        None is, for ``box`` (half a side): from near and far, 1 if unbounded; for ``cascades``: 1, or 5 if unbounded, which is 16
+        sides; for ``cone``: 0 with one cascade, else 1/256. ``young_decay`` as in `OccupancyGrid`.
+        """
+        super().__init__()
+        half, center = _box(scene)
+        half = box or half
+        bounded = scene.ndc or scene.bounds != "unbounded"
+        self.cascades = cascades or (1 if bounded else 5)
+        self.cone = (0.0 if self.cascades == 1 else 1 / 256) if cone is None else cone
+        self.side, self.step_length = 2 * half, math.sqrt(3) / march_steps
+        self.register_buffer("origin", center - half)
+        cameras = scene.cameras[scene.splits["train"]]
+        seen = None if bounded else seen_blocks(cameras, scene.near, self.origin, self.side, self.cascades)
+        self.grid = OccupancyGrid(self.cascades, threshold, young_decay=young_decay, seen=seen)
+        self.seen = (0, 0, 0)
+        """Rays, densities that were asked for, samples that were kept, since the step began."""
+
+    def ways(self, rays: Rays, jitter: Float[Tensor, "rays"] | None) -> tuple[Any, ...]:
+        """Origins and directions of rays in cascade coordinates, in which distances stay what they are, near, far and jitter.
+
+        ``jitter`` moves a ray's samples by so many steps; None is half a step.
+        """
+        jitter = torch.full_like(rays.near, 0.5) if jitter is None else jitter
+        return (rays.origins - self.origin) / self.side, rays.directions / self.side, rays.near, rays.far, jitter
+
+    def to_cascades(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n 3"], Bool[Tensor, "n"]]:
+        """Points of the scene in cascade coordinates, and whether they lie in the outermost cascade."""
+        x = (points - self.origin) / self.side
+        return x, (x - 0.5).abs().amax(-1) <= 0.5 * 2 ** (self.cascades - 1)
+
+    def to_scene(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """Points of the scene from cascade coordinates."""
+        return x * self.side + self.origin
+
+    def update(self, step: int, density: Callable[[Tensor], Tensor], seed: int, every: int = 16, probes: int = 65_536) -> None:
+        """Begin a step; every so many of them look at some cells' density, per side of the box, at cascade coordinates."""
+        self.seen = (0, 0, 0)
+        if step % every == 0:
+            generator = torch.Generator(self.origin.device).manual_seed(mix(seed, step, 0x0CC))
+            self.grid.update(density, self.step_length, probes, generator)
+
+    def march(self, rays: Rays, jitter: Float[Tensor, "rays"] | None, most: int | None = None) -> Samples:
+        """All samples of rays in occupied cells; where they are more than ``most`` a ray on average, in steps longer by that much.
+
+        A young field is thin everywhere, so that long steps do.
+        """
+        ways, occupancy = self.ways(rays, jitter), self.grid.occupancy()
+        samples = march(*ways, occupancy, self.step_length, self.cone)
+        if most is None or len(samples) <= most * len(rays):
+            return samples
+        longer = len(samples) / (most * len(rays))
+        return march(*ways, occupancy, longer * self.step_length, longer * self.cone)
+
+    def count(self, rays: int, evaluated: int, kept: int) -> None:
+        """Take note of some rays, the densities asked for along them, and their visible samples."""
+        self.seen = self.seen[0] + rays, self.seen[1] + evaluated, self.seen[2] + kept
+
+    def scalars(self) -> dict[str, float]:
+        """Samples per ray, asked for and kept, and how much of space is occupied."""
+        rays, evaluated, kept = self.seen
+        occupied = float((self.grid.distance == 0).float().mean())
+        return {"samples_per_ray": evaluated / max(rays, 1), "visible_per_ray": kept / max(rays, 1), "occupied_blocks": occupied}
+
+
+def _box(scene: Scene) -> tuple[float, Tensor]:
+    """Half the side and the centre of a scene's box."""
+    if scene.ndc:
+        return 1.25, torch.zeros(3)  # cameras beside the central one see a little more than [-1, 1]³
+    if scene.bounds == "unbounded":
+        return 1.0, torch.zeros(3)
+    return 0.375 * (scene.far - scene.near), rays_meet(scene.cameras).point.to(torch.float32)
