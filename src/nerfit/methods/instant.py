@@ -28,7 +28,7 @@ class InstantConfig:
 
     levels: int = 8
     """Levels of the hash grid, of 4 features each."""
-    log2_entries: int = 18
+    log2_entries: int = 19
     """Entries per level at most, as a power of two."""
     coarsest: int = 16
     """Cells of the coarsest level along the field's cube: the box, or of an unbounded scene all of contracted space."""
@@ -51,13 +51,13 @@ class InstantConfig:
     least_light: float = 1e-3
     """A training ray ends where its transmittance is less."""
     soft_near: float | None = None
-    """Distance from a camera within which gradients shrink with its square, in scene units; none = 0, of unbounded scenes 1."""
+    """Distance from a camera within which gradients shrink with its square, in scene units; none = 0, of unbounded scenes 0.3."""
     empty_pixels: float = 0.2
     """Share of the fully transparent pixels that are trained on."""
     huber: float = 0.1
     """Colour error from which the loss grows linearly."""
-    distortion: float = 0.0
-    """Factor of the distortion loss, which wants one surface on each ray."""
+    distortion: float | None = None
+    """Factor of the distortion loss, which wants one surface on each ray; none = 0, of unbounded scenes 0.001."""
     weight_decay: float = 0.0
     """L2 penalty on the networks' weights."""
     table_decay: float = 0.0
@@ -65,7 +65,7 @@ class InstantConfig:
     occupancy_every: int = 16
     """Steps between updates of the occupancy grid."""
     occupancy_probes: int = 65_536
-    """Cells looked at in each update."""
+    """Cells looked at in each update; half as many more for each further cascade."""
     occupancy_threshold: float = 0.01
     """Optical thickness of a step from which a cell counts as occupied."""
 
@@ -87,7 +87,8 @@ class Instant(Method):
         unbounded = self.space.cascades > 1
         finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
-        self.soft_near = (0.5 * self.space.side if unbounded else 0.0) if c.soft_near is None else c.soft_near
+        self.soft_near = (0.15 * self.space.side if unbounded else 0.0) if c.soft_near is None else c.soft_near
+        self.distortion = (1e-3 if unbounded else 0.0) if c.distortion is None else c.distortion
         self.near, self.far = scene.near, scene.far
         self.register_buffer("rays", torch.tensor(256))
 
@@ -143,7 +144,7 @@ class Instant(Method):
             c.least_weight if training else 1e-4,
             c.least_light if training else 1e-4,
             self.soft_near,
-            training and c.distortion > 0,
+            training and self.distortion > 0,
         )
         space.count(len(rays), seen.evaluated, seen.kept)
         disparity = torch.where(seen.opacity > 0, seen.opacity / seen.depth.clamp(min=1e-10), 0.0)
@@ -163,7 +164,7 @@ class Instant(Method):
         assert batch.target is not None
         losses = {"rgb": F.huber_loss(rendering.rgb, batch.target, delta=self.config.huber)}
         if "distortion" in rendering.extras:
-            losses["distortion"] = self.config.distortion * rendering.extras["distortion"].mean()
+            losses["distortion"] = self.distortion * rendering.extras["distortion"].mean()
         return losses
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:

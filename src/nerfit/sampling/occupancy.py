@@ -64,7 +64,7 @@ class OccupancyGrid(nn.Module):
         ``density`` is per unit of length, at positions in cascade coordinates; ``step`` the length of a march step in the unit cube,
         twice as long in each further cascade.
         The first `WARM_UP` times it looks once into every 2x2x2 block; then into ``count`` cells, half of them anywhere and
-        half in occupied blocks. A cell counts above the threshold, or above the mean where that is less: young fields are
+        half in blocks that are occupied or touch one that is, where surfaces come and go. A cell counts above the threshold, or above the mean where that is less: young fields are
         thin everywhere.
         """
         young = bool(self.updates < WARM_UP)
@@ -75,9 +75,9 @@ class OccupancyGrid(nn.Module):
             mean = fade_and_raise(self.thickness, decay, self._cells_of(blocks), found.repeat(8))
         else:
             cells = self._some(len(self.thickness), count // 2, generator)
-            occupied = (self.distance == 0).nonzero().flatten()
-            if len(occupied):
-                blocks = occupied[self._some(len(occupied), count // 2, generator)]
+            near = (self.distance <= 1).nonzero().flatten()
+            if len(near):
+                blocks = near[self._some(len(near), count // 2, generator)]
                 cells = torch.cat([cells, self._cells_of(blocks, self._some(8, len(blocks), generator))])
             found = self._thickness(density, step, cells, RESOLUTION, generator) * self.seen[self._blocks_of(cells)]
             mean = fade_and_raise(self.thickness, decay, cells, found)

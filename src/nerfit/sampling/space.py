@@ -71,11 +71,14 @@ class OccupiedSpace(nn.Module):
         return x * self.side + self.origin
 
     def update(self, step: int, density: Callable[[Tensor], Tensor], seed: int, every: int = 16, probes: int = 65_536) -> None:
-        """Begin a step; every so many of them look at some cells' density, per side of the box, at cascade coordinates."""
+        """Begin a step; every so many of them look at some cells' density, per side of the box, at cascade coordinates.
+
+        They are ``probes`` with one cascade, and half as many more for each further one.
+        """
         self.seen = (0, 0, 0)
         if step % every == 0:
             generator = torch.Generator(self.origin.device).manual_seed(mix(seed, step, 0x0CC))
-            self.grid.update(density, self.step_length, probes, generator)
+            self.grid.update(density, self.step_length, probes * (self.cascades + 1) // 2, generator)
 
     def march(self, rays: Rays, jitter: Float[Tensor, "rays"] | None, most: int | None = None) -> Samples:
         """All samples of rays in occupied cells; where they are more than ``most`` a ray on average, in steps longer by that much.
