@@ -31,7 +31,7 @@ MACHINE = {"cpu", "cores", "threads", "device", "system", "python", "torch", "ne
 KERNELS = [
     *("encode_grid", "encode_grid backward", "spherical_harmonics", "field_density", "field forward", "field backward"),
     *("field forward + backward", "composite forward", "composite backward", "march", "visible_samples"),
-    *("render_rays forward + backward", "sample_pdf", "sparse_adam", "pack_occupancy", "draw_pixels", "camera_rays"),
+    *("sample_pdf", "sparse_adam", "pack_occupancy", "draw_pixels", "camera_rays"),
 ]
 
 

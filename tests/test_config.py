@@ -202,16 +202,19 @@ OPTIM: dict[str, OptimConfig] = {
 }
 TOLD_OPTIM: dict[str, Any] = {"beta2": 0.5,
     "schedule": "constant", "decay_steps": 1, "milestones": [1], "clip_value": 1e-5, "clip_norm": 1e-5, "warmup_steps": 2, "eps": 1e-3,
-    "lr_final": 0.003,
+    "lr_final": 0.003, "average_from": 0.0,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("base", OPTIM)
-def test_every_key_of_the_optimiser_acts_or_is_declared_without_effect(base: str, picture: str, tmp_path: Path) -> None:
+def test_every_key_of_the_optimiser_acts_or_is_declared_without_effect(
+    monkeypatch: pytest.MonkeyPatch, base: str, picture: str, tmp_path: Path
+) -> None:
     optim, (method, config) = OPTIM[base], BASES["image"]
     config = replace(config, steps=4, device="cpu", log=LogConfig(image_every=0), optim=optim)
     plain = trained(config, method, picture, tmp_path / "plain")
     hints = get_type_hints(OptimConfig)
+    monkeypatch.setattr("nerfit.training.trainer.AVERAGE_EVERY", 1)
     for f in dataclasses.fields(OptimConfig):
         value = TOLD_OPTIM.get(f.name, other_value(hints[f.name], getattr(optim, f.name)))
         if value == getattr(optim, f.name):

@@ -27,7 +27,6 @@ from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import RESOLUTION, Samples, march, pack_occupancy, visible_samples
 from nerfit.kernels.pixels import draw_pixels
-from nerfit.kernels.rendering import render_rays
 from nerfit.kernels.spherical_harmonics import spherical_harmonics
 from nerfit.outputs.inspect import matrix_peak
 from nerfit.training.devices import pick_precision
@@ -238,12 +237,6 @@ def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> It
     ways = surface - d, d, near, far, uniform(rays), occupancy, step
     yield Case("march", lambda _: march(*ways))
     yield Case("visible_samples", lambda _: visible_samples(*ways, 0.0, table, weights, shape, half, 1e-3, 1e-3))
-
-    def render(_: None) -> list[Tensor]:
-        seen = render_rays(*ways[:2], d, *ways[2:], 0.0, table, weights, shape, half, 1e-3, 1e-3)
-        return [seen.color, *gradients([seen.color], to_rays[:1], networks)]
-
-    yield Case("render_rays forward + backward", render, no_gradients)
 
     edges, shown, numbers = torch.sort(uniform(rays, 64), -1).values, uniform(rays, 63), uniform(rays, 128)
     yield Case("sample_pdf", lambda _: [sample_pdf(edges, shown, 128, numbers)])

@@ -63,9 +63,9 @@ class OccupancyGrid(nn.Module):
 
         ``density`` is per unit of length, at positions in cascade coordinates; ``step`` the length of a march step in the unit cube,
         twice as long in each further cascade.
-        The first `WARM_UP` times it looks once into every 2x2x2 block; then into ``count`` cells, half of them anywhere and
-        half in blocks that are occupied or touch one that is, where surfaces come and go. A cell counts above the threshold, or above the mean where that is less: young fields are
-        thin everywhere.
+        The first `WARM_UP` times it looks once into every 2x2x2 block; then into ``count`` cells, half of them anywhere and half in
+        blocks that are occupied or touch one that is, where surfaces come and go. A cell counts above the threshold, or above the
+        mean where that is less: young fields are thin everywhere.
         """
         young = bool(self.updates < WARM_UP)
         decay = self.young_decay if young else self.decay
