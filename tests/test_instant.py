@@ -146,42 +146,39 @@ def test_sizes_that_cannot_be_are_refused(scene: Scene, change: dict[str, int], 
         Instant(replace(SMALL, **change), scene)
 
 
-def test_the_last_part_of_the_budget_is_averaged(tmp_path: Path, scene: Scene) -> None:
+def test_the_last_part_of_the_budget_is_averaged(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of the weights after every 20th step from the given share of the budget on, also when the run was stopped in between."""
-    runs = {}
-    for name, share in (("plain", 1.0), ("mean", 0.5), ("parts", 0.5)):
-        runs[name] = trainer(scene, tmp_path / name, 120, optim=replace(OPTIM, average_from=share, decay_steps=120))
-    seen = []
-    run = runs["plain"]
-    step_once = run.step
 
-    def step() -> Any:
-        found = step_once()
-        if run.progress >= 0.5 and run.state.step % 20 == 0:
-            seen.append(run.method.field.table.detach().clone())
-        return found
+    def start(name: str, share: float) -> Trainer:
+        return trainer(scene, tmp_path / name, 120, optim=replace(OPTIM, average_from=share, decay_steps=120))
 
-    run.step = step  # type: ignore[method-assign]
-    run.train()
-    runs["mean"].train()
+    def table(run: Trainer) -> Tensor:
+        assert isinstance(run.method, Instant)
+        return run.method.field.table.detach()
+
+    plain, mean, parts = start("plain", 1.0), start("mean", 0.5), start("parts", 0.5)
+    seen: list[Tensor] = []
+
+    def look() -> None:
+        if plain.progress >= 0.5 and plain.state.step % 20 == 0:
+            seen.append(table(plain).clone())
+
+    monkeypatch.setattr(plain, "_average", look)
+    plain.train()
+    mean.train()
     assert len(seen) == 3
-    torch.testing.assert_close(runs["mean"].method.field.table.detach(), torch.stack(seen).mean(0), atol=1e-6, rtol=1e-5)
-    runs["parts"].settings.steps = 90
-    runs["parts"].interrupted = None
-    real = runs["parts"]._after_step
+    torch.testing.assert_close(table(mean), torch.stack(seen).mean(0), atol=1e-6, rtol=1e-5)
 
-    def stop(*args: Any) -> None:
-        real(*args)
-        if runs["parts"].state.step == 85:
-            runs["parts"].interrupted = 2
+    def stop_once() -> None:
+        Trainer._average(parts)
+        parts.interrupted = 2 if parts.state.step == 84 else None
 
-    runs["parts"].settings.steps = 120
-    runs["parts"]._after_step = stop  # type: ignore[method-assign]
-    runs["parts"].train()
-    rest = trainer(scene, tmp_path / "parts", 120, optim=replace(OPTIM, average_from=0.5, decay_steps=120))
+    monkeypatch.setattr(parts, "_average", stop_once)
+    parts.train()
+    rest = start("parts", 0.5)
     assert rest.state.step == 85
     rest.train()
-    assert torch.equal(rest.method.field.table, runs["mean"].method.field.table)
+    assert torch.equal(table(rest), table(mean))
 
 
 def test_the_distortion_loss_makes_samples_fewer(tmp_path: Path, scene: Scene) -> None:

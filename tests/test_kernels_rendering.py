@@ -147,14 +147,14 @@ def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries, 
         m, v = torch.zeros_like(start), torch.zeros_like(start)
         for step in range(1, 4):
             if factored:
-                table.factored_gradients = []  # type: ignore[attr-defined]
+                setattr(table, "factored_gradients", [])  # noqa: B010
             few = [r[:: step + 1] for r in rays]
             seen = render_rays(*few, occupancy, STEP, 0.0, table, weights, shape, False, 1e-3, 1e-3)
             seen.color.square().sum().backward()
             gradient: Tensor | FactoredGradient | None = table.grad
             if factored:
                 assert table.grad is None
-                (gradient,) = table.factored_gradients  # type: ignore[attr-defined]
+                (gradient,) = getattr(table, "factored_gradients")  # noqa: B009
             assert gradient is not None
             begins = (4 * shape.grid.offsets).tolist() if by_level else ()
             sparse_adam(table, gradient, m, v, step, 0.01, (0.9, 0.99), 1e-15, 0.1, begins)

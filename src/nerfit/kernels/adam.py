@@ -53,7 +53,7 @@ def sparse_adam(
     penalty's factor, on touched entries only. With ``levels``, numbers where parts of the tensor begin and the last one ends,
     the penalty is on each part's mean of squares (Zip-NeRF, section 3.3). All tensors float32, of one size.
     """
-    if levels and not isinstance(gradient, FactoredGradient):
+    if levels and weight_decay and not isinstance(gradient, FactoredGradient):
         for begin, end in pairwise(levels):
             a, b, c, d = (t.view(-1)[begin:end] for t in (p, gradient, m, v))
             sparse_adam(a, b, c, d, step, lr, betas, eps, weight_decay / (end - begin))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,7 +52,7 @@ class OccupiedSpace(nn.Module):
         self.seen = (0, 0, 0)
         """Rays, densities that were asked for, samples that were kept, since the step began."""
 
-    def ways(self, rays: Rays, jitter: Float[Tensor, "rays"] | None) -> tuple[Any, ...]:
+    def ways(self, rays: Rays, jitter: Float[Tensor, "rays"] | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Origins and directions of rays in cascade coordinates, in which distances stay what they are, near, far and jitter.
 
         ``jitter`` moves a ray's samples by so many steps; None is half a step.
