@@ -282,6 +282,7 @@ def test_samples_per_ray_counts_network_evaluations(viewdirs, fine, scene):
 
 
 UNUSABLE = [
+    ({"occupancy": True, "march_steps": 8}, "march_steps"),
     ({"lindisp": True, "ndc": True}, "lindisp"),
     ({"lindisp": True, "near": 0.0}, "lindisp"),
     ({"samples": 2}, "samples"),
@@ -316,8 +317,8 @@ def test_three_samples_are_enough_for_importance_samples(scene):
 
 def test_unused_keys_are_named():
     nothing = NerfConfig(fine_samples=0, viewdirs=False)
-    assert set(nothing.unused()) == {"fine_depth", "fine_width", "view_frequencies", "precrop_fraction"}
-    assert set(NerfConfig(precrop_steps=1).unused()) == set()
+    assert set(nothing.unused()) == {"fine_depth", "fine_width", "view_frequencies", "precrop_fraction", "march_steps"}
+    assert set(NerfConfig(precrop_steps=1).unused()) == {"march_steps"}
 
 
 # --- Image fitting --------------------------------------------------------------------------------------------------
