@@ -10,7 +10,8 @@ from rich.console import Console
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.field import FieldShape, field_density
 from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import RESOLUTION, pack_occupancy
+from nerfit.kernels.marching import RESOLUTION, fade_and_raise, pack_occupancy
+from nerfit.kernels.pixels import camera_rays, draw_pixels
 from nerfit.kernels.rendering import render_rays
 
 
@@ -44,15 +45,22 @@ def warm_up() -> None:
         table, weights = torch.zeros(shape.grid.size, requires_grad=True), torch.zeros(shape.size, requires_grad=True)
         occupancy = pack_occupancy(torch.ones(RESOLUTION**3), 0.5)
         start, along = torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[1.0, 0.0, 0.0]])
+        table.factored_gradients = []  # pyright: ignore[reportAttributeAccessIssue]
         seen = render_rays(
             start, along, along, torch.zeros(1), torch.ones(1), torch.zeros(1), occupancy, 0.5, 0.0, table, weights, shape, False, 0.0, 1e-4
         )
         seen.color.sum().backward()
         field_density(start, table, weights, shape)
-        for p in (table, weights):
-            assert p.grad is not None
-            with torch.no_grad():
-                sparse_adam(p, p.grad, torch.zeros_like(p), torch.zeros_like(p), 1, 0.0, (0.9, 0.99), 1e-15, 0.0)
+        assert weights.grad is not None
+        gradients = {table: table.factored_gradients[0], weights: weights.grad}  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.no_grad():
+            for p, gradient in gradients.items():
+                sparse_adam(p, gradient, torch.zeros_like(p), torch.zeros_like(p), 1, 0.0, (0.9, 0.99), 1e-15, 0.0)
+        zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
+        fade_and_raise(torch.ones(RESOLUTION**3), 0.5, zero, torch.ones(1))
+        view, x, y, _ = draw_pixels(torch.zeros(1, 4, dtype=torch.uint8), zero, one, one, zero, 1, 0, 1.0)
+        f = torch.ones(1)
+        camera_rays(torch.eye(4)[None, :3].contiguous(), f, f, f, f, None, 0.5, 1, view, x, y)
     finally:
         event.unregister("numba:compile", announcer)
         announcer.stop()
