@@ -50,6 +50,15 @@ class Samples:
     def __len__(self) -> int:
         return len(self.t_starts)
 
+    @property
+    def middles(self) -> Float[Tensor, "samples"]:
+        """Distances t of the samples' middles."""
+        return 0.5 * (self.t_starts + self.t_ends)
+
+    def lengths(self, norm: Float[Tensor, "rays"]) -> Float[Tensor, "samples"]:
+        """Lengths of the samples, where ``norm`` is that of each ray's direction."""
+        return (self.t_ends - self.t_starts) * norm[self.ray_indices.long()]
+
 
 @torch.no_grad()
 def fade_and_raise(grid: Float[Tensor, "cells"], decay: float, cells: Int[Tensor, "n"], found: Float[Tensor, "n"]) -> float:
@@ -223,7 +232,7 @@ def visible_samples(
 def keep_visible(samples: Samples, density: Tensor, norm: Tensor, least_weight: float, least_light: float) -> Samples:
     """The samples whose weight reaches ``least_weight`` before their ray's light falls below ``least_light``; ``norm`` is |d|."""
     ray = samples.ray_indices.long()
-    optical = density * (samples.t_ends - samples.t_starts) * norm[ray]
+    optical = density * samples.lengths(norm)
     light = light_before(optical, ray, samples.offsets)
     keep = (light * -torch.expm1(-optical) >= least_weight) & (light >= least_light)
     counts = torch.zeros(len(samples.offsets) - 1, dtype=torch.long, device=ray.device).index_add(0, ray, keep.long())

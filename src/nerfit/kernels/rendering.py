@@ -66,8 +66,7 @@ def render_rays(
     samples = visible_samples(origins, directions, *march)
     ray = samples.ray_indices.long()
     density, rgb = _evaluate(samples, viewdirs[ray], table, weights, shape, half)
-    length = (samples.t_ends - samples.t_starts) * directions.norm(dim=-1)[ray]
-    middle = 0.5 * (samples.t_starts + samples.t_ends)
+    length, middle = samples.lengths(directions.norm(dim=-1)), samples.middles
     if soft_near > 0:
         share = (middle / soft_near).square().clamp(max=1)
         density, rgb = _with_gradient(density, share), _with_gradient(rgb, share[:, None])

@@ -17,7 +17,7 @@ from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.pixels import random_pixels
 from nerfit.rendering.distortion import distortion_packed
-from nerfit.rendering.volume import Rendering
+from nerfit.rendering.volume import Rendering, over_background
 from nerfit.sampling.space import OccupiedSpace
 from nerfit.scenes.scene import Scene
 
@@ -147,13 +147,11 @@ class Instant(Method):
             training and self.distortion > 0,
         )
         space.count(len(rays), seen.evaluated, seen.kept)
-        disparity = torch.where(seen.opacity > 0, seen.opacity / seen.depth.clamp(min=1e-10), 0.0)
-        color = seen.color + (1 - seen.opacity)[:, None] * batch.background
-        extras = {}
+        rendering = over_background(seen.color, seen.opacity, seen.depth, batch.background)
         if seen.samples is not None and seen.weights is not None:
             s0, s1 = (self._along(t) for t in (seen.samples.t_starts, seen.samples.t_ends))
-            extras["distortion"] = distortion_packed(seen.weights, s0, s1, seen.samples.offsets)
-        return Rendering(color, seen.depth, seen.opacity, disparity, extras=extras)
+            rendering.extras["distortion"] = distortion_packed(seen.weights, s0, s1, seen.samples.offsets)
+        return rendering
 
     def _along(self, t: Tensor) -> Tensor:
         """Distances as shares of the way from near to far, of unbounded scenes from 0 to infinity."""

@@ -267,4 +267,4 @@ class Nerf(Method):
 def _middles(rays: Rays, samples: Samples) -> Tensor:
     """Points of the scene in the middle of samples."""
     ray = samples.ray_indices.long()
-    return rays.origins[ray] + (0.5 * (samples.t_starts + samples.t_ends))[:, None] * rays.directions[ray]
+    return rays.origins[ray] + samples.middles[:, None] * rays.directions[ray]

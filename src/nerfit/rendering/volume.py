@@ -60,15 +60,24 @@ def composite_samples(
     t: Float[Tensor, "rays samples"],
     background: Tensor | float,
 ) -> Rendering:
-    """Colour, depth Σwt, opacity Σw and disparity opacity/depth of each ray, over a background colour ([3], [rays, 3] or grey).
+    """Colour Σwc, depth Σwt and opacity Σw of each ray, `over_background`."""
+    color = (weights[..., None] * rgb).sum(-2)
+    return over_background(color, weights.sum(-1), (weights * t).sum(-1), background, weights)
+
+
+def over_background(
+    color: Float[Tensor, "rays 3"],
+    opacity: Float[Tensor, "rays"],
+    depth: Float[Tensor, "rays"],
+    background: Tensor | float,
+    weights: Tensor | None = None,
+) -> Rendering:
+    """What is seen in front of a background colour ([3], [rays, 3] or grey), with disparity opacity/depth.
 
     An empty ray has depth and disparity 0 and shows the background.
     """
-    opacity = weights.sum(-1)
-    depth = (weights * t).sum(-1)
-    color = (weights[..., None] * rgb).sum(-2) + (1 - opacity)[:, None] * background
-    disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), torch.zeros_like(depth))
-    return Rendering(color, depth, opacity, disparity, weights)
+    disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), 0.0)
+    return Rendering(color + (1 - opacity)[:, None] * background, depth, opacity, disparity, weights)
 
 
 def render_packed(
@@ -83,8 +92,6 @@ def render_packed(
 
     ``density`` is per unit of t times ``norm``. A ray ends where its transmittance falls below ``least_light``.
     """
-    length = (samples.t_ends - samples.t_starts) * norm[samples.ray_indices.long()]
-    middle = 0.5 * (samples.t_starts + samples.t_ends)
-    color, opacity, depth, _ = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
-    disparity = torch.where(opacity > 0, opacity / depth.clamp(min=1e-10), 0.0)
-    return Rendering(color + (1 - opacity)[:, None] * background, depth, opacity, disparity)
+    length = samples.lengths(norm)
+    color, opacity, depth, _ = composite_packed(density, rgb, length, samples.middles, samples.offsets, least_light)
+    return over_background(color, opacity, depth, background)

@@ -2,22 +2,9 @@
 
 import numpy as np
 
-from nerfit.kernels.cpu.hash_grid import corners
-from nerfit.kernels.cpu.matmul import LANES, aligned
+from nerfit.kernels.cpu.hash_grid import scatter_level
 from nerfit.kernels.cpu.runtime import inlined, kernel
-from nerfit.kernels.cpu.vectors import (
-    any_nonzero,
-    fma,
-    join4,
-    load4,
-    load16,
-    splat4,
-    splat16,
-    square_root,
-    store4,
-    store16,
-    where_nonzero,
-)
+from nerfit.kernels.cpu.vectors import any_nonzero, fma, load16, splat16, square_root, store16, where_nonzero
 
 
 @inlined
@@ -75,8 +62,6 @@ def scatter_adam(
     ``marks`` [parts, entries/4] says which 16 floats have a gradient; both are zero before and after. Levels go to threads
     in a snake from the finest on, so that each gets as many touched entries.
     """
-    index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
-    each = aligned(4 * LANES)
     sums, marks = sums[part], marks[part]
     levels = resolutions.size
     for k in range(levels):
@@ -84,18 +69,7 @@ def scatter_adam(
         if (turn if turn < parts else 2 * parts - 1 - turn) != part:
             continue
         level = levels - 1 - k
-        for r in range(count.size):
-            for block in range((count[r] + LANES - 1) // LANES):
-                corners(rows[r, 3 * block * LANES :], resolutions[level], offsets[0], entries, index, weight)
-                at = (block * depth + 4 * level) * LANES
-                for i in range(0, LANES, 16):
-                    join4(gradient[r], at + i, LANES, each, 4 * i)
-                for i in range(min(LANES, count[r] - block * LANES)):
-                    g = load4(each, 4 * i)
-                    for c in range(8):
-                        entry = np.int64(index[c * LANES + i])
-                        marks[entry >> 2] = 1
-                        store4(sums, 4 * entry, fma(g, splat4(weight[c * LANES + i]), load4(sums, 4 * entry)))
+        scatter_level(level, rows, count, gradient, resolutions[level], offsets[0], entries, depth, sums, marks)
         first = 4 * np.int64(offsets[level])
         words = marks.view(np.uint64)
         for word in range((4 * np.int64(offsets[level + 1]) - first + 127) // 128):

@@ -245,8 +245,7 @@ class Slots:
         """The kept samples by ray, and their slots' numbers in that order."""
         slots = self.ray.shape[1]
         slot = np.concatenate([part * slots + np.arange(many) for part, many in enumerate(self.kept)])
-        ray = self.ray.reshape(-1)[slot]
-        slot = slot[np.argsort(ray, kind="stable")]
+        slot = slot[np.argsort(self.ray.reshape(-1)[slot], kind="stable")]
         ray = self.ray.reshape(-1)[slot]
         count = np.bincount(ray, minlength=len(self.opacity))
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(count)]))

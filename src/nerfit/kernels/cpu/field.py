@@ -82,10 +82,16 @@ def spherical_harmonics(part, parts, d, out):
 
 
 @inlined
+def density16(raw):
+    """Densities of raw ones: exp, at most e¹⁵."""
+    return exp16(minimum(raw, splat16(np.float32(15))))
+
+
+@inlined
 def density_of_raw(raw, at, out, to):
-    """exp of a block's raw densities, at most e¹⁵."""
+    """`density16` of a block."""
     for i in range(0, LANES, 16):
-        store16(out, to + i, exp16(minimum(load16(raw, at + i), splat16(np.float32(15)))))
+        store16(out, to + i, density16(load16(raw, at + i)))
 
 
 @part_of_kernel

@@ -135,29 +135,40 @@ def encode(part, parts, x, table, resolutions, offsets, entries, features, depth
         encode_blocks(rows, many, table, resolutions, offsets, entries, features[first * depth * LANES :], depth)
 
 
-@kernel
-def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, table_gradient, depth):
-    """Add the table's gradient for feature gradients.
+@part_of_kernel
+def scatter_level(level, rows, count, gradient, resolution, offset, entries, depth, table_gradient, marks):
+    """Add a level's gradient to ``table_gradient`` from entry ``offset`` on.
 
     Row r of ``gradient`` ([rows, blocks, depth, LANES], flat after the first) belongs to ``count[r]`` samples, whose positions are in
-    row r of ``rows`` ([rows, blocks, 3, LANES]); it is zero past the last sample.
+    row r of ``rows`` ([rows, blocks, 3, LANES]); it is zero past the last sample. ``marks``, if not empty, becomes 1 for every 4 entries
+    of which one may have been touched.
     """
     index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
     each = aligned(4 * LANES)
-    for level in range(part, resolutions.size, parts):
-        for r in range(count.size):
-            for block in range((count[r] + LANES - 1) // LANES):
-                corners(rows[r, 3 * block * LANES :], resolutions[level], offsets[level], entries, index, weight)
+    for r in range(count.size):
+        for block in range((count[r] + LANES - 1) // LANES):
+            corners(rows[r, 3 * block * LANES :], resolution, offset, entries, index, weight)
+            for k in range(8 * LANES):
+                prefetch(table_gradient, 4 * np.int64(index[k]))
+            if marks.size:
                 for k in range(8 * LANES):
-                    prefetch(table_gradient, 4 * np.int64(index[k]))
-                at = (block * depth + 4 * level) * LANES
-                for i in range(0, LANES, 16):
-                    join4(gradient[r], at + i, LANES, each, 4 * i)
-                for i in range(min(LANES, count[r] - block * LANES)):
-                    g = load4(each, 4 * i)
-                    for k in range(8):
-                        to = 4 * np.int64(index[k * LANES + i])
-                        store4(table_gradient, to, fma(g, splat4(weight[k * LANES + i]), load4(table_gradient, to)))
+                    marks[index[k] >> 2] = 1
+            at = (block * depth + 4 * level) * LANES
+            for i in range(0, LANES, 16):
+                join4(gradient[r], at + i, LANES, each, 4 * i)
+            for i in range(min(LANES, count[r] - block * LANES)):
+                g = load4(each, 4 * i)
+                for k in range(8):
+                    to = 4 * np.int64(index[k * LANES + i])
+                    store4(table_gradient, to, fma(g, splat4(weight[k * LANES + i]), load4(table_gradient, to)))
+
+
+@kernel
+def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, table_gradient, depth):
+    """Add the table's gradient for feature gradients, level by level (`scatter_level`)."""
+    unmarked = np.empty(0, np.uint8)
+    for level in range(part, resolutions.size, parts):
+        scatter_level(level, rows, count, gradient, resolutions[level], offsets[level], entries, depth, table_gradient, unmarked)
 
 
 @kernel

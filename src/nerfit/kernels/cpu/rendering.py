@@ -13,6 +13,7 @@ from nerfit.kernels.cpu.field import (
     codes_of_blocks,
     collect,
     color_of_block,
+    density16,
     layers,
     networks,
     spherical_harmonics_block,
@@ -22,7 +23,7 @@ from nerfit.kernels.cpu.field import (
 from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import enter, march_ray
-from nerfit.kernels.cpu.vectors import exp16, load16, minimum, splat16, store16
+from nerfit.kernels.cpu.vectors import exp16, load16, splat16, store16
 
 POOL = 256
 """Rays that a thread follows at a time."""
@@ -118,11 +119,11 @@ def render(
     room = POOL * WAVE
     a, b, p, passing = aligned(room), aligned(room), aligned_zeros(3 * room), aligned(room)
     found, codes = aligned_zeros(room * depth), aligned(16 * room)
-    kept_codes = aligned_zeros(16 * slots)
+    kept_codes = aligned(16 * slots)
     from_ = np.empty(room, np.int64)
     net, space = networks(weights, depth, width, tiles), layers(depth, width)
     kept, gone, painted, evaluated, alive, next_ray, full = 0, 0, 0, 0, 0, low, False
-    fifteen, zero = splat16(np.float32(15)), splat16(_ZERO)
+    zero = splat16(_ZERO)
     color[low:high] = _ZERO
     opacity[low:high] = _ZERO
     along[low:high] = _ZERO
@@ -154,8 +155,7 @@ def render(
         codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space.hidden, space.scratch, codes)
         for block in range(blocks):
             for i in range(0, LANES, 16):
-                density = exp16(minimum(load16(codes, 16 * LANES * block + i), fifteen))
-                q = block * LANES + i
+                density, q = density16(load16(codes, 16 * LANES * block + i)), block * LANES + i
                 store16(passing, q, exp16(zero - density * load16(passing, q)))
         s, left, fresh = 0, 0, kept
         for k in range(alive):
