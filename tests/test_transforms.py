@@ -19,6 +19,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import rays_meet, world_up
 from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes import detect_format, transforms
+from nerfit.scenes.ply import write_ply
 from nerfit.scenes.scene import Scene
 
 VIEWS, WIDTH, HEIGHT = 12, 12, 8
@@ -305,6 +306,21 @@ def test_near_and_far_follow_from_the_cameras(capture, aabb):
     assert (chosen.near, chosen.far) == (0.3, 9.0)
     with pytest.raises(SceneError, match="must be smaller"):
         load(capture, near=200.0)
+
+
+def test_points_of_the_file_say_how_far_one_looks(capture):
+    points = WORLD[:3, 3] + np.random.default_rng(0).uniform(-0.3, 0.3, (200, 3))
+    write_ply(capture / "points.ply", torch.from_numpy(points))
+    edit(capture, ply_file_path="points.ply")
+    scene = load(capture)
+    assert scene.depth_range is not None and 0.85 < scene.depth_range[0] < 1 < scene.depth_range[1] < 1.15
+    assert scene.near == pytest.approx(0.5 * scene.depth_range[0])
+    assert load(capture, near=0.3).near == 0.3
+    assert load(capture, bounds="object").far == pytest.approx(1.1 * scene.depth_range[1])
+    assert scene.describe() == f"12 views, 10 of them to train on; unbounded, from {scene.near:.3g} to 100"
+    (capture / "points.ply").write_text("ply")
+    with pytest.warns(UserWarning, match=r"points\.ply can't be read .* It is done without"):
+        assert transforms.load(str(capture), transforms.Config()).near == 0.05
 
 
 # --- Centring -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras, Rays
 from nerfit.cameras.ndc import ndc_rays
+from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
 
 Bounds = Literal["object", "forward-facing", "unbounded"]
@@ -107,15 +108,22 @@ class Scene:
             rays = ndc_rays(rays, cameras.fx[views], cameras.fy[views], cameras.width[views], cameras.height[views])
         return rays
 
+    def describe(self) -> str:
+        """Views, bounds, near and far in a line."""
+        views = f"{len(self.cameras)} views, {len(self.splits['train'])} of them to train on"
+        bounds = f"{self.bounds} in normalised device coordinates" if self.ndc else self.bounds
+        return f"{views}; {bounds}, from {self.near:.3g} to {self.far:.3g}"
+
+    @property
+    def original_c2w(self) -> Float[Tensor, "views 3 4"]:
+        """The cameras' poses in the coordinates of the user's files, float64."""
+        return transform_poses(self.cameras.c2w, self.to_original)
+
     def save(self, folder: Path) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images."""
         info = {k: getattr(self, k) for k in _PLAIN} | {"to_original": self.to_original.tolist()}
         write_json(folder / "scene.json", info)
-        rigid = self.to_original[:3, :3].to(torch.float64)
-        scale = torch.linalg.det(rigid).abs() ** (1 / 3)
-        c2w = self.cameras.c2w.to(torch.float64)
-        original = torch.cat([rigid / scale @ c2w[:, :, :3], (rigid @ c2w[:, :, 3:]) + self.to_original[:3, 3:]], -1)
-        cameras = {"normalised": self.cameras.state(), "original_c2w": original.tolist(), "axes": "OpenGL"}
+        cameras = {"normalised": self.cameras.state(), "original_c2w": self.original_c2w.tolist(), "axes": "OpenGL"}
         write_json(folder / "cameras.json", cameras)
 
     @classmethod
