@@ -15,7 +15,7 @@ from nerfit.scenes.scene import Bounds, SceneConfig
 _NEAR, _FAR, _OBJECT = 0.05, 100.0, 0.75
 """In mean distances of the cameras from what they look at: near, far of unbounded scenes, radius of an object."""
 
-_SAMPLE_VIEWS, _SAMPLE_POINTS, _FEW = 200, 10_000, 10
+_SAMPLE_VIEWS, _SAMPLE_POINTS, _FEW = 100, 5_000, 10
 """The most views and points that depths are taken from, and how many depths are too few to say anything."""
 
 
@@ -118,12 +118,11 @@ def _depths(cameras: Cameras, points: Float[Tensor, "n 3"] | None) -> Float[Tens
     c2w = to_4x4(cameras.c2w)
     found = []
     for view in range(0, len(cameras), -(-len(cameras) // _SAMPLE_VIEWS)):
-        x, y, z = ((points - c2w[view, :3, 3]) @ c2w[view, :3, :3]).unbind(-1)
-        depth = -z
-        column = cameras.fx[view] * x / depth + cameras.cx[view]
-        row = -cameras.fy[view] * y / depth + cameras.cy[view]
-        inside = (depth > 0) & (column >= 0) & (column <= cameras.width[view]) & (row >= 0) & (row <= cameras.height[view])
-        found.append(depth[inside])
+        pixels, seen = cameras.project(torch.full((len(points),), view), points)
+        size = torch.stack([cameras.width[view], cameras.height[view]])
+        inside = points[seen & (pixels >= 0).all(-1) & (pixels <= size).all(-1)] - c2w[view, :3, 3]
+        perspective = cameras.lens is None or int(cameras.lens[view]) == 0
+        found.append(-inside @ c2w[view, :3, 2] if perspective else inside.norm(dim=-1))
     depths = torch.cat(found)
     return depths if len(depths) >= _FEW else None
 

@@ -1,7 +1,6 @@
 """Captures described by one ``transforms.json``: instant-ngp (Müller et al. 2022) and nerfstudio (Tancik et al. 2023)."""
 
 import json
-import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -13,21 +12,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from nerfit.cameras import Cameras
-from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.scenes import placing
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
+from nerfit.scenes.intrinsics import cameras_of, read_intrinsics
 from nerfit.scenes.llff import resized
 from nerfit.scenes.placing import PlacedConfig
 from nerfit.scenes.ply import read_ply
 from nerfit.scenes.scene import Bounds, Scene, pick
 
-_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-_CURVED = ("is_fisheye", "latlong", "equirectangular")
 _SPLITS = ("train", "val", "test")
 
 
@@ -53,7 +49,8 @@ def detect(source: str) -> bool:
 def load(source: str, config: Config) -> Scene:
     """The frames whose pictures are there, in order of their names.
 
-    Intrinsics are those of the frame, else of the file; pictures of another size than the file's w and h take them along.
+    Intrinsics (`read_intrinsics`) are those of the frame, else of the file; pictures of another size than the file's w and h take
+    them along.
     Transparency is kept where any pixel has some. Raises SceneError for files and ConfigError for settings without sense.
     """
     config.check()
@@ -66,13 +63,10 @@ def load(source: str, config: Config) -> Scene:
 
     sizes = [image_size(path) for path in paths]
     small = [(max(1, w // config.factor), max(1, h // config.factor)) for w, h in sizes]
-    lenses = torch.tensor([_lens(file, meta, *view) for view in zip(frames, sizes, small, strict=True)], dtype=torch.float64)
-    fx, fy, cx, cy, *distortion = lenses.to(torch.float32).T
-    width, height = torch.tensor(small).T
+    whats = [f"{file}, {frame['file_path']}" for frame in frames]
+    lenses = [read_intrinsics(what, frame, meta, *both) for what, frame, *both in zip(whats, frames, sizes, small, strict=True)]
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
-    cameras = Cameras(c2w[:, :3], fx, fy, cx, cy, width, height, pixel_offset=config.pixel_offset)
-    if lenses[:, 4:].any():
-        cameras.distortion = torch.stack(distortion, -1)
+    cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
     pixels = _pixels(paths, sizes, small)
     bounds: Bounds | None = "object" if pixels.shape[1] == 4 or meta.get("aabb_scale") == 1 else None
@@ -148,53 +142,6 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], holdout: int) -
     if not train:
         raise SceneError(f"{file}: of {len(paths)} pictures none is left to train on; change --scene.holdout or train_filenames.")
     return {"train": train, "val": val, "test": test}
-
-
-def _lens(file: Path, meta: dict[str, Any], frame: dict[str, Any], size: tuple[int, int], small: tuple[int, int]) -> list[float]:
-    """fx fy cx cy k1 k2 p1 p2 k3 of a frame whose picture of ``size`` is shrunk to ``small``, in pixels of the latter.
-
-    A frame's own values go before the file's. The file's are in pixels of a w×h picture; where w and h are missing, of ``size``.
-    """
-    what = f"{file}, {frame['file_path']}"
-    for place in (frame, meta):
-        model = str(place.get("camera_model", "OPENCV"))
-        kinds = [model] if model.upper() not in _MODELS else [k for k in place if k.startswith("ftheta_") or (k in _CURVED and place[k])]
-        if kinds:
-            raise SceneError(f"{what}: a lens of the kind {kinds[0]} is not supported yet; undistort the pictures (OPENCV, PINHOLE).")
-    for key in ("k4", "k5", "k6"):
-        if _number(what, key, frame, meta):
-            raise SceneError(f"{what}: the lens parameter {key} is not supported yet, only k1 k2 p1 p2 k3; undistort the pictures.")
-    w, h = (_number(what, key, frame, meta) or float(pixels) for key, pixels in zip(("w", "h"), size, strict=True))
-    if min(w, h) < 0 or abs(size[1] - size[0] * h / w) > 1 + 0.02 * size[1]:
-        raise SceneError(f"{what} is {size[0]}x{size[1]} where w and h are {w:g} and {h:g}; it was rotated or cropped.")
-    fx, fy = _focal(what, "x", w, frame, meta), _focal(what, "y", h, frame, meta)
-    fx, fy = fx or fy, fy or fx
-    if fx is None or fy is None:
-        raise SceneError(f"{what} has no focal length; give fl_x or camera_angle_x.")
-    cx, cy = (half if (c := _number(what, key, frame, meta)) is None else c for key, half in (("cx", w / 2), ("cy", h / 2)))
-    sx, sy = small[0] / w, small[1] / h
-    return [fx * sx, fy * sy, cx * sx, cy * sy, *(_number(what, key, frame, meta) or 0.0 for key in ("k1", "k2", "p1", "p2", "k3"))]
-
-
-def _focal(what: str, axis: str, size: float, *places: dict[str, Any]) -> float | None:
-    """Focal length in pixels along an axis of ``size`` pixels, from the first place that gives it or the field of view."""
-    for place in places:
-        length, angle = _number(what, f"fl_{axis}", place), _number(what, f"camera_angle_{axis}", place)
-        if length is None and angle is not None:
-            length = focal_from_fov(angle, 1) * size if 0 < angle < math.pi else 0.0
-        if length is not None:
-            if length <= 0:
-                raise SceneError(f"{what}: fl_{axis} must be larger than 0 and camera_angle_{axis} between 0 and π.")
-            return length
-    return None
-
-
-def _number(what: str, key: str, *places: dict[str, Any]) -> float | None:
-    """The value of a key in the first place that has one."""
-    value = next((place[key] for place in places if place.get(key) is not None), None)
-    if value is None or (isinstance(value, int | float) and abs(value) < 1e9):
-        return value
-    raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")
 
 
 def _pixels(paths: list[Path], sizes: list[tuple[int, int]], small: list[tuple[int, int]]) -> UInt8[np.ndarray, "pixels channels"]:
