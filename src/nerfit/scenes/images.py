@@ -49,6 +49,13 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.height, image.width) if sideways else image.size
 
 
+def quarter_turns(path: Path) -> int:
+    """How many quarter turns clockwise the EXIF tag asks for, which `read_image` has made and other programs may not have."""
+    with _opened(path) as image:
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation) if isinstance(image, Image.Image) else None
+    return {6: 1, 3: 2, 8: 3}.get(orientation or 1, 0)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:

@@ -1,7 +1,7 @@
 """A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,15 +119,15 @@ class Scene:
         return f"{views}; {bounds}, from {self.near:.3g} to {self.far:.3g}"
 
     @property
-    def original_c2w(self) -> Float[Tensor, "views 3 4"]:
-        """The cameras' poses in the coordinates of the user's files, float64."""
-        return transform_poses(self.cameras.c2w, self.to_original)
+    def original_cameras(self) -> Cameras:
+        """The cameras with their poses in the coordinates of the user's files, float64."""
+        return replace(self.cameras, c2w=transform_poses(self.cameras.c2w, self.to_original))
 
     def save(self, folder: Path) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images."""
         info = {k: getattr(self, k) for k in _PLAIN} | {"to_original": self.to_original.tolist()}
         write_json(folder / "scene.json", info)
-        cameras = {"normalised": self.cameras.state(), "original_c2w": self.original_c2w.tolist(), "axes": "OpenGL"}
+        cameras = {"normalised": self.cameras.state(), "original_c2w": self.original_cameras.c2w.tolist(), "axes": "OpenGL"}
         write_json(folder / "cameras.json", cameras)
 
     @classmethod
