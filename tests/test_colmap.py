@@ -343,7 +343,7 @@ def test_transparent_pictures_are_an_object_and_masked_ones_are_not(capture):
     for name in NAMES:
         Image.fromarray(picture(2)[..., 0] // 128 * 255).save(capture / "masks" / f"{name}.png")
     scene = load(capture)
-    assert (scene.has_alpha, scene.bounds) == (True, "unbounded")
+    assert (scene.masked, scene.bounds) == (True, "unbounded")
 
 
 # --- Bad input ------------------------------------------------------------------------------------------------------
@@ -435,6 +435,7 @@ def test_names_are_checked(capture):
     model(capture, names=["x" * 5000, *NAMES[1:]])
     refused(capture, "name does not end")
     model(capture, names=["x" * 3000 + ".png", *NAMES[1:]])
+    (capture / "images" / NAMES[0]).unlink()
     with pytest.warns(UserWarning, match="1 of 9 pictures with a pose"):
         assert len(colmap.load(str(capture), colmap.Config()).cameras) == VIEWS - 1
     model(capture, names=[])

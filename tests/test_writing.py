@@ -98,7 +98,7 @@ def assert_same_rays(scene: Scene, cameras: Cameras) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), kinds=st.lists(st.sampled_from(KINDS["transforms"]), min_size=1, max_size=3), square=st.booleans())
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_transforms_are_read_back(folder, seed, kinds, square):
     cameras = cameras_of(seed, kinds, square)
     write_transforms(folder, cameras, NAMES)
@@ -113,7 +113,7 @@ def test_transforms_are_read_back(folder, seed, kinds, square):
     square=st.booleans(),
     binary=st.booleans(),
 )
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_models_are_read_back(folder, seed, kinds, square, binary):
     cameras = cameras_of(seed, kinds, square)
     points = torch.from_numpy(np.random.default_rng(seed).normal(size=(30, 3)))

@@ -61,8 +61,8 @@ def load(source: str, config: Config) -> Scene:
     views = cameras_of(c2w, lenses, small, config.pixel_offset)
     masks = find_masks(files)
     pixels = load_pixels(files, small, masks)
-    transparent = pixels.shape[1] == 4 and not any(masks)
-    placed = placing.place(views, read_points(model), config.bounds or ("object" if transparent else None), config.centre)
+    cut_out = pixels.shape[1] == 4 and not any(masks)
+    placed = placing.place(views, read_points(model), config.bounds or ("object" if cut_out else None), config.centre)
     views.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
     return Scene(
         name=base.resolve().name,
@@ -72,6 +72,7 @@ def load(source: str, config: Config) -> Scene:
         far=placed.far if config.far is None else config.far,
         splits=splits,
         pixels=pixels,
+        masked=any(masks),
         bounds=placed.bounds,
         background=config.background,
         default_path=placed.default_path,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.cameras.poses import transform_poses
@@ -19,7 +19,7 @@ from nerfit.scenes import placing
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.intrinsics import cameras_of, read_intrinsics
-from nerfit.scenes.llff import resized
+from nerfit.scenes.pixels import find_masks, load_pixels
 from nerfit.scenes.placing import PlacedConfig
 from nerfit.scenes.ply import read_ply
 from nerfit.scenes.scene import Bounds, Scene, pick
@@ -68,8 +68,10 @@ def load(source: str, config: Config) -> Scene:
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
-    pixels = _pixels(paths, sizes, small)
-    bounds: Bounds | None = "object" if pixels.shape[1] == 4 or meta.get("aabb_scale") == 1 else None
+    masks = _masks(file, frames, paths)
+    pixels = load_pixels(paths, small, masks)
+    cut_out = pixels.shape[1] == 4 and not any(masks)
+    bounds: Bounds | None = "object" if cut_out or meta.get("aabb_scale") == 1 else None
     placed = placing.place(cameras, _points(file, meta), config.bounds or bounds, config.centre)
     cameras.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
     return Scene(
@@ -79,7 +81,8 @@ def load(source: str, config: Config) -> Scene:
         near=placed.near if config.near is None else config.near,
         far=placed.far if config.far is None else config.far,
         splits=splits,
-        pixels=torch.from_numpy(pixels),
+        pixels=pixels,
+        masked=any(masks),
         bounds=placed.bounds,
         background=config.background,
         default_path=placed.default_path,
@@ -116,8 +119,6 @@ def _present(file: Path, frames: list[dict[str, Any]]) -> tuple[list[Path], list
     if absent:
         shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         warnings.warn(f"{file}: {len(absent)} of {len(frames)} pictures are not there and were left out: {shown}", stacklevel=3)
-    if any("mask_path" in frame for frame in frames):
-        warnings.warn(f"{file}: masks (mask_path) are not used, so what they hide is trained on too.", stacklevel=3)
     return [paths[i] for i in there], [frames[i] for i in there]
 
 
@@ -144,15 +145,10 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], holdout: int) -
     return {"train": train, "val": val, "test": test}
 
 
-def _pixels(paths: list[Path], sizes: list[tuple[int, int]], small: list[tuple[int, int]]) -> UInt8[np.ndarray, "pixels channels"]:
-    """All pictures shrunk from ``sizes`` to ``small``, one after another; RGB unless some pixel of any is transparent."""
-    groups = {size: [p for p, s in zip(paths, sizes, strict=True) if s == size] for size in sizes}
-    stacks = {size: resized(groups[size], *new) for size, new in dict(zip(sizes, small, strict=True)).items()}
-    channels = max(stack.shape[3] for stack in stacks.values())
-    if len(stacks) == 1:
-        pixels = stacks[sizes[0]].reshape(-1, channels)
-    else:
-        queues = {size: iter(stack.reshape(len(stack), -1, stack.shape[3])) for size, stack in stacks.items()}
-        views = [next(queues[size]) for size in sizes]
-        pixels = np.concatenate([np.pad(view, ((0, 0), (0, channels - view.shape[1])), constant_values=255) for view in views])
-    return pixels if channels == 4 and pixels[:, 3].min() < 255 else np.ascontiguousarray(pixels[:, :3])
+def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path]) -> list[Path | None]:
+    """What the frames name as mask_path, else the masks that lie beside the pictures."""
+    named = [frame.get("mask_path") for frame in frames]
+    for frame, mask in zip(frames, named, strict=True):
+        if not isinstance(mask, str | None):
+            raise SceneError(f"{file}, {frame['file_path']} has mask_path {str(mask)[:40]!r}, which should be the name of a file.")
+    return [mask and image_path(file.parent, mask) for mask in named] if any(named) else find_masks(paths)
