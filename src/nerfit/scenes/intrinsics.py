@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,19 @@ def read_intrinsics(what: str, frame: dict[str, Any], meta: dict[str, Any], size
     return Intrinsics(fx * sx, fy * sy, cx * sx, cy * sy, LENSES.index(lens), distortion)
 
 
+def read_lenses(
+    file: Path, meta: dict[str, Any], frames: list[dict[str, Any]], sizes: Sequence[tuple[int, int]], small: Sequence[tuple[int, int]]
+) -> list[Intrinsics]:
+    """`read_intrinsics` of all frames of a file."""
+    if any(place.get("equirectangular") for place in (meta, *frames)):
+        warnings.warn(
+            f"{file}: 'equirectangular' is taken at its word, rows even in latitude, where instant-ngp has them even in its sine.",
+            stacklevel=3,
+        )
+    views = zip(frames, sizes, small, strict=True)
+    return [read_intrinsics(f"{file}, {frame['file_path']}", frame, meta, size, shrunk) for frame, size, shrunk in views]
+
+
 def cameras_of(
     c2w: Float[Tensor, "views 3 4"], intrinsics: Sequence[Intrinsics], sizes: Sequence[tuple[int, int]], pixel_offset: float
 ) -> Cameras:
@@ -78,14 +92,8 @@ def _model(what: str, *places: dict[str, Any]) -> str:
         model = _FLAGS[flag] if flag else str(place.get("camera_model", "")).upper()
         model = next((key for key in place if key.startswith("ftheta_")), model)
         if model and model not in _MODELS:
-            raise SceneError(
-                f"{what}: a lens of the kind {model} is not supported; undistort the pictures, or write one of {', '.join(_MODELS)}."
-            )
-        if flag == "equirectangular":
-            warnings.warn(
-                f"{what}: 'equirectangular' is taken at its word, rows even in latitude, where instant-ngp has them even in its sine.",
-                stacklevel=2,
-            )
+            known = ", ".join(_MODELS)
+            raise SceneError(f"{what}: the lens {model} is not supported; undistort the pictures, or describe them as one of {known}.")
         if model:
             return model
     return "OPENCV"
