@@ -75,6 +75,7 @@ def load(source: str, config: Config) -> Scene:
         raise ConfigError("scene.factor must be at least 1 and scene.holdout at least 0.")
     file = _file(source)
     meta = read_frames(file)
+    applied = _applied(file, meta)
     paths, frames = _present(file, meta["frames"], config.allow_outside)
     names = [os.path.relpath(path, file.parent) for path in paths]
     splits = _splits(file, meta, paths, config)
@@ -96,7 +97,7 @@ def load(source: str, config: Config) -> Scene:
         near, far = near / scale_of(transform), far / scale_of(transform)
         transform = torch.eye(4, dtype=torch.float64)
     cameras.c2w = transform_poses(c2w, transform).to(torch.float32)
-    to_original = torch.linalg.inv(transform @ _applied(file, meta))
+    to_original = torch.linalg.inv(transform @ applied)
     depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
     return Scene(
         name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
