@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -92,9 +92,9 @@ def test_merging_keeps_all_of_above_and_what_it_does_not_touch(below: Any, above
 
 def other_value(kind: Any, value: Any) -> Any:
     """A value of a type that differs from ``value``."""
-    if isinstance(kind, UnionType):
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
         inner = next(k for k in get_args(kind) if k is not type(None))
-        return other_value(inner, inner()) if value is None else None
+        return None if value is not None else other_value(inner, None if get_origin(inner) is Literal else inner())
     if get_origin(kind) is Literal:
         return next(choice for choice in get_args(kind) if choice != value)
     if kind is bool:

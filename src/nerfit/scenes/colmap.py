@@ -110,26 +110,25 @@ def _pictures(root: Path, model: Path, images: list[ModelImage], factor: int) ->
     """The scene's folder, in it the one that has the most of the pictures (of that factor, if any), and their paths by name."""
     bases = [root, *(p.parent for p in (model.absolute().parent, model.absolute()) if p.name == "sparse")]
     for ending in [f"_{factor}", ""] if factor > 1 else [""]:
-        best: dict[str, Path] = {}
-        for base in bases:
-            for folder in (base / (name + ending) for name in _PICTURES if name + ending != f".{ending}" or not ending):
-                if folder.is_dir():
-                    found = {image.name: path for image in images if (path := _picture(folder, image.name, bool(ending)))}
-                    if len(found) > len(best):
-                        best, where = found, (base, folder)
-        if best:
-            return *where, best
+        places = [(base, base / (name + ending)) for base in bases for name in _PICTURES if not ending or name != "."]
+        found = [(base, folder, _there(folder, images, bool(ending))) for base, folder in places if folder.is_dir()]
+        best = max(found, key=lambda place: len(place[2]), default=None)
+        if best and best[2]:
+            return best
     smaller = sorted(folder.name for folder in root.glob("images_*") if folder.name[7:].isdecimal())
     hint = f"; there is {smaller[0]}: add --scene.factor {smaller[0][7:]}" if smaller else ""
     raise SceneError(f"{root}: none of the {len(images)} pictures of {model} is there, such as images/{images[0].name}{hint}.")
 
 
-def _picture(folder: Path, name: str, resaved: bool) -> Path | None:
-    """The picture of a name, which may have another suffix where pictures were ``resaved``; SceneError for one out of the folder."""
-    path = image_path(folder, name)
-    if exists(path):
-        return path
-    return next(filter(exists, map(path.with_suffix, SUFFIXES)), None) if resaved else None
+def _there(folder: Path, images: list[ModelImage], resaved: bool) -> dict[str, Path]:
+    """The pictures of a folder by name; where they were ``resaved`` they may have another suffix. SceneError for names that lead out."""
+    found = {}
+    for image in images:
+        path = image_path(folder, image.name)
+        there = next(filter(exists, (path, *map(path.with_suffix, SUFFIXES)) if resaved else (path,)), None)
+        if there:
+            found[image.name] = there
+    return found
 
 
 def _say_left_out(model: Path, folder: Path, registered: list[ModelImage], used: dict[str, Path]) -> None:

@@ -70,7 +70,10 @@ def place(cameras: Cameras, points: Float[Tensor, "n 3"] | None = None, bounds: 
         origin = c2w[:, :, 3].mean(0) - depths.median() * torch.nn.functional.normalize(c2w[:, :, 2].mean(0), dim=0)
     transform = centring(c2w, origin)
     unit = scale_of(transform)
-    seen = None if depths is None else tuple(float(d) * unit for d in torch.quantile(depths, _PERCENTILES))
+    seen = None
+    if depths is not None:
+        low, high = (torch.quantile(depths, _PERCENTILES) * unit).tolist()
+        seen = low, high
     centred = transform_poses(c2w, transform)
     near, far = _range(centred, bounds, seen)
     path = _path(centred, meeting, bounds, seen is not None)
@@ -127,7 +130,7 @@ def _depths(cameras: Cameras, points: Float[Tensor, "n 3"] | None) -> Float[Tens
     return depths if len(depths) >= _FEW else None
 
 
-def _range(c2w: Float[Tensor, "views 3 4"], bounds: Bounds, seen: tuple[float, ...] | None) -> tuple[float, float]:
+def _range(c2w: Float[Tensor, "views 3 4"], bounds: Bounds, seen: tuple[float, float] | None) -> tuple[float, float]:
     """Near and far for centred cameras that see points between two depths.
 
     An object's points may include some of its surroundings, so they only narrow its range. An unbounded scene has ground
