@@ -1,6 +1,5 @@
 """Captures described by one ``transforms.json``: instant-ngp (Müller et al. 2022) and nerfstudio (Tancik et al. 2023)."""
 
-import json
 import math
 import os
 import warnings
@@ -18,6 +17,7 @@ from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import Meeting, rays_meet, scale_of, to_4x4, transform_poses, view_frame, world_up
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError
+from nerfit.scenes.files import read_json
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.llff import resized
@@ -55,8 +55,8 @@ def detect(source: str) -> bool:
     if file.name == "transforms.json":
         return True
     try:
-        meta = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        meta = read_json(file)
+    except SceneError:
         return False
     return isinstance(meta, dict) and "frames" in meta
 
