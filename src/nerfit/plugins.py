@@ -21,7 +21,11 @@ _BUILT_IN = {
         "procedural": "nerfit.scenes.procedural",
         "transforms": "nerfit.scenes.transforms",
         "blender": "nerfit.scenes.blender",
+        "linemod": "nerfit.scenes.linemod",
+        "multiscale": "nerfit.scenes.multiscale",
+        "deepvoxels": "nerfit.scenes.deepvoxels",
         "llff": "nerfit.scenes.llff",
+        "tiny": "nerfit.scenes.tiny",
         "image": "nerfit.scenes.single_image",
     },
 }
