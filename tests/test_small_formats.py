@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from conftest import FOV, HEIGHT, WIDTH, around, assert_close, ball_picture
+from nerfit.cli import main
 from nerfit.errors import ConfigError, NerfitError, SceneError
 from nerfit.scenes import blender, detect_format, multiscale, scene_format
 from nerfit.scenes.images import resize_area
@@ -321,6 +322,15 @@ def test_its_rays_are_those_of_mip_nerf(pyramid: Path) -> None:
         assert_close(rays.directions, expected.T, 1e-6)
         assert meta["lossmult"][i] * w * h == WIDTH * HEIGHT
         assert (meta["label"][i], meta["focal"][i]) == (i % 2, pytest.approx(FOCAL / 2 ** (i % 2)))
+
+
+def test_the_command_line_makes_one(blender_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "two"
+    assert main(["convert", "multiscale", str(blender_folder), str(out), "--scales", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(out), "pictures": 28}
+    for words in ([], ["multscale"], ["multiscale"], ["multiscale", str(blender_folder)], ["multiscale", "nowhere", str(out)]):
+        assert main(["convert", *words]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("scales", [0, -1, 3])

@@ -148,6 +148,22 @@ class MemoryOptions(Common):
     """Training steps."""
 
 
+@dataclass
+class MultiscaleOptions(Common):
+    """nerfit convert multiscale SCENE OUT: a Blender scene at several sizes, each half the one before, as mip-NeRF trains on.
+
+    Examples:
+      nerfit convert multiscale data/lego data/lego-multiscale
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """Folder with transforms_train.json."""
+    out: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """New folder."""
+    scales: int = 4
+    """Sizes, the full one among them."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 only on success, errors are one sentence on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -412,6 +428,25 @@ def _bench_scene(kind: Any, argv: list[str], name: str) -> tuple[Any, list[str]]
     return options, flags
 
 
+def convert(argv: list[str]) -> int:
+    """nerfit convert multiscale SCENE OUT."""
+    from nerfit.scenes.multiscale import make_multiscale
+
+    kinds = ("multiscale",)
+    if argv[:1] in (["-h"], ["--help"]):
+        print("nerfit convert multiscale SCENE OUT [--scales 4]")
+        return 0
+    word = argv[0] if argv else ""
+    if word not in kinds:
+        raise ConfigError(f"convert into what? One of {', '.join(kinds)}{nearest(word, kinds)}.")
+    options = _parse(MultiscaleOptions, argv[1:], "convert multiscale")
+    if not options.scene or options.out == Path():
+        raise ConfigError("a SCENE and a new folder are needed: nerfit convert multiscale SCENE OUT.")
+    pictures = make_multiscale(options.scene, options.out, options.scales)
+    _answer(options, {"folder": str(options.out), "pictures": pictures}, f"{pictures} pictures -> {options.out}")
+    return 0
+
+
 def methods(argv: list[str]) -> int:
     """nerfit methods: what can be trained."""
     from nerfit.plugins import available
@@ -463,6 +498,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "render": render,
     "inspect": inspect,
     "bench": bench,
+    "convert": convert,
     "methods": methods,
     "recipes": recipes,
     "doctor": doctor,
@@ -477,6 +513,7 @@ _HELP = """nerfit: neural radiance fields that anyone can train
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
+  nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on
   nerfit methods | recipes | doctor            what there is, and what this machine can do
 
 Every command: --help, --json, --debug. Examples:

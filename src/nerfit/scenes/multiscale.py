@@ -1,6 +1,5 @@
 """Blender scenes at several resolutions at once, as mip-NeRF trains and judges on (Barron et al. 2021): metadata.json and pictures."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def _pix2cam(fx: float, fy: float, cx: float, cy: float) -> Float[np.ndarray, "3
     return np.array([[1 / fx, 0, -cx / fx], [0, -1 / fy, cy / fy], [0, 0, -1]])
 
 
-def make_multiscale(source: str, out: Path, scales: int = 4, tell: Callable[[str], None] = lambda line: None) -> int:
+def make_multiscale(source: str, out: Path, scales: int = 4) -> int:
     """Write a Blender scene into the folder ``out`` at ``scales`` sizes, each half the one before; returns the number of pictures.
 
     Each pixel is the mean of the four below it, with colours premultiplied by alpha (mip-NeRF itself averages them straight).
@@ -136,6 +135,5 @@ def make_multiscale(source: str, out: Path, scales: int = 4, tell: Callable[[str
                 row = (name, pose, w, h, _pix2cam(focal, focal, w / 2, h / 2).tolist(), scene.near, scene.far, focal, label, 4.0**label)
                 for column, value in zip(table.values(), row, strict=True):
                     column.append(value)
-        tell(f"{split}: {len(views)} views at {scales} sizes")
     write_json(out / "metadata.json", meta)
     return sum(len(table["file_path"]) for table in meta.values())
