@@ -15,7 +15,7 @@ from typing import Any, Literal
 import tyro
 
 from nerfit import __version__
-from nerfit.errors import ConfigError, NerfitError, nearest
+from nerfit.errors import ConfigError, NerfitError, nearest, one_line
 
 
 @dataclass
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 only on success, errors are one sentence on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     try:
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(_HELP)

@@ -32,8 +32,14 @@ def read_json(file: Path) -> Any:
         raise SceneError(f"{file} is not valid JSON ({error}).") from error
 
 
+def read_npy(file: Path) -> np.ndarray:
+    """The array in an .npy file of at most 64 MB, of any type but Python objects."""
+    with _reading(file, _TEXT) as stream:
+        return _read_npy(stream, file.stat().st_size)
+
+
 def read_npz(file: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """The named arrays of an .npz file, numbers only; SceneError where one is missing.
+    """The named arrays of an .npz file, of any type but Python objects; SceneError where one is missing.
 
     Sizes are taken from the archive's directory before anything is unpacked: arrays of more than 4 GB together are refused.
     """
@@ -52,11 +58,11 @@ def read_npz(file: Path, names: Sequence[str]) -> list[np.ndarray]:
 
 
 def _read_npy(stream: Any, size: int) -> np.ndarray:
-    """An array of numbers from a stream of ``size`` bytes, whose header must say as much."""
+    """An array from a stream of ``size`` bytes, of which its header must not promise more."""
     version = np.lib.format.read_magic(stream)
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
     shape, fortran, dtype = header(stream)
-    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize > size:
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"an array of {dtype} of shape {shape} can't be in {size} bytes")
     array = np.frombuffer(stream.read(math.prod(shape) * dtype.itemsize), dtype)
     return array.reshape(shape, order="F" if fortran else "C")

@@ -52,7 +52,9 @@ def image_size(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as image:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is not a regular file")
+        with path.open("rb") as stream, Image.open(stream) as image:
             yield image
     except FileNotFoundError:
         raise SceneError(f"{path} does not exist.") from None

@@ -11,7 +11,6 @@ from jaxtyping import Float
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.rotations import checked_rotations
-from nerfit.errors import SceneError
 from nerfit.scenes.pixels import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
 
@@ -32,14 +31,10 @@ def pinhole_scene(
     """The scene of an object seen in ``views``, pictures and intrinsics shrunk by ``factor``.
 
     The config's near and far go before those given; ``about`` are further fields of `Scene` (format, splits, ...).
-    Raises SceneError for poses that are none and focal lengths that aren't larger than 0.
+    Raises SceneError for poses that are none.
     """
     names = [str(view.file.relative_to(source)) for view in views]
     lens = torch.tensor([view.lens for view in views], dtype=torch.float64)
-    for i in (~(lens.isfinite().all(1) & (lens[:, :2] > 0).all(1))).nonzero()[:1, 0].tolist():
-        raise SceneError(
-            f"{source}: {names[i]} has the intrinsics {', '.join(f'{v:g}' for v in views[i].lens)}; focal lengths are above 0."
-        )
     c2w = checked_rotations(torch.from_numpy(np.stack([view.c2w for view in views])), str(source), names)
     small = [(max(1, w // factor), max(1, h // factor)) for w, h in (view.size for view in views)]
     width, height = torch.tensor(small).T

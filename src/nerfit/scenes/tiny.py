@@ -38,9 +38,9 @@ def load(source: str, config: Config) -> Scene:
     images, poses, focal = read_npz(file, ("images", "poses", "focal"))
     if images.ndim != 4 or len(images) < 2 or min(images.shape[1:3]) < 1 or images.shape[3] not in (3, 4):
         raise SceneError(f"{file}: images has the shape {images.shape}, which should be (n, height, width, 3 or 4) with n at least 2.")
-    if poses.shape != (len(images), 4, 4):
-        raise SceneError(f"{file}: poses has the shape {poses.shape}, which should be {(len(images), 4, 4)}.")
-    if focal.size != 1 or not 0 < float(focal.item()) < 1e9:
+    if poses.shape != (len(images), 4, 4) or poses.dtype.kind != "f":
+        raise SceneError(f"{file}: poses is {poses.dtype} of shape {poses.shape}, which should be floats of shape {(len(images), 4, 4)}.")
+    if focal.dtype.kind not in "fiu" or focal.size != 1 or not 0 < float(focal.item()) < 1e9:
         raise SceneError(f"{file}: focal must be one number larger than 0.")
     n, height, width, channels = images.shape
     c2w = checked_rotations(torch.from_numpy(poses.astype(np.float64)), str(file))
