@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from conftest import FOV, HEIGHT, WIDTH, around, ball_picture
-from nerfit.errors import NerfitError, one_line
+from nerfit.errors import NerfitError
 from nerfit.plugins import available
 from nerfit.scenes import scene_format
 from nerfit.scenes.scene import Scene
@@ -381,7 +381,6 @@ def read(form: str, source: str) -> None:
             check_sentence(str(error))
     for warning in said:
         assert warning.category is UserWarning, f"{warning.category.__name__}: {warning.message}"
-        check_sentence(one_line(str(warning.message)))
 
 
 def main(first: int, count: int, folder: Path, forms: list[str]) -> None:
