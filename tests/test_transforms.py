@@ -264,10 +264,26 @@ def test_a_file_may_list_its_splits(capture):
         assert transforms.load(str(capture), transforms.Config()).splits["train"] == [2, 4]
 
 
-def test_masks_are_said_to_be_ignored(capture):
-    edit_frame(capture, 0, mask_path="masks/0.png")
-    with pytest.warns(UserWarning, match="masks"):
-        transforms.load(str(capture), transforms.Config())
+def test_masks_hide_and_are_no_transparency(capture):
+    """Frames may name them, else they lie beside the pictures."""
+    (capture / "masks").mkdir()
+    half = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    half[:, :4] = 0
+    Image.fromarray(half).save(capture / "masks" / "zero.png")
+    edit_frame(capture, VIEWS - 1 - 5, mask_path="masks/zero.png")
+    scene = load(capture)
+    assert (scene.masked, scene.has_alpha, scene.bounds) == (True, False, "unbounded")
+    assert [bool(scene.visible(view).all()) for view in range(VIEWS)] == [view != 5 for view in range(VIEWS)]
+    assert (scene.visible(5).sum(), scene.visible(5)[:, :4].sum()) == (HEIGHT * (WIDTH - 4), 0)
+    for path, message in (("masks/none.png", r"none\.png does not exist"), ("../zero.png", "points outside"), (3, "mask_path '3'")):
+        edit_frame(capture, VIEWS - 1 - 5, mask_path=path)
+        refused(capture, message)
+    edit_frame(capture, VIEWS - 1 - 5, mask_path=None)
+    assert not load(capture).masked
+    for i in range(VIEWS):
+        Image.fromarray(half).save(capture / "masks" / f"{i:04d}.png")
+    scene = load(capture, factor=2)
+    assert all(scene.visible(view).sum() == HEIGHT // 2 * (WIDTH // 2 - 2) for view in range(VIEWS))
 
 
 # --- Transparency and bounds ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerfit.cameras import Cameras, Rays
@@ -42,7 +42,8 @@ class Scene:
     ``pixels`` holds all views one after another, rows first: uint8 [sum of H·W, 3 or 4], alpha straight (not
     premultiplied); None for a scene known only by its cameras. ``to_original`` takes this scene's coordinates back to
     those of the user's files. ``depths`` and ``normals``, where known, are float32 [sum of H·W] (along the optical
-    axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``.
+    axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``. In a ``masked`` scene alpha 0 says that
+    a pixel is unknown, elsewhere that the background is seen there.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Scene:
     depth_range: tuple[float, float] | None = None
     depths: Tensor | None = None
     normals: Tensor | None = None
+    masked: bool = False
 
     def __post_init__(self) -> None:
         if not -_ENDLESS < self.near < self.far < _ENDLESS:
@@ -68,6 +70,7 @@ class Scene:
         self._check_cameras()
         sizes = self.cameras.width * self.cameras.height
         self.starts: Tensor = sizes.cumsum(0) - sizes
+        self.masked &= self.pixels is None or self.pixels.shape[1] == 4
         if self.pixels is not None and self.pixels.shape[0] != int(sizes.sum()):
             raise SceneError(f"{self.name}: the images hold {self.pixels.shape[0]} pixels, the cameras {int(sizes.sum())}.")
 
@@ -93,7 +96,12 @@ class Scene:
     @property
     def has_alpha(self) -> bool:
         """Whether the images have transparent pixels to be put on a background."""
-        return self.pixels is not None and self.pixels.shape[1] == 4
+        return self.pixels is not None and self.pixels.shape[1] == 4 and not self.masked
+
+    def visible(self, view: int) -> Bool[Tensor, "height width"]:
+        """Which pixels of a view are known: all, but for those that masks hide."""
+        w, h, start = int(self.cameras.width[view]), int(self.cameras.height[view]), int(self.starts[view])
+        return self.stored_pixels[start : start + w * h, 3].reshape(h, w) > 0 if self.masked else torch.ones(h, w, dtype=torch.bool)
 
     @property
     def stored_pixels(self) -> Tensor:
@@ -152,7 +160,7 @@ def _numbers(values: Tensor) -> str:
     return ", ".join(f"{value:g}" for value in values.tolist())
 
 
-_PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range")
+_PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range", "masked")
 
 
 def composite(rgba: Float[Tensor, "*n channels"], background: float | Tensor) -> Float[Tensor, "*n 3"]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.cameras import Cameras
@@ -20,7 +20,7 @@ from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes.files import read_json
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
-from nerfit.scenes.llff import resized
+from nerfit.scenes.pixels import find_masks, load_pixels
 from nerfit.scenes.scene import Bounds, Scene, SceneConfig, pick
 
 _NEAR, _FAR, _OBJECT = 0.05, 100.0, 0.75
@@ -86,8 +86,10 @@ def load(source: str, config: Config) -> Scene:
     if lenses[:, 4:].any():
         cameras.distortion = torch.stack(distortion, -1)
 
-    pixels = _pixels(paths, sizes, small)
-    bounds: Bounds = "object" if pixels.shape[1] == 4 or meta.get("aabb_scale") == 1 else "unbounded"
+    masks = _masks(file, frames, paths)
+    pixels = load_pixels(paths, small, masks)
+    cut_out = pixels.shape[1] == 4 and not any(masks)
+    bounds: Bounds = "object" if cut_out or meta.get("aabb_scale") == 1 else "unbounded"
     meeting = rays_meet(cameras)
     transform = centring(c2w, meeting)
     centred = transform_poses(c2w, transform)
@@ -103,7 +105,8 @@ def load(source: str, config: Config) -> Scene:
         near=near if config.near is None else config.near,
         far=far if config.far is None else config.far,
         splits=splits,
-        pixels=torch.from_numpy(pixels),
+        pixels=pixels,
+        masked=any(masks),
         bounds=bounds,
         background=config.background,
         default_path=_path(centred, meeting, bounds),
@@ -127,8 +130,6 @@ def _present(file: Path, frames: list[dict[str, Any]]) -> tuple[list[Path], list
     if absent:
         shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         warnings.warn(f"{file}: {len(absent)} of {len(frames)} pictures are not there and were left out: {shown}", stacklevel=3)
-    if any("mask_path" in frame for frame in frames):
-        warnings.warn(f"{file}: masks (mask_path) are not used, so what they hide is trained on too.", stacklevel=3)
     return [paths[i] for i in there], [frames[i] for i in there]
 
 
@@ -202,18 +203,13 @@ def _number(what: str, key: str, *places: dict[str, Any]) -> float | None:
     raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")
 
 
-def _pixels(paths: list[Path], sizes: list[tuple[int, int]], small: list[tuple[int, int]]) -> UInt8[np.ndarray, "pixels channels"]:
-    """All pictures shrunk from ``sizes`` to ``small``, one after another; RGB unless some pixel of any is transparent."""
-    groups = {size: [p for p, s in zip(paths, sizes, strict=True) if s == size] for size in sizes}
-    stacks = {size: resized(groups[size], *new) for size, new in dict(zip(sizes, small, strict=True)).items()}
-    channels = max(stack.shape[3] for stack in stacks.values())
-    if len(stacks) == 1:
-        pixels = stacks[sizes[0]].reshape(-1, channels)
-    else:
-        queues = {size: iter(stack.reshape(len(stack), -1, stack.shape[3])) for size, stack in stacks.items()}
-        views = [next(queues[size]) for size in sizes]
-        pixels = np.concatenate([np.pad(view, ((0, 0), (0, channels - view.shape[1])), constant_values=255) for view in views])
-    return pixels if channels == 4 and pixels[:, 3].min() < 255 else np.ascontiguousarray(pixels[:, :3])
+def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path]) -> list[Path | None]:
+    """What the frames name as mask_path, else the masks that lie beside the pictures."""
+    named = [frame.get("mask_path") for frame in frames]
+    for frame, mask in zip(frames, named, strict=True):
+        if not isinstance(mask, str | None):
+            raise SceneError(f"{file}, {frame['file_path']} has mask_path {str(mask)[:40]!r}, which should be the name of a file.")
+    return [mask and image_path(file.parent, mask) for mask in named] if any(named) else find_masks(paths)
 
 
 def centring(c2w: Float[Tensor, "views rows 4"], meeting: Meeting) -> Float[Tensor, "4 4"]:
