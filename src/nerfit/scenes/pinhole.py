@@ -34,12 +34,11 @@ def pinhole_scene(
     Raises SceneError for poses that are none.
     """
     names = [str(view.file.relative_to(source)) for view in views]
-    lens = torch.tensor([view.lens for view in views], dtype=torch.float64)
+    lens, sizes = (torch.tensor(list(rows), dtype=torch.float64) for rows in zip(*((view.lens, view.size) for view in views), strict=True))
     c2w = checked_rotations(torch.from_numpy(np.stack([view.c2w for view in views])), str(source), names)
     small = [(max(1, w // factor), max(1, h // factor)) for w, h in (view.size for view in views)]
     width, height = torch.tensor(small).T
-    shrunk = torch.tensor(small) / torch.tensor([view.size for view in views])
-    fx, fy, cx, cy = (lens * shrunk.repeat(1, 2)).to(torch.float32).T
+    fx, fy, cx, cy = (lens * (torch.tensor(small) / sizes).repeat(1, 2)).to(torch.float32).T
     return Scene(
         name=source.resolve().name,
         cameras=Cameras(c2w[:, :3].to(torch.float32), fx, fy, cx, cy, width, height, pixel_offset=config.pixel_offset),
