@@ -32,6 +32,7 @@ import torch
 from PIL import Image
 
 from conftest import FOV, HEIGHT, WIDTH, around, ball_picture
+from nerfit.cameras.rotations import matrix_to_quaternion
 from nerfit.errors import NerfitError
 from nerfit.plugins import available
 from nerfit.scenes import scene_format
@@ -44,7 +45,7 @@ QUICK, THOROUGH = 100, 10_000
 
 
 class Reader(NamedTuple):
-    """How a tiny valid scene is written into a folder, what in that folder is its source, and with which options it is read."""
+    """How a tiny valid scene of a format (a key's first word) is written into a folder, what there is its source, how it is read."""
 
     write: Callable[[Path], None]
     source: str = "."
@@ -86,7 +87,19 @@ def write_transforms(folder: Path) -> None:
     for i, c2w in enumerate(POSES):
         save(folder / "images" / f"{i}.png", i, 3)
         frames.append({"file_path": f"images/{i}.png", "transform_matrix": c2w.tolist(), "k1": 0.01})
-    meta = {"fl_x": 12.0, "fl_y": 12.5, "cx": 5.0, "cy": 4.0, "w": WIDTH, "h": HEIGHT, "k2": 0.02, "p1": 0.001, "aabb_scale": 4}
+    meta = {
+        "fl_x": 12.0,
+        "fl_y": 12.5,
+        "cx": 5.0,
+        "cy": 4.0,
+        "w": WIDTH,
+        "h": HEIGHT,
+        "k2": 0.02,
+        "p1": 0.001,
+        "aabb_scale": 4,
+        "ply_file_path": "points.ply",
+    }
+    write_points(folder / "points.ply")
     names = [frame["file_path"] for frame in frames]
     lists = {"train_filenames": names[:3], "test_filenames": names[3:]}
     (folder / "transforms.json").write_text(json.dumps({**meta, **lists, "camera_model": "OPENCV", "frames": frames}))
@@ -120,7 +133,51 @@ def write_multiscale(folder: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps(meta))
 
 
+def write_points(file: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(40, 3)).astype("<f4")
+    head = "ply\nformat binary_little_endian 1.0\nelement vertex 40\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    file.write_bytes(f"{head}end_header\n".encode() + points.tobytes())
+
+
+def write_colmap(folder: Path) -> None:
+    """COLMAP's binary model: an OPENCV camera, five pictures with two points each, forty points."""
+    model = folder / "sparse" / "0"
+    model.mkdir(parents=True)
+    lens = (12.0, 12.5, 5.0, 4.0, 0.01, 0.0, 0.001, 0.0)
+    (model / "cameras.bin").write_bytes(struct.pack("<QIiQQ8d", 1, 7, 4, WIDTH, HEIGHT, *lens))
+    images = [struct.pack("<Q", len(POSES))]
+    for i, pose in enumerate(colmap_poses()):
+        save(folder / "images" / f"{i}.png", i, 3)
+        points = struct.pack("<Qddqddq", 2, 1.0, 2.0, 3, 4.0, 5.0, -1)
+        images.append(struct.pack("<I7dI", i + 1, *pose, 7) + f"{i}.png\0".encode() + points)
+    (model / "images.bin").write_bytes(b"".join(images))
+    xyz = np.random.default_rng(0).normal(size=(40, 3))
+    rows = (struct.pack("<Q3d3BdQ2i", i, *point, 1, 2, 3, 0.5, 1, 1, 0) for i, point in enumerate(xyz))
+    (model / "points3D.bin").write_bytes(struct.pack("<Q", 40) + b"".join(rows))
+
+
+def write_colmap_text(folder: Path) -> None:
+    model = folder / "sparse"
+    model.mkdir(parents=True)
+    (model / "cameras.txt").write_text(f"# camera\n7 SIMPLE_RADIAL {WIDTH} {HEIGHT} 12 5 4 0.01\n")
+    lines = []
+    for i, pose in enumerate(colmap_poses()):
+        save(folder / "images" / f"{i}.png", i, 3)
+        lines += [f"{i + 1} {' '.join(map(str, pose))} 7 {i}.png", "1.0 2.0 3 4.0 5.0 -1"]
+    (model / "images.txt").write_text("\n".join(["# pictures", *lines]) + "\n")
+    points = np.random.default_rng(0).normal(size=(40, 3)).tolist()
+    (model / "points3D.txt").write_text("".join(f"{i} {x} {y} {z} 1 2 3 0.5 1 0\n" for i, (x, y, z) in enumerate(points)))
+
+
+def colmap_poses() -> list[list[float]]:
+    """World-to-camera quaternions and translations in OpenCV's axes."""
+    inverses = [np.linalg.inv(c2w @ np.diag([1.0, -1, -1, 1])) for c2w in POSES]
+    return [[*matrix_to_quaternion(torch.from_numpy(w2c[:3, :3])).tolist(), *w2c[:3, 3].tolist()] for w2c in inverses]
+
+
 READERS = {
+    "colmap": Reader(write_colmap),
+    "colmap text": Reader(write_colmap_text, options={"factor": 2}),
     "blender": Reader(write_blender, options={"factor": 2}),
     "linemod": Reader(write_linemod),
     "llff": Reader(write_llff, options={"factor": 1}),
@@ -247,7 +304,7 @@ def damage(rng: random.Random, folder: Path) -> None:
     )
     if not files:
         return
-    meta = [path for path in files if path.suffix in (".json", ".npy", ".npz", ".txt", ".bin")]
+    meta = [path for path in files if path.suffix in (".json", ".npy", ".npz", ".txt", ".bin", ".ply")]
     file = rng.choice(meta if meta and rng.random() < 0.7 else files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -377,7 +434,7 @@ def read(form: str, source: str) -> None:
         for module in FORMATS.values():
             module.detect(source)
         try:
-            check_scene(FORMATS[form].load(source, FORMATS[form].Config(**READERS[form].options)))
+            check_scene(FORMATS[form.split()[0]].load(source, FORMATS[form.split()[0]].Config(**READERS[form].options)))
         except NerfitError as error:
             check_sentence(str(error))
     for warning in said:
@@ -402,7 +459,11 @@ def main(first: int, count: int, folder: Path, forms: list[str]) -> None:
     for form in forms:
         (folder / form).mkdir(parents=True)
         READERS[form].write(folder / form)
-        check_scene(FORMATS[form].load(str(folder / form / READERS[form].source), FORMATS[form].Config(**READERS[form].options)))
+        check_scene(
+            FORMATS[form.split()[0]].load(
+                str(folder / form / READERS[form].source), FORMATS[form.split()[0]].Config(**READERS[form].options)
+            )
+        )
     space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (space + BYTES, space + BYTES))
     scene = folder / "scene"
@@ -448,7 +509,7 @@ def test_many_damaged_scenes(form: str, tmp_path: Path) -> None:
 
 
 def test_every_reader_is_fuzzed() -> None:
-    assert READERS.keys() == FORMATS.keys() - {"procedural"}
+    assert {form.split()[0] for form in READERS} == FORMATS.keys() - {"procedural"}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import math
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,15 +68,20 @@ def _read_npy(stream: Any, size: int) -> np.ndarray:
     return array.reshape(shape, order="F" if fortran else "C")
 
 
+def check_regular(file: Path) -> None:
+    """Raise SceneError for what is there but no regular file: reading a pipe or a device need never end."""
+    with suppress(OSError, ValueError):  # what can't be looked at can't be opened either, and that says why
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise SceneError(f"{file} is not a regular file.")
+
+
 @contextmanager
 def _reading(file: Path, limit: int) -> Iterator[BinaryIO]:
     """A regular file of at most ``limit`` bytes, opened; whatever goes wrong with its content is a SceneError too."""
     try:
-        facts = file.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise SceneError(f"{file} is not a file.")
-        if facts.st_size > limit:
-            raise SceneError(f"{file} has {facts.st_size / 2**20:.0f} MB, more than the {limit >> 20} MB that are allowed.")
+        check_regular(file)
+        if (size := file.stat().st_size) > limit:
+            raise SceneError(f"{file} has {size / 2**20:.0f} MB, more than the {limit >> 20} MB that are allowed.")
         with file.open("rb") as stream:
             yield stream
     except SceneError:

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from torch import Tensor
 
 from nerfit.errors import RunError, SceneError
+from nerfit.scenes.files import check_regular
 
 Picture = Tensor | np.ndarray
 """An image [height, width] or [height, width, 1, 3 or 4]: uint8, or floats in [0, 1]."""
@@ -82,12 +83,18 @@ def _sideways(image: Image.Image) -> bool:
     return image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
+def quarter_turns(path: Path) -> int:
+    """How many quarter turns clockwise the EXIF tag asks for, which `read_image` has made and other programs may not have."""
+    with _opened(path) as image:
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation) if isinstance(image, Image.Image) else None
+    return {6: 1, 3: 2, 8: 3}.get(orientation or 1, 0)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """An image file with its header read: a Pillow image, or for floating-point kinds that Pillow can't read PyAV's container."""
+    check_regular(path)
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a regular file")
         with path.open("rb") as file, _container(file) as image:
             yield image
     except FileNotFoundError:

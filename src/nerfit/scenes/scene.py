@@ -1,7 +1,7 @@
 """A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerfit.cameras import Cameras, Rays
+from nerfit.cameras.lenses import LENSES
 from nerfit.cameras.ndc import ndc_rays
+from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
 
 Bounds = Literal["object", "forward-facing", "unbounded"]
@@ -68,6 +70,9 @@ class Scene:
         if not -_ENDLESS < self.near < self.far < _ENDLESS:
             raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}), and both finite.")
         self._check_cameras()
+        if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
+            kind = LENSES[int(self.cameras.lens.max())]
+            raise SceneError(f"{self.name}: normalised device coordinates need perspective cameras, not {kind} ones; turn ndc off.")
         sizes = self.cameras.width * self.cameras.height
         self.starts: Tensor = sizes.cumsum(0) - sizes
         self.masked &= self.pixels is None or self.pixels.shape[1] == 4
@@ -128,15 +133,22 @@ class Scene:
             rays = ndc_rays(rays, cameras.fx[views], cameras.fy[views], cameras.width[views], cameras.height[views])
         return rays
 
+    def describe(self) -> str:
+        """Views, bounds, near and far in a line."""
+        views = f"{len(self.cameras)} views, {len(self.splits['train'])} of them to train on"
+        bounds = f"{self.bounds} in normalised device coordinates" if self.ndc else self.bounds
+        return f"{views}; {bounds}, from {self.near:.3g} to {self.far:.3g}"
+
+    @property
+    def original_cameras(self) -> Cameras:
+        """The cameras with their poses in the coordinates of the user's files, float64."""
+        return replace(self.cameras, c2w=transform_poses(self.cameras.c2w, self.to_original))
+
     def save(self, folder: Path) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images."""
         info = {k: getattr(self, k) for k in _PLAIN} | {"to_original": self.to_original.tolist()}
         write_json(folder / "scene.json", info)
-        rigid = self.to_original[:3, :3].to(torch.float64)
-        scale = torch.linalg.det(rigid).abs() ** (1 / 3)
-        c2w = self.cameras.c2w.to(torch.float64)
-        original = torch.cat([rigid / scale @ c2w[:, :, :3], (rigid @ c2w[:, :, 3:]) + self.to_original[:3, 3:]], -1)
-        cameras = {"normalised": self.cameras.state(), "original_c2w": original.tolist(), "axes": "OpenGL"}
+        cameras = {"normalised": self.cameras.state(), "original_c2w": self.original_cameras.c2w.tolist(), "axes": "OpenGL"}
         write_json(folder / "cameras.json", cameras)
 
     @classmethod
