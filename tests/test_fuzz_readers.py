@@ -87,6 +87,12 @@ def write_transforms(folder: Path) -> None:
     for i, c2w in enumerate(POSES):
         save(folder / "images" / f"{i}.png", i, 3)
         frames.append({"file_path": f"images/{i}.png", "transform_matrix": c2w.tolist(), "k1": 0.01})
+        depth = np.random.default_rng(i).integers(0, 9000, (HEIGHT, WIDTH), dtype=np.uint16)
+        if i % 2:
+            Image.fromarray(depth).save(folder / f"depth{i}.png")
+        else:
+            np.save(folder / f"depth{i}.npy", depth / 1000)
+        frames[i]["depth_file_path"] = f"depth{i}.{'png' if i % 2 else 'npy'}"
     meta = {
         "fl_x": 12.0,
         "fl_y": 12.5,
@@ -181,7 +187,7 @@ READERS = {
     "blender": Reader(write_blender, options={"factor": 2}),
     "linemod": Reader(write_linemod),
     "llff": Reader(write_llff, options={"factor": 1}),
-    "transforms": Reader(write_transforms),
+    "transforms": Reader(write_transforms, options={"depths": True}),
     "deepvoxels": Reader(write_deepvoxels),
     "tiny": Reader(write_tiny, "tiny.npz"),
     "multiscale": Reader(write_multiscale),

@@ -71,6 +71,23 @@ class RenderOptions(Common):
 
 
 @dataclass
+class ExportCamerasOptions(Common):
+    """nerfit export cameras RUN: the cameras of a run's scene for other programs, in the coordinates of the scene's own files.
+
+    Examples:
+      nerfit export cameras runs/fox-instant
+      nerfit export cameras runs/fox-instant --format colmap --out fox/colmap
+    """
+
+    run: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder."""
+    format: Literal["transforms", "colmap", "colmap-text", "poses_bounds"] = "transforms"
+    """transforms.json (nerfstudio, instant-ngp), a COLMAP model in sparse/0, or LLFF's poses_bounds.npy."""
+    out: Path | None = None
+    """Folder; none = exports/<format> in the run."""
+
+
+@dataclass
 class DemoOptions(Common):
     """nerfit demo: a made-up scene, trained and filmed in a few minutes."""
 
@@ -266,6 +283,23 @@ def render(argv: list[str]) -> int:
     options = _parse(RenderOptions, argv, "render")
     answer = jobs.render(options)
     _answer(options, answer, "\n".join(answer["videos"] or [answer["folder"]]))
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """nerfit export cameras RUN."""
+    from nerfit.outputs.exports import export_cameras
+
+    kinds = ("cameras",)
+    if argv[:1] in (["-h"], ["--help"]):
+        print("nerfit export cameras RUN [--format transforms|colmap|colmap-text|poses_bounds] [--out FOLDER]")
+        return 0
+    word = argv[0] if argv else ""
+    if word not in kinds:
+        raise ConfigError(f"export what? {', '.join(kinds)}{nearest(word, kinds)}.")
+    options = _parse(ExportCamerasOptions, argv[1:], "export cameras")
+    written = export_cameras(options.run, options.format, options.out)
+    _answer(options, {"written": str(written)}, str(written))
     return 0
 
 
@@ -496,6 +530,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "render": render,
+    "export": export,
     "inspect": inspect,
     "bench": bench,
     "convert": convert,
@@ -511,6 +546,7 @@ _HELP = """nerfit: neural radiance fields that anyone can train
                [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
+  nerfit export cameras RUN [--format colmap]  the cameras for other programs: transforms.json, COLMAP, poses_bounds.npy
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
   nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on

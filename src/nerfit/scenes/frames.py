@@ -58,18 +58,25 @@ def read_splits(
     return metas, frames, splits
 
 
-def image_path(folder: Path, file_path: str) -> Path:
+def image_path(folder: Path, file_path: str, allow_outside: bool = False) -> Path:
     """The picture that a frame names, which need not exist; a name without a picture's suffix stands for the first kind that is there.
 
-    Raises SceneError for a path out of the folder.
+    Raises SceneError for a path out of the folder, by a link too, unless that is allowed, as it is in nerfit's own cache.
     """
     path = folder / file_path
     if path.suffix.lower() not in SUFFIXES:
         named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
         path = next((p for p in (path, *named) if exists(p)), named[0])
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
-        raise SceneError(f"the frame '{file_path}' points outside {folder}.")
+    real = os.path.realpath if exists(path) else os.path.abspath
+    here = Path(real(folder))
+    if not (allow_outside or Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
+        raise SceneError(f"the frame '{file_path}' points outside {folder}; add --scene.allow-outside if that is meant.")
     return path
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: $NERFIT_CACHE, else ~/.cache/nerfit."""
+    return Path(os.environ.get("NERFIT_CACHE") or Path.home() / ".cache" / "nerfit")
 
 
 def exists(path: Path) -> bool:

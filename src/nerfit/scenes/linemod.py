@@ -9,7 +9,7 @@ import numpy as np
 
 from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes.files import read_json
-from nerfit.scenes.frames import exists, read_splits
+from nerfit.scenes.frames import exists, image_path, read_splits
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pinhole import View, pinhole_scene
 from nerfit.scenes.scene import Scene, SceneConfig
@@ -82,6 +82,6 @@ def _picture(folder: Path, file_path: str) -> Path:
     """The picture of a frame, named there by its path from wherever the scene once lay: the longest end of it that is in the folder."""
     parts = [part for part in Path(file_path).parts if part != ".."][-_TAIL:]
     for i in range(len(parts)):
-        if exists(path := folder / Path(*parts[i:])):
-            return path
+        if exists(folder / (end := Path(*parts[i:]))):
+            return image_path(folder, str(end))
     raise SceneError(f"{folder} has no picture for the frame '{file_path}'.")
