@@ -19,6 +19,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import rays_meet, world_up
 from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes import detect_format, transforms
+from nerfit.scenes.ply import write_ply
 from nerfit.scenes.scene import Scene
 
 VIEWS, WIDTH, HEIGHT = 12, 12, 8
@@ -333,10 +334,26 @@ def test_a_file_may_list_its_splits(capture):
         assert transforms.load(str(capture), transforms.Config()).splits["train"] == [2, 4]
 
 
-def test_masks_are_said_to_be_ignored(capture):
-    edit_frame(capture, 0, mask_path="masks/0.png")
-    with pytest.warns(UserWarning, match="masks"):
-        transforms.load(str(capture), transforms.Config())
+def test_masks_hide_and_are_no_transparency(capture):
+    """Frames may name them, else they lie beside the pictures."""
+    (capture / "masks").mkdir()
+    half = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    half[:, :4] = 0
+    Image.fromarray(half).save(capture / "masks" / "zero.png")
+    edit_frame(capture, VIEWS - 1 - 5, mask_path="masks/zero.png")
+    scene = load(capture)
+    assert (scene.masked, scene.has_alpha, scene.bounds) == (True, False, "unbounded")
+    assert [bool(scene.visible(view).all()) for view in range(VIEWS)] == [view != 5 for view in range(VIEWS)]
+    assert (scene.visible(5).sum(), scene.visible(5)[:, :4].sum()) == (HEIGHT * (WIDTH - 4), 0)
+    for path, message in (("masks/none.png", r"none\.png does not exist"), ("../zero.png", "points outside"), (3, "mask_path '3'")):
+        edit_frame(capture, VIEWS - 1 - 5, mask_path=path)
+        refused(capture, message)
+    edit_frame(capture, VIEWS - 1 - 5, mask_path=None)
+    assert not load(capture).masked
+    for i in range(VIEWS):
+        Image.fromarray(half).save(capture / "masks" / f"{i:04d}.png")
+    scene = load(capture, factor=2)
+    assert all(scene.visible(view).sum() == HEIGHT // 2 * (WIDTH // 2 - 2) for view in range(VIEWS))
 
 
 # --- Transparency and bounds ----------------------------------------------------------------------------------------
@@ -374,6 +391,21 @@ def test_near_and_far_follow_from_the_cameras(capture, aabb):
     assert (chosen.near, chosen.far) == (0.3, 9.0)
     with pytest.raises(SceneError, match="must be smaller"):
         load(capture, near=200.0)
+
+
+def test_points_of_the_file_say_how_far_one_looks(capture):
+    points = WORLD[:3, 3] + np.random.default_rng(0).uniform(-0.3, 0.3, (200, 3))
+    write_ply(capture / "points.ply", torch.from_numpy(points))
+    edit(capture, ply_file_path="points.ply")
+    scene = load(capture)
+    assert scene.depth_range is not None and 0.85 < scene.depth_range[0] < 1 < scene.depth_range[1] < 1.15
+    assert scene.near == pytest.approx(0.5 * scene.depth_range[0])
+    assert load(capture, near=0.3).near == 0.3
+    assert load(capture, bounds="object").far == pytest.approx(1.1 * scene.depth_range[1])
+    assert scene.describe() == f"12 views, 10 of them to train on; unbounded, from {scene.near:.3g} to 100"
+    (capture / "points.ply").write_text("ply")
+    with pytest.warns(UserWarning, match=r"points\.ply can't be read .* It is done without"):
+        assert transforms.load(str(capture), transforms.Config()).near == 0.05
 
 
 # --- Centring -------------------------------------------------------------------------------------------------------

@@ -185,6 +185,8 @@ def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: boo
 def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str, Any]:
     """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached."""
     scene = plan.load_scene()
+    if scene.format != "image":
+        say(f"{scene.name}: {scene.describe()}")
     if options.resume:
         _check_same_scene(scene, folder, plan.source)
     else:

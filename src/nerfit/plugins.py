@@ -19,9 +19,14 @@ _BUILT_IN = {
     },
     "nerfit.scenes": {
         "procedural": "nerfit.scenes.procedural",
+        "colmap": "nerfit.scenes.colmap",
         "transforms": "nerfit.scenes.transforms",
         "blender": "nerfit.scenes.blender",
+        "linemod": "nerfit.scenes.linemod",
+        "multiscale": "nerfit.scenes.multiscale",
+        "deepvoxels": "nerfit.scenes.deepvoxels",
         "llff": "nerfit.scenes.llff",
+        "tiny": "nerfit.scenes.tiny",
         "image": "nerfit.scenes.single_image",
     },
 }

@@ -153,3 +153,17 @@ def number(what: str, key: str, *places: dict[str, Any]) -> float | None:
     if value is None or (isinstance(value, int | float) and abs(value) < 1e9):
         return value
     raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")
+
+
+def quarter_turn(view: Intrinsics, height: float, c2w: Float[Tensor, "3 4"]) -> tuple[Intrinsics, Float[Tensor, "3 4"]]:
+    """Lens and pose of a picture ``height`` pixels high after a quarter turn clockwise: of its (u, v) becomes (-v, u)."""
+    k = dict(zip(LENS_PARAMETERS, view.distortion, strict=True))
+    k |= {"p1": k["p2"], "p2": -k["p1"], "s1": -k["s3"], "s2": -k["s4"], "s3": k["s1"], "s4": k["s2"]}
+    right, up, back, position = c2w.unbind(-1)
+    turned = Intrinsics(view.fy, view.fx, height - view.cy, view.cx, view.lens, list(k.values()))
+    return turned, torch.stack([up, -right, back, position], -1)
+
+
+def resized(view: Intrinsics, sx: float, sy: float) -> Intrinsics:
+    """The lens of a picture ``sx`` times as wide and ``sy`` times as high."""
+    return view._replace(fx=view.fx * sx, fy=view.fy * sy, cx=view.cx * sx, cy=view.cy * sy)

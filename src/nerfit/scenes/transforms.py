@@ -1,7 +1,5 @@
 """Captures described by one ``transforms.json``: instant-ngp (Müller et al. 2022) and nerfstudio (Tancik et al. 2023)."""
 
-import json
-import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -10,39 +8,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.cameras.poses import Meeting, rays_meet, scale_of, to_4x4, transform_poses, view_frame, world_up
+from nerfit.cameras.poses import scale_of, to_4x4, transform_poses
 from nerfit.cameras.rotations import checked_rotations
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import SceneError
+from nerfit.scenes import placing
 from nerfit.scenes.depths import load_depths
+from nerfit.scenes.files import read_json
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.intrinsics import cameras_of, number, read_lenses
-from nerfit.scenes.llff import resized
-from nerfit.scenes.scene import Bounds, Scene, SceneConfig, pick
-
-_NEAR, _FAR, _OBJECT = 0.05, 100.0, 0.75
-"""In mean distances of the cameras from what they look at: near, far of unbounded scenes, radius of an object."""
+from nerfit.scenes.pixels import find_masks, load_pixels
+from nerfit.scenes.placing import PlacedConfig
+from nerfit.scenes.ply import read_ply
+from nerfit.scenes.scene import Bounds, Scene, pick
 
 _SPLITS = ("train", "val", "test")
 
 
 @dataclass
-class Config(SceneConfig):
-    """How a transforms.json is read.
+class Config(PlacedConfig):
+    """How a transforms.json is read."""
 
-    Unless near and far are given, an unbounded scene reaches from 0.05 to 100 times the cameras' mean distance from the point
-    that they look at, an object (aabb_scale 1, or transparent pixels) 0.75 times it on either side of that point.
-    """
-
-    factor: int = 1
-    """Shrink the pictures by this factor."""
-    holdout: int = 8
-    """Every how many pictures (by name) one is kept for testing, from the first on; 0 = none; unused where the file lists splits."""
-    centre: bool = True
-    """Put the point that the cameras look at in the origin, their mean distance to it at 1, and up along z."""
     allow_outside: bool = False
     """Read pictures outside the scene's folder too, where a frame names one."""
     depths: bool = False
@@ -57,8 +46,8 @@ def detect(source: str) -> bool:
     if file.name == "transforms.json":
         return True
     try:
-        meta = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        meta = read_json(file)
+    except SceneError:
         return False
     return isinstance(meta, dict) and "frames" in meta
 
@@ -71,8 +60,7 @@ def load(source: str, config: Config) -> Scene:
     (nerfstudio) led from the user's coordinates to the file's and are undone by ``to_original``; instant-ngp's scale and
     offset, which place its unit cube, change nothing. Raises SceneError for files and ConfigError for settings without sense.
     """
-    if config.factor < 1 or config.holdout < 0:
-        raise ConfigError("scene.factor must be at least 1 and scene.holdout at least 0.")
+    config.check()
     file = _file(source)
     meta = read_frames(file)
     applied = _applied(file, meta)
@@ -87,33 +75,43 @@ def load(source: str, config: Config) -> Scene:
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
-    pixels = _pixels(paths, sizes, small)
-    bounds: Bounds = "object" if pixels.shape[1] == 4 or meta.get("aabb_scale") == 1 else "unbounded"
-    meeting = rays_meet(cameras)
-    transform = centring(c2w, meeting)
-    centred = transform_poses(c2w, transform)
-    near, far = _range(centred, bounds)
-    if not config.centre:
-        near, far = near / scale_of(transform), far / scale_of(transform)
-        transform = torch.eye(4, dtype=torch.float64)
-    cameras.c2w = transform_poses(c2w, transform).to(torch.float32)
-    to_original = torch.linalg.inv(transform @ applied)
+    masks = _masks(file, frames, paths, config.allow_outside)
+    pixels = load_pixels(paths, small, masks)
+    cut_out = pixels.shape[1] == 4 and not any(masks)
+    bounds: Bounds | None = "object" if cut_out or meta.get("aabb_scale") == 1 else None
+    placed = placing.place(cameras, _points(file, meta), config.bounds or bounds, config.centre)
+    cameras.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
+    to_original = torch.linalg.inv(placed.transform @ applied)
     depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
     return Scene(
         name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
         format="transforms",
         cameras=cameras,
-        near=near if config.near is None else config.near,
-        far=far if config.far is None else config.far,
+        near=placed.near if config.near is None else config.near,
+        far=placed.far if config.far is None else config.far,
         splits=splits,
-        pixels=torch.from_numpy(pixels),
-        bounds=bounds,
+        pixels=pixels,
+        masked=any(masks),
+        bounds=placed.bounds,
         background=config.background,
-        default_path=_path(centred, meeting, bounds),
+        default_path=placed.default_path,
         view_names=names,
         to_original=to_original,
+        depth_range=placed.depth_range,
         depths=None if depths is None else depths / scale_of(to_original),
     )
+
+
+def _points(file: Path, meta: dict[str, Any]) -> Float[Tensor, "n 3"] | None:
+    """The points of the PLY file that ``ply_file_path`` names; None, said aloud, where it can't be read."""
+    name = meta.get("ply_file_path")
+    if not isinstance(name, str):
+        return None
+    try:
+        return read_ply(file.parent / name)
+    except SceneError as error:
+        warnings.warn(f"{error} It is done without.", stacklevel=3)
+        return None
 
 
 def _file(source: str) -> Path:
@@ -131,8 +129,6 @@ def _present(file: Path, frames: list[dict[str, Any]], allow_outside: bool) -> t
     if absent:
         shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         warnings.warn(f"{file}: {len(absent)} of {len(frames)} pictures are not there and were left out: {shown}", stacklevel=3)
-    if any("mask_path" in frame for frame in frames):
-        warnings.warn(f"{file}: masks (mask_path) are not used, so what they hide is trained on too.", stacklevel=3)
     return [paths[i] for i in there], [frames[i] for i in there]
 
 
@@ -157,6 +153,15 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], config: Config)
     if not train:
         raise SceneError(f"{file}: of {len(paths)} pictures none is left to train on; change --scene.holdout or train_filenames.")
     return {"train": train, "val": val, "test": test}
+
+
+def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path], allow_outside: bool) -> list[Path | None]:
+    """What the frames name as mask_path, else the masks that lie beside the pictures."""
+    named = [frame.get("mask_path") for frame in frames]
+    for frame, mask in zip(frames, named, strict=True):
+        if not isinstance(mask, str | None):
+            raise SceneError(f"{file}, {frame['file_path']} has mask_path {str(mask)[:40]!r}, which should be the name of a file.")
+    return [mask and image_path(file.parent, mask, allow_outside) for mask in named] if any(named) else find_masks(paths)
 
 
 def _applied(file: Path, meta: dict[str, Any]) -> Float[Tensor, "4 4"]:
@@ -189,50 +194,3 @@ def _depths(
     if unit is not None and unit <= 0:
         raise SceneError(f"{file}: the unit of the depth maps must be larger than 0, not {unit:g}.")
     return load_depths(there, sizes, unit)
-
-
-def _pixels(paths: list[Path], sizes: list[tuple[int, int]], small: list[tuple[int, int]]) -> UInt8[np.ndarray, "pixels channels"]:
-    """All pictures shrunk from ``sizes`` to ``small``, one after another; RGB unless some pixel of any is transparent."""
-    groups = {size: [p for p, s in zip(paths, sizes, strict=True) if s == size] for size in sizes}
-    stacks = {size: resized(groups[size], *new) for size, new in dict(zip(sizes, small, strict=True)).items()}
-    channels = max(stack.shape[3] for stack in stacks.values())
-    if len(stacks) == 1:
-        pixels = stacks[sizes[0]].reshape(-1, channels)
-    else:
-        queues = {size: iter(stack.reshape(len(stack), -1, stack.shape[3])) for size, stack in stacks.items()}
-        views = [next(queues[size]) for size in sizes]
-        pixels = np.concatenate([np.pad(view, ((0, 0), (0, channels - view.shape[1])), constant_values=255) for view in views])
-    return pixels if channels == 4 and pixels[:, 3].min() < 255 else np.ascontiguousarray(pixels[:, :3])
-
-
-def centring(c2w: Float[Tensor, "views rows 4"], meeting: Meeting) -> Float[Tensor, "4 4"]:
-    """The similarity that takes the point where the optical axes meet to 0, the cameras' mean distance to it to 1, and up to z.
-
-    Where half of the cameras don't have that point in front of them (a room from within, a walk) their mean position
-    serves in its place; cameras that all stand in one point keep their scale.
-    """
-    positions = to_4x4(c2w)[:, :3, 3]
-    origin = meeting.point if meeting.in_front > 0.5 else positions.mean(0)
-    distance = (positions - origin).norm(dim=-1).mean()
-    scale = 1 / distance if distance > 1e-9 * (1 + origin.norm()) else torch.ones_like(distance)
-    frame = view_frame(origin, world_up(c2w), torch.tensor([0.0, 1.0, 0.0]))
-    return torch.diag(torch.stack([scale, scale, scale, torch.ones_like(scale)])) @ torch.linalg.inv(to_4x4(frame))
-
-
-def _range(c2w: Float[Tensor, "views 3 4"], bounds: Bounds) -> tuple[float, float]:
-    """Near and far for centred cameras."""
-    if bounds == "unbounded":
-        return _NEAR, _FAR
-    distance = c2w[:, :, 3].norm(dim=-1)
-    return max(_NEAR, float(distance.min()) - _OBJECT), float(distance.max()) + _OBJECT
-
-
-def _path(c2w: Float[Tensor, "views 3 4"], meeting: Meeting, bounds: Bounds) -> str:
-    """A turn where centred cameras stand all around, a spiral where they look one way, else from view to view."""
-    azimuth = torch.atan2(c2w[:, 1, 3], c2w[:, 0, 3]).sort().values
-    gaps = torch.cat([azimuth, azimuth[:1] + 2 * math.pi]).diff()
-    if meeting.in_front > 0.9 and gaps.max() < math.radians(90):
-        return "circle" if bounds == "object" else "ellipse"
-    back = c2w[:, :, 2]
-    one_way = (back @ torch.nn.functional.normalize(back.mean(0), dim=0)).min() > math.cos(math.radians(60))
-    return "spiral" if meeting.in_front == 1 and one_way else "interpolate"
