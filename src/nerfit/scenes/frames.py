@@ -54,6 +54,11 @@ def image_path(folder: Path, file_path: str) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: $NERFIT_CACHE, else ~/.cache/nerfit."""
+    return Path(os.environ.get("NERFIT_CACHE") or Path.home() / ".cache" / "nerfit")
+
+
 def exists(path: Path) -> bool:
     """Whether a file is there; a name that no file can have (too long, say) is not."""
     try:

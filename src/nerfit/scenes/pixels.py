@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from nerfit.errors import SceneError
-from nerfit.scenes.frames import exists
+from nerfit.scenes.frames import cache_folder, exists
 from nerfit.scenes.images import SUFFIXES, Header, read_header, read_image, resize_area
 
 Pixels = UInt8[np.ndarray, "pixels channels"]
@@ -70,11 +70,6 @@ def load_pixels(
     return torch.from_numpy(fill(np.empty(shape, np.uint8)) if pixels is None else pixels)
 
 
-def cache_folder() -> Path:
-    """Where things are kept that can be made again: $NERFIT_CACHE, else ~/.cache/nerfit."""
-    return Path(os.environ.get("NERFIT_CACHE") or Path.home() / ".cache" / "nerfit")
-
-
 def picture_files(folder: Path) -> list[Path]:
     """The pictures of a folder, by name with numbers in order of their values; no masks or hidden files; [] without a folder."""
     if not folder.is_dir():
@@ -84,16 +79,15 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def find_masks(paths: Sequence[Path]) -> list[Path | None]:
-    """The mask that lies beside each picture, in the first of the usual places; says so when only some pictures have one.
+    """The mask that lies beside each picture, in the first of the usual places; says how many there are, if any.
 
     ``dynamic_mask_<stem>.png`` beside the picture (instant-ngp; hides what is not black), or in a folder ``masks`` beside the
     folder ``images`` (``masks_4`` or ``masks`` beside ``images_4``) ``<name>.png`` or ``<stem>.png`` (COLMAP, nerfstudio;
     hides what is black).
     """
     masks = [next(filter(exists, _mask_places(path)), None) for path in paths]
-    if any(masks) and not all(masks):
-        lone = [path for path, mask in zip(paths, masks, strict=True) if mask is None]
-        warnings.warn(f"{len(lone)} of {len(paths)} pictures have no mask and are used whole, the first is {lone[0]}.", stacklevel=2)
+    if found := [mask for mask in masks if mask]:
+        warnings.warn(f"what masks hide is left out, in {len(found)} of {len(paths)} pictures, the first by {found[0]}.", stacklevel=2)
     return masks
 
 
