@@ -1,6 +1,7 @@
 """Blender scenes (NeRF synthetic): transforms_train/val/test.json and RGBA PNGs."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Config(SceneConfig):
     """Shrink images by this factor (2 = the old half_res)."""
     testskip: int = 1
     """Keep every Nth validation and test view."""
+    allow_outside: bool = False
+    """Read pictures outside the scene's folder too, where a frame names one."""
 
 
 def detect(source: str) -> bool:
@@ -53,7 +56,7 @@ def load(source: str, config: Config) -> Scene:
         chosen = (0, -1, max(config.testskip, 1)) if split != "train" else config.train_views
         frames = [meta["frames"][i] for i in pick(len(meta["frames"]), chosen)]
         splits[split] = list(range(len(poses), len(poses) + len(frames)))
-        paths += [image_path(folder, frame["file_path"]) for frame in frames]
+        paths += [image_path(folder, frame["file_path"], config.allow_outside) for frame in frames]
         poses += [frame["transform_matrix"] for frame in frames]
 
     sizes = [image_size(path) for path in paths]
@@ -62,7 +65,7 @@ def load(source: str, config: Config) -> Scene:
             raise SceneError(f"{path} is {size[0]}x{size[1]}, unlike the first image, {sizes[0][0]}x{sizes[0][1]}.")
     width, height = sizes[0]
     small = max(1, width // config.factor), max(1, height // config.factor)
-    names = [str(path.relative_to(folder)) for path in paths]
+    names = [os.path.relpath(path, folder) for path in paths]
     c2w = checked_rotations(torch.from_numpy(np.stack(poses)), str(folder), names)
     cameras = Cameras.pinhole(c2w, focal_from_fov(fov, width), width, height, config.pixel_offset)
     cameras = cameras.resize(*small)

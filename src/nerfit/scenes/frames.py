@@ -40,17 +40,19 @@ def read_frames(file: Path) -> dict[str, Any]:
     return meta
 
 
-def image_path(folder: Path, file_path: str) -> Path:
+def image_path(folder: Path, file_path: str, allow_outside: bool = False) -> Path:
     """The picture that a frame names, which need not exist; a name without a picture's suffix stands for the first kind that is there.
 
-    Raises SceneError for a path out of the folder.
+    Raises SceneError for a path out of the folder, by a link too, unless that is allowed, as it is in nerfit's own cache.
     """
     path = folder / file_path
     if path.suffix.lower() not in SUFFIXES:
         named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
         path = next((p for p in (path, *named) if exists(p)), named[0])
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
-        raise SceneError(f"the frame '{file_path}' points outside {folder}.")
+    real = os.path.realpath if exists(path) else os.path.abspath
+    here = Path(real(folder))
+    if not (allow_outside or Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
+        raise SceneError(f"the frame '{file_path}' points outside {folder}; add --scene.allow-outside if that is meant.")
     return path
 
 

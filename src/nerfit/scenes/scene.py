@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerfit.cameras import Cameras, Rays
+from nerfit.cameras.lenses import LENSES
 from nerfit.cameras.ndc import ndc_rays
 from nerfit.errors import SceneError
 
@@ -67,6 +68,9 @@ class Scene:
     def __post_init__(self) -> None:
         if not self.near < self.far:
             raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}).")
+        if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
+            kind = LENSES[int(self.cameras.lens.max())]
+            raise SceneError(f"{self.name}: normalised device coordinates need perspective cameras, not {kind} ones; turn ndc off.")
         sizes = self.cameras.width * self.cameras.height
         self.starts: Tensor = sizes.cumsum(0) - sizes
         self.masked &= self.pixels is None or self.pixels.shape[1] == 4

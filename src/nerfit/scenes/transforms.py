@@ -13,21 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.cameras import Cameras
-from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import Meeting, rays_meet, scale_of, to_4x4, transform_poses, view_frame, world_up
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError
+from nerfit.scenes.depths import load_depths
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
+from nerfit.scenes.intrinsics import cameras_of, number, read_lenses
 from nerfit.scenes.pixels import find_masks, load_pixels
 from nerfit.scenes.scene import Bounds, Scene, SceneConfig, pick
 
 _NEAR, _FAR, _OBJECT = 0.05, 100.0, 0.75
 """In mean distances of the cameras from what they look at: near, far of unbounded scenes, radius of an object."""
 
-_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-_CURVED = ("is_fisheye", "latlong", "equirectangular")
 _SPLITS = ("train", "val", "test")
 
 
@@ -45,6 +43,10 @@ class Config(SceneConfig):
     """Every how many pictures (by name) one is kept for testing, from the first on; 0 = none; unused where the file lists splits."""
     centre: bool = True
     """Put the point that the cameras look at in the origin, their mean distance to it at 1, and up along z."""
+    allow_outside: bool = False
+    """Read pictures outside the scene's folder too, where a frame names one."""
+    depths: bool = False
+    """Read the depth maps that frames name."""
 
 
 def detect(source: str) -> bool:
@@ -64,29 +66,28 @@ def detect(source: str) -> bool:
 def load(source: str, config: Config) -> Scene:
     """The frames whose pictures are there, in order of their names.
 
-    Intrinsics are those of the frame, else of the file; pictures of another size than the file's w and h take them along.
-    Transparency is kept where any pixel has some. Raises SceneError for files and ConfigError for settings without sense.
+    Intrinsics (`intrinsics.read_intrinsics`) are those of the frame, else of the file; pictures of another size than the file's
+    w and h take them along. Transparency is kept where any pixel has some. ``applied_transform`` and ``applied_scale``
+    (nerfstudio) led from the user's coordinates to the file's and are undone by ``to_original``; instant-ngp's scale and
+    offset, which place its unit cube, change nothing. Raises SceneError for files and ConfigError for settings without sense.
     """
     if config.factor < 1 or config.holdout < 0:
         raise ConfigError("scene.factor must be at least 1 and scene.holdout at least 0.")
     file = _file(source)
     meta = read_frames(file)
-    paths, frames = _present(file, meta["frames"])
+    applied = _applied(file, meta)
+    paths, frames = _present(file, meta["frames"], config.allow_outside)
     names = [os.path.relpath(path, file.parent) for path in paths]
-    splits = _splits(file, meta, paths, config.holdout)
+    splits = _splits(file, meta, paths, config)
     splits["train"] = [splits["train"][i] for i in pick(len(splits["train"]), config.train_views)]
 
     sizes = [image_size(path) for path in paths]
     small = [(max(1, w // config.factor), max(1, h // config.factor)) for w, h in sizes]
-    lenses = torch.tensor([_lens(file, meta, *view) for view in zip(frames, sizes, small, strict=True)], dtype=torch.float64)
-    fx, fy, cx, cy, *distortion = lenses.to(torch.float32).T
-    width, height = torch.tensor(small).T
+    lenses = read_lenses(file, meta, frames, sizes, small)
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
-    cameras = Cameras(c2w[:, :3], fx, fy, cx, cy, width, height, pixel_offset=config.pixel_offset)
-    if lenses[:, 4:].any():
-        cameras.distortion = torch.stack(distortion, -1)
+    cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
-    masks = _masks(file, frames, paths)
+    masks = _masks(file, frames, paths, config.allow_outside)
     pixels = load_pixels(paths, small, masks)
     cut_out = pixels.shape[1] == 4 and not any(masks)
     bounds: Bounds = "object" if cut_out or meta.get("aabb_scale") == 1 else "unbounded"
@@ -98,6 +99,8 @@ def load(source: str, config: Config) -> Scene:
         near, far = near / scale_of(transform), far / scale_of(transform)
         transform = torch.eye(4, dtype=torch.float64)
     cameras.c2w = transform_poses(c2w, transform).to(torch.float32)
+    to_original = torch.linalg.inv(transform @ applied)
+    depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
     return Scene(
         name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
         format="transforms",
@@ -111,7 +114,8 @@ def load(source: str, config: Config) -> Scene:
         background=config.background,
         default_path=_path(centred, meeting, bounds),
         view_names=names,
-        to_original=torch.linalg.inv(transform),
+        to_original=to_original,
+        depths=None if depths is None else depths / scale_of(to_original),
     )
 
 
@@ -120,9 +124,9 @@ def _file(source: str) -> Path:
     return path / "transforms.json" if path.is_dir() else path
 
 
-def _present(file: Path, frames: list[dict[str, Any]]) -> tuple[list[Path], list[dict[str, Any]]]:
+def _present(file: Path, frames: list[dict[str, Any]], allow_outside: bool) -> tuple[list[Path], list[dict[str, Any]]]:
     """The frames whose pictures exist, in order of their names; says which do not, and what else is left out."""
-    paths = [image_path(file.parent, frame["file_path"]) for frame in frames]
+    paths = [image_path(file.parent, frame["file_path"], allow_outside) for frame in frames]
     there = sorted((i for i, path in enumerate(paths) if exists(path)), key=lambda i: str(paths[i]))
     absent = [frame["file_path"] for i, frame in enumerate(frames) if i not in set(there)]
     if not there:
@@ -133,21 +137,21 @@ def _present(file: Path, frames: list[dict[str, Any]]) -> tuple[list[Path], list
     return [paths[i] for i in there], [frames[i] for i in there]
 
 
-def _splits(file: Path, meta: dict[str, Any], paths: list[Path], holdout: int) -> dict[str, list[int]]:
+def _splits(file: Path, meta: dict[str, Any], paths: list[Path], config: Config) -> dict[str, list[int]]:
     """Views of each split: what the file lists, val and test standing in for each other; else every ``holdout``-th for testing."""
     listed: dict[str, list[int]] = {}
-    known = {image_path(file.parent, frame["file_path"]) for frame in meta["frames"]}
+    known = {image_path(file.parent, frame["file_path"], config.allow_outside) for frame in meta["frames"]}
     for split in _SPLITS:
         files = meta.get(f"{split}_filenames")
         if files is None:
             continue
         if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
             raise SceneError(f"{file}: {split}_filenames must be a list of file names.")
-        wanted = {image_path(file.parent, name) for name in files}
+        wanted = {image_path(file.parent, name, config.allow_outside) for name in files}
         if wanted - known:
             raise SceneError(f"{file}: {split}_filenames has {min(wanted - known)}, which is not among the frames.")
         listed[split] = [i for i, path in enumerate(paths) if path in wanted]
-    every = list(range(0, len(paths), holdout)) if holdout else []
+    every = list(range(0, len(paths), config.holdout)) if config.holdout else []
     test = listed.get("test", listed.get("val", [] if "train" in listed else every))
     val = listed.get("val", test)
     train = listed.get("train", [i for i in range(len(paths)) if i not in {*val, *test}])
@@ -156,60 +160,45 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], holdout: int) -
     return {"train": train, "val": val, "test": test}
 
 
-def _lens(file: Path, meta: dict[str, Any], frame: dict[str, Any], size: tuple[int, int], small: tuple[int, int]) -> list[float]:
-    """fx fy cx cy k1 k2 p1 p2 k3 of a frame whose picture of ``size`` is shrunk to ``small``, in pixels of the latter.
-
-    A frame's own values go before the file's. The file's are in pixels of a w×h picture; where w and h are missing, of ``size``.
-    """
-    what = f"{file}, {frame['file_path']}"
-    for place in (frame, meta):
-        model = str(place.get("camera_model", "OPENCV"))
-        kinds = [model] if model.upper() not in _MODELS else [k for k in place if k.startswith("ftheta_") or (k in _CURVED and place[k])]
-        if kinds:
-            raise SceneError(f"{what}: a lens of the kind {kinds[0]} is not supported yet; undistort the pictures (OPENCV, PINHOLE).")
-    for key in ("k4", "k5", "k6"):
-        if _number(what, key, frame, meta):
-            raise SceneError(f"{what}: the lens parameter {key} is not supported yet, only k1 k2 p1 p2 k3; undistort the pictures.")
-    w, h = (_number(what, key, frame, meta) or float(pixels) for key, pixels in zip(("w", "h"), size, strict=True))
-    if min(w, h) < 0 or abs(size[1] - size[0] * h / w) > 1 + 0.02 * size[1]:
-        raise SceneError(f"{what} is {size[0]}x{size[1]} where w and h are {w:g} and {h:g}; it was rotated or cropped.")
-    fx, fy = _focal(what, "x", w, frame, meta), _focal(what, "y", h, frame, meta)
-    fx, fy = fx or fy, fy or fx
-    if fx is None or fy is None:
-        raise SceneError(f"{what} has no focal length; give fl_x or camera_angle_x.")
-    cx, cy = (half if (c := _number(what, key, frame, meta)) is None else c for key, half in (("cx", w / 2), ("cy", h / 2)))
-    sx, sy = small[0] / w, small[1] / h
-    return [fx * sx, fy * sy, cx * sx, cy * sy, *(_number(what, key, frame, meta) or 0.0 for key in ("k1", "k2", "p1", "p2", "k3"))]
+def _applied(file: Path, meta: dict[str, Any]) -> Float[Tensor, "4 4"]:
+    """The similarity that led from the user's coordinates to the file's."""
+    try:
+        matrix = np.array(meta.get("applied_transform") or np.eye(4).tolist(), np.float64)
+    except (TypeError, ValueError, OverflowError):
+        matrix = np.empty(0)
+    stretch = number(str(file), "applied_scale", meta)
+    if matrix.shape in ((3, 4), (4, 4)) and (stretch is None or stretch > 0):
+        applied = to_4x4(torch.from_numpy(matrix))
+        turn = applied[:3, :3] / scale_of(applied)
+        if torch.linalg.det(turn) > 0 and (turn @ turn.T - torch.eye(3)).abs().max() < 1e-3 and applied.isfinite().all():
+            return torch.diag(torch.tensor([stretch or 1.0] * 3 + [1.0], dtype=torch.float64)) @ applied
+    raise SceneError(f"{file}: applied_transform must be a 3x4 matrix that turns, shifts and scales evenly, applied_scale larger than 0.")
 
 
-def _focal(what: str, axis: str, size: float, *places: dict[str, Any]) -> float | None:
-    """Focal length in pixels along an axis of ``size`` pixels, from the first place that gives it or the field of view."""
-    for place in places:
-        length, angle = _number(what, f"fl_{axis}", place), _number(what, f"camera_angle_{axis}", place)
-        if length is None and angle is not None:
-            length = focal_from_fov(angle, 1) * size if 0 < angle < math.pi else 0.0
-        if length is not None:
-            if length <= 0:
-                raise SceneError(f"{what}: fl_{axis} must be larger than 0 and camera_angle_{axis} between 0 and π.")
-            return length
-    return None
+def _depths(
+    file: Path, meta: dict[str, Any], frames: list[dict[str, Any]], sizes: list[tuple[int, int]], allow_outside: bool
+) -> Float[Tensor, "pixels"] | None:
+    """Depths in the user's coordinates, where any frame names a file with some (nerfstudio: depth_file_path, instant-ngp: depth_path)."""
+    named = [frame.get("depth_file_path") or frame.get("depth_path") for frame in frames]
+    paths = [image_path(file.parent, name, allow_outside) if isinstance(name, str) else None for name in named]
+    there = [path if path is not None and exists(path) else None for path in paths]
+    if not any(paths):
+        return None
+    if absent := sum(path is None for path in there):
+        warnings.warn(f"{file}: {absent} of {len(frames)} frames have no depth map.", stacklevel=3)
+    unit = number(str(file), "depth_unit_scale_factor", meta) or number(str(file), "integer_depth_scale", meta)
+    if unit is not None and unit <= 0:
+        raise SceneError(f"{file}: the unit of the depth maps must be larger than 0, not {unit:g}.")
+    return load_depths(there, sizes, unit)
 
 
-def _number(what: str, key: str, *places: dict[str, Any]) -> float | None:
-    """The value of a key in the first place that has one."""
-    value = next((place[key] for place in places if place.get(key) is not None), None)
-    if value is None or (isinstance(value, int | float) and abs(value) < 1e9):
-        return value
-    raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")
-
-
-def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path]) -> list[Path | None]:
+def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path], allow_outside: bool) -> list[Path | None]:
     """What the frames name as mask_path, else the masks that lie beside the pictures."""
     named = [frame.get("mask_path") for frame in frames]
     for frame, mask in zip(frames, named, strict=True):
         if not isinstance(mask, str | None):
             raise SceneError(f"{file}, {frame['file_path']} has mask_path {str(mask)[:40]!r}, which should be the name of a file.")
-    return [mask and image_path(file.parent, mask) for mask in named] if any(named) else find_masks(paths)
+    return [mask and image_path(file.parent, mask, allow_outside) for mask in named] if any(named) else find_masks(paths)
 
 
 def centring(c2w: Float[Tensor, "views rows 4"], meeting: Meeting) -> Float[Tensor, "4 4"]:
