@@ -263,18 +263,20 @@ def _map(database: Path, folder: Path, count: int) -> list[Any]:
     def begin() -> None:
         nonlocal posed
         posed = 2
-        tick(posed, count, "pictures posed")
+        tick(posed, count, "pictures posed", last=False)
 
     def advance() -> None:
         nonlocal posed
         posed += 1
-        tick(min(posed, count), count, "pictures posed")
+        tick(min(posed, count), count, "pictures posed", last=False)
 
     with tempfile.TemporaryDirectory() as output:
         models = pycolmap.incremental_mapping(
             database, folder / "pictures", output, options, initial_image_pair_callback=begin, next_image_callback=advance
         )
-    return sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), reverse=True)
+    found = sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), reverse=True)
+    tick(found[0].num_reg_images() if found else 0, count, "pictures posed", last=True)
+    return found
 
 
 def _refined(model: Any, lens: str) -> Any:

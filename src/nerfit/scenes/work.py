@@ -11,10 +11,11 @@ from typing import Any
 from nerfit.errors import SceneError
 
 
-def tick(done: int, of: int, what: str) -> None:
-    """Tell on stderr how many of how many are done: on one line of a terminal, elsewhere only at the end."""
-    if sys.stderr.isatty() or done == of:
-        print(f"\r{done}/{of} {what}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+def tick(done: int, of: int, what: str, last: bool | None = None) -> None:
+    """Tell on stderr how many of how many are done: on one line of a terminal, elsewhere only at the ``last`` (none = when all are)."""
+    last = done == of if last is None else last
+    if sys.stderr.isatty() or last:
+        print(f"\r{done}/{of} {what}", end="\n" if last else "", file=sys.stderr, flush=True)
 
 
 def fingerprint(files: Sequence[Path], *settings: Any) -> str:
