@@ -30,7 +30,7 @@ from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import Trainer
 
 METHODS = ("instant", "nerf", "image")
-FORMATS = ("procedural", "blender", "llff", "image")
+FORMATS = ("procedural", "colmap", "transforms", "blender", "llff", "image")
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 import itertools
+import os
 import signal
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -14,8 +17,8 @@ from nerfit.scenes.images import (
     colorize,
     image_size,
     read_depth_png,
+    read_header,
     read_image,
-    read_images,
     resize_area,
     strip,
     write_depth_png,
@@ -117,15 +120,161 @@ def test_damaged_files_are_scene_errors(tmp_path, kind):
             image_size(missing)
 
 
-def test_read_images_keeps_order_and_reports_the_first_failure(tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(20)]
-    for i, path in enumerate(paths):
-        write_png(path, np.full((1 + i, 2, 3), i, np.uint8))
-    assert [int(image[0, 0, 0]) for image in read_images(paths)] == list(range(20))
-    for i in (15, 7):
-        paths[i].write_bytes(b"broken")
-    with pytest.raises(SceneError, match=r"[\\/]7\.png"):
-        read_images(paths)
+def rgbe(mantissas, exponents):
+    """A Radiance picture without run lengths: light is mantissa / 256 · 2^exponent."""
+    height, width = exponents.shape
+    rows = np.dstack([mantissas, exponents + 128]).astype(np.uint8)
+    return b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y %d +X %d\n" % (height, width) + rows.tobytes()
+
+
+def exr(pixels):
+    """An uncompressed OpenEXR file of 32-bit floats: attributes, a table of offsets, and the lines, channels in order of names."""
+    height, width, channels = pixels.shape
+    box = struct.pack("<4i", 0, 0, width - 1, height - 1)
+    order = [3, 2, 1, 0] if channels == 4 else [2, 1, 0] if channels == 3 else [0]
+    names = {3: "BGR", 4: "ABGR", 1: "Y"}[channels]
+    listed = b"".join(name.encode() + b"\0" + struct.pack("<4i", 2, 0, 1, 1) for name in names) + b"\0"
+    attributes = [("channels", "chlist", listed), ("compression", "compression", b"\0"), ("dataWindow", "box2i", box),
+                  ("displayWindow", "box2i", box), ("lineOrder", "lineOrder", b"\0"), ("pixelAspectRatio", "float", struct.pack("<f", 1)),
+                  ("screenWindowCenter", "v2f", bytes(8)), ("screenWindowWidth", "float", struct.pack("<f", 1))]  # fmt: skip
+    head = b"\x76\x2f\x31\x01\x02\0\0\0"
+    for name, type_, value in attributes:
+        head += name.encode() + b"\0" + type_.encode() + b"\0" + struct.pack("<i", len(value)) + value
+    head += b"\0"
+    lines = [pixels[y][:, order].T.astype("<f4").tobytes() for y in range(height)]
+    first, size = len(head) + 8 * height, len(lines[0]) + 8
+    table = b"".join(struct.pack("<q", first + y * size) for y in range(height))
+    return head + table + b"".join(struct.pack("<2i", y, len(line)) + line for y, line in enumerate(lines))
+
+
+def shown(linear):
+    """The byte of a linear value, one number at a time."""
+    x = min(max(linear, 0.0), 1.0)
+    return round(255 * (12.92 * x if x <= 0.0031308 else 1.055 * x ** (1 / 2.4) - 0.055))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_exr_is_taken_to_srgb_with_straight_alpha(tmp_path, channels):
+    light = np.random.default_rng(0).random((5, 7, channels)).astype(np.float32) * 1.4 - 0.1
+    light[0, 0, 0], light[0, 1, 0], light[1, :, -1] = np.nan, np.inf, 0.5
+    (tmp_path / "a.exr").write_bytes(exr(light))
+    pixels = read_image(tmp_path / "a.exr")
+    assert read_header(tmp_path / "a.exr") == (7, 5, True, True)
+    assert pixels.shape == (5, 7, max(3, channels))
+    for y, x in itertools.product(range(5), range(7)):
+        values = [float(np.nan_to_num(v, posinf=1)) for v in light[y, x]]
+        alpha = values[3] if channels == 4 else 1
+        expected = [shown(v / alpha if alpha > 0 else 0) for v in (values * 3 if channels == 1 else values)[:3]]
+        expected += [round(255 * min(max(alpha, 0), 1))] if channels == 4 else []
+        assert np.abs(pixels[y, x].astype(int) - expected).max() <= 1, (y, x)
+
+
+def test_radiance_and_floating_point_tiff_are_taken_to_srgb(tmp_path):
+    mantissas, exponents = noise(6, 9, 3) | 128, np.arange(54).reshape(6, 9) % 8 - 6
+    light = mantissas / 256 * 2.0 ** exponents[..., None]
+    expected = np.array([[[shown(v) for v in pixel] for pixel in row] for row in light])
+    (tmp_path / "a.hdr").write_bytes(rgbe(mantissas, exponents))
+    assert np.abs(read_image(tmp_path / "a.hdr") - expected).max() <= 1
+    Image.fromarray(light[..., 0].astype(np.float32)).save(tmp_path / "grey.tif")
+    assert np.abs(read_image(tmp_path / "grey.tif")[..., 1] - expected[..., 0]).max() <= 1
+    tifffile = pytest.importorskip("tifffile", reason="scikit-image brings it")
+    for name, channels in (("rgb.tif", 3), ("rgba.tif", 4)):
+        tifffile.imwrite(tmp_path / name, np.dstack([light, light[..., 0] / 2])[..., :channels].astype(np.float32), photometric="rgb")
+        pixels = read_image(tmp_path / name)
+        assert np.abs(pixels[..., :3] - expected).max() <= 1
+        assert read_header(tmp_path / name).linear
+    assert np.abs(pixels[..., 3] / 255 - light[..., 0] / 2).max() < 0.003
+    tifffile.imwrite(tmp_path / "double.tif", light, photometric="rgb")
+    with pytest.raises(SceneError, match=r"double\.tif .*not supported"):
+        read_image(tmp_path / "double.tif")
+
+
+def test_an_exr_file_cut_anywhere_is_noticed(tmp_path):
+    whole = exr(np.ones((3, 4, 3), np.float32))
+    for cut in range(len(whole)):
+        (tmp_path / "a.exr").write_bytes(whole[:cut])
+        with pytest.raises(SceneError, match=r"a\.exr can't be read"):
+            read_image(tmp_path / "a.exr")
+    unfinished = bytearray(whole)
+    table = whole.index(struct.pack("<q", len(whole) - 3 * 56)) + 8
+    unfinished[table : table + 8] = bytes(8)
+    (tmp_path / "a.exr").write_bytes(unfinished)
+    with pytest.raises(SceneError, match="cut short"):
+        read_image(tmp_path / "a.exr")
+
+
+def test_16_bit_colour_keeps_the_high_byte(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="scikit-image brings it")
+    deep = np.random.default_rng(0).integers(0, 2**16, (5, 6, 3), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", deep)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), deep >> 8)
+    assert not read_header(tmp_path / "a.tif").linear
+
+
+@pytest.mark.parametrize("kind", ["webp", "bmp", "tif"])
+def test_other_lossless_kinds(tmp_path, kind):
+    pixels = noise(5, 7, 3)
+    Image.fromarray(pixels).save(tmp_path / f"a.{kind}", **({"lossless": True} if kind == "webp" else {}))
+    assert np.array_equal(read_image(tmp_path / f"a.{kind}"), pixels)
+    assert read_header(tmp_path / f"a.{kind}") == (7, 5, False, False)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("target", "size"), [((400, 100), (800, 600)), ((60, 45), (200, 150)), ((50, 37), (100, 75)), ((1, 1), (100, 75))])
+def test_a_jpeg_is_decoded_smaller_but_never_below_twice_the_target(tmp_path, orientation, target, size):
+    exif = Image.Exif()
+    exif[274] = orientation
+    smooth = np.linspace(0, 255, 800)[None, :, None] * np.ones((600, 1, 3))
+    Image.fromarray(smooth.astype(np.uint8)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    turn = -1 if orientation == 6 else 1
+    pixels = read_image(tmp_path / "a.jpg", target[::turn])
+    assert pixels.shape[1::-1] == size[::turn]
+    assert np.abs(resize_area(pixels, 20, 20).astype(int) - resize_area(read_image(tmp_path / "a.jpg"), 20, 20)).max() <= 2
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, data):
+    """A grey PNG whose header says what it likes about the size of its data."""
+    head = chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_a_picture_too_large_is_refused_by_its_header_without_a_warning(tmp_path, recwarn):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(30_000, 20_000, zlib.compress(bytes(1000))))
+    for read in (image_size, read_image):
+        with pytest.raises(SceneError, match=r"bomb\.png .*30000x20000, more than 500 million pixels; shrink"):
+            read(path)
+    path.write_bytes(png(20_000, 12_000, zlib.compress(bytes(1000))))
+    assert image_size(path) == (20_000, 12_000)
+    assert not recwarn.list
+    lie = bytearray(exr(np.ones((2, 2, 3), np.float32)))
+    at = lie.index(b"displayWindow") + len(b"displayWindow\0box2i\0") + 4
+    lie[at : at + 16] = struct.pack("<4i", 0, 0, 99_999, 99_999)
+    (tmp_path / "bomb.exr").write_bytes(lie)
+    with pytest.raises(SceneError, match=r"bomb\.exr .*too large"):
+        image_size(tmp_path / "bomb.exr")
+
+
+def test_more_data_than_the_header_says_takes_no_memory(tmp_path):
+    resource = pytest.importorskip("resource", reason="peak memory is read as POSIX has it")
+    squeeze = zlib.compressobj(1)
+    data = b"".join(squeeze.compress(bytes(2**24)) for _ in range(32)) + squeeze.flush()
+    (tmp_path / "a.png").write_bytes(png(8, 8, data))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_image(tmp_path / "a.png").shape == (8, 8, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="whoever may do everything reads everything")
+def test_a_picture_that_may_not_be_read_is_named(tmp_path):
+    write_png(tmp_path / "a.png", noise(2, 2, 3))
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(SceneError, match=r"a\.png can't be read as an image: Permission denied\.$"):
+        read_image(tmp_path / "a.png")
 
 
 def overlaps(size, count):

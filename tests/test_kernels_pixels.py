@@ -95,44 +95,60 @@ def test_pixels_are_uniform_and_the_empty_ones_as_many_as_wanted():
     assert (colors[:, 3] == 0).all()
 
 
-def cameras_of(distorted: bool) -> Cameras:
+def cameras_of(distorted: bool, lens: bool = False) -> Cameras:
+    """Three cameras; of different kinds with ``lens``."""
     generator = torch.Generator().manual_seed(4)
     q, _ = torch.linalg.qr(torch.randn(3, 3, 3, generator=generator))
     c2w = torch.cat([q, torch.randn(3, 3, 1, generator=generator)], -1).contiguous()
     fx, fy = 300 + 50 * torch.rand(2, 3, generator=generator)
     size = torch.tensor([400, 320, 256]), torch.tensor([300, 240, 256])
-    lens = torch.tensor([[0.1, -0.05, 0.002, -0.001, 0.01]]) * torch.rand(3, 1, generator=generator) if distorted else None
-    return Cameras(c2w, fx, fy, size[0] / 2 + 3.5, size[1] / 2 - 2, *size, distortion=lens, pixel_offset=0.5)
+    most = torch.tensor([0.1, -0.05, 0.02, 0.01, 0.002, -0.001, 0.04, 0.02, -0.01, 0.003, -0.002, 0.001, 0.004])
+    k = most * torch.rand(3, 13, generator=generator) if distorted else None
+    return Cameras(c2w, fx, fy, size[0] / 2 + 3.5, size[1] / 2 - 2, *size, k, 0.5, torch.arange(3) if lens else None)
+
+
+def fast_rays(cameras: Cameras, views: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    intrinsics = (cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.lens, cameras.distortion)
+    found = camera_rays(cameras.c2w, *intrinsics, 0.5, 12, views, x, y)
+    assert found is not None
+    return found
 
 
 @SIZES
 @pytest.mark.parametrize("distorted", [False, True])
-def test_rays_are_those_of_the_cameras(distorted, n):
-    cameras = cameras_of(distorted)
+@pytest.mark.parametrize("lens", [False, True])
+def test_rays_are_those_of_the_cameras(lens, distorted, n):
+    cameras = cameras_of(distorted, lens)
     views = torch.arange(n) % 3
     x, y = (torch.randint(0, 240, (n,), generator=torch.Generator().manual_seed(k)) for k in (5, 6))
-    found = camera_rays(cameras.c2w, cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.distortion, 0.5, 12, views, x, y)
-    assert found is not None
-    lens = None if cameras.distortion is None else cameras.distortion.double()
-    plain = {name: getattr(cameras, name).double() for name in ("c2w", "fx", "fy", "cx", "cy")}
-    directions = replace(cameras, **plain, distortion=lens).directions(views, x, y)
-    for value, reference in zip(
-        found, (directions, torch.nn.functional.normalize(directions, dim=-1), cameras.c2w[views, :, 3]), strict=True
-    ):
+    doubles = {name: t.double() for name in ("c2w", "fx", "fy", "cx", "cy", "distortion") if (t := getattr(cameras, name)) is not None}
+    directions = replace(cameras, **doubles).directions(views, x, y)
+    expected = (directions, torch.nn.functional.normalize(directions, dim=-1), cameras.c2w[views, :, 3])
+    for value, reference in zip(fast_rays(cameras, views, x, y), expected, strict=True):
         assert value.dtype == torch.float32
         assert_close(value, reference, 1e-6)
+
+
+def test_rays_that_a_lens_cannot_show_are_finite():
+    cameras = cameras_of(True, True)
+    generator = torch.Generator().manual_seed(2)
+    cameras.distortion = torch.randn(3, 13, generator=generator) * torch.tensor([[1.0], [30.0], [1e9]])
+    views = torch.arange(3000) % 3
+    x, y = torch.randint(-4000, 4000, (2, 3000), generator=generator)
+    assert all(values.isfinite().all() for values in fast_rays(cameras, views, x, y))
 
 
 def test_learned_cameras_and_parts_of_pixels_have_no_fast_rays(monkeypatch):
     cameras = cameras_of(False)
     views = torch.zeros(4, dtype=torch.long)
-    fast: list[Any] = [cameras.c2w, cameras.fx, cameras.fy, cameras.cx, cameras.cy, None, 0.5, 12, views, views, views]
+    fast: list[Any] = [cameras.c2w, cameras.fx, cameras.fy, cameras.cx, cameras.cy, None, None, 0.5, 12, views, views, views]
     assert camera_rays(*fast) is not None
     for place, other in (
-        (9, views + 0.5),
+        (10, views + 0.5),
         (0, cameras.c2w.clone().requires_grad_()),
         (1, cameras.fx.double()),
-        (8, torch.zeros(8).long()[::2]),
+        (5, torch.zeros(3)),
+        (9, torch.zeros(8).long()[::2]),
     ):
         changed = fast.copy()
         changed[place] = other

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.scenes import llff
+from nerfit.scenes import pixels
 from nerfit.scenes.images import resize_area
 from nerfit.scenes.llff import Config, detect, load
 
@@ -373,7 +373,7 @@ def test_resized_pictures_are_kept_and_read_back_without_the_originals_being_ope
     first = load(str(scene), Config(factor=4)).pixels
     (entry,) = cache.iterdir()
     assert entry.suffix == ".npy"
-    with mock.patch.object(llff, "read_images", side_effect=AssertionError("read again")):
+    with mock.patch.object(pixels, "read_image", side_effect=AssertionError("read again")):
         again = load(str(scene), Config(factor=4)).pixels
     assert first is not None
     assert again is not None
@@ -432,7 +432,7 @@ def test_a_damaged_cache_entry_is_made_again(scene, cache, damage):
 
 def test_an_unwritable_cache_costs_only_a_warning(scene, cache):
     cache.write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="resized anew"):
+    with pytest.warns(UserWarning, match="read anew"):
         pixels = load(str(scene), Config(factor=4)).pixels
     assert pixels is not None
     assert np.array_equal(pixels.reshape(9, 12, 16, 3)[0], resize_area(picture(0), 16, 12))
@@ -440,7 +440,7 @@ def test_an_unwritable_cache_costs_only_a_warning(scene, cache):
 
 def test_a_full_disk_leaves_nothing_half_written(scene, cache):
     with (
-        mock.patch.object(llff.np, "save", side_effect=OSError(28, "No space left on device")),
+        mock.patch.object(pixels.Path, "replace", side_effect=OSError(28, "No space left on device")),
         pytest.warns(UserWarning, match="No space"),
     ):
         assert load(str(scene), Config(factor=4)).pixels is not None

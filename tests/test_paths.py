@@ -237,7 +237,7 @@ def test_an_ellipse_bounds_the_cameras_at_constant_speed():
 @pytest.mark.parametrize("kind", [k for k in PATHS if k != "test"])
 def test_every_path_keeps_the_first_cameras_picture_and_makes_as_many_frames_as_asked(kind):
     cameras = pinholes(forward_facing(2))
-    cameras.distortion = torch.full((12, 5), 0.1)
+    cameras.distortion = torch.full((12, 13), 0.1)
     cameras.pixel_offset = 0.0
     cameras.width[1:], cameras.fx[1:] = 99, 7.0
     path, look = make_path(kind, cameras, 9, (1.0, 9.0))
@@ -267,7 +267,7 @@ def test_still_stands_while_the_view_directions_move():
 
 def test_the_test_path_is_the_test_views_as_they_are():
     cameras = pinholes(dome(5))
-    cameras.distortion = torch.rand(30, 5)
+    cameras.distortion = torch.rand(30, 13)
     path, _ = make_path("test", cameras, test=[3, 8, 21, 29])
     assert path.distortion is not None
     assert torch.equal(path.c2w, cameras.c2w[[3, 8, 21, 29]])

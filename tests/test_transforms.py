@@ -19,6 +19,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import rays_meet, world_up
 from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes import detect_format, transforms
+from nerfit.scenes.ply import write_ply
 from nerfit.scenes.scene import Scene
 
 VIEWS, WIDTH, HEIGHT = 12, 12, 8
@@ -187,6 +188,8 @@ def test_focal_lengths_have_several_names(capture):
     assert focal(fl_y=8) == [8, 8]
     assert focal(fl_x=9.0, fl_y=8, camera_angle_x=0.7, camera_angle_y=0.7) == [9, 8]
     assert focal(camera_angle_x=0.7) == pytest.approx([wide(WIDTH), wide(WIDTH)])
+    assert focal(x_fov=math.degrees(0.7), y_fov=None) == pytest.approx([wide(WIDTH), wide(WIDTH)])
+    edit(capture, x_fov=None)
     assert focal(camera_angle_y=0.7) == pytest.approx([wide(HEIGHT), wide(HEIGHT)])
     assert focal(camera_angle_x=0.7, camera_angle_y=0.7) == pytest.approx([wide(WIDTH), wide(HEIGHT)])
     edit_frame(capture, VIEWS - 1 - 5, camera_angle_x=0.7, camera_angle_y=0.7)
@@ -264,10 +267,26 @@ def test_a_file_may_list_its_splits(capture):
         assert transforms.load(str(capture), transforms.Config()).splits["train"] == [2, 4]
 
 
-def test_masks_are_said_to_be_ignored(capture):
-    edit_frame(capture, 0, mask_path="masks/0.png")
-    with pytest.warns(UserWarning, match="masks"):
-        transforms.load(str(capture), transforms.Config())
+def test_masks_hide_and_are_no_transparency(capture):
+    """Frames may name them, else they lie beside the pictures."""
+    (capture / "masks").mkdir()
+    half = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    half[:, :4] = 0
+    Image.fromarray(half).save(capture / "masks" / "zero.png")
+    edit_frame(capture, VIEWS - 1 - 5, mask_path="masks/zero.png")
+    scene = load(capture)
+    assert (scene.masked, scene.has_alpha, scene.bounds) == (True, False, "unbounded")
+    assert [bool(scene.visible(view).all()) for view in range(VIEWS)] == [view != 5 for view in range(VIEWS)]
+    assert (scene.visible(5).sum(), scene.visible(5)[:, :4].sum()) == (HEIGHT * (WIDTH - 4), 0)
+    for path, message in (("masks/none.png", r"none\.png does not exist"), ("../zero.png", "points outside"), (3, "mask_path '3'")):
+        edit_frame(capture, VIEWS - 1 - 5, mask_path=path)
+        refused(capture, message)
+    edit_frame(capture, VIEWS - 1 - 5, mask_path=None)
+    assert not load(capture).masked
+    for i in range(VIEWS):
+        Image.fromarray(half).save(capture / "masks" / f"{i:04d}.png")
+    scene = load(capture, factor=2)
+    assert all(scene.visible(view).sum() == HEIGHT // 2 * (WIDTH // 2 - 2) for view in range(VIEWS))
 
 
 # --- Transparency and bounds ----------------------------------------------------------------------------------------
@@ -305,6 +324,21 @@ def test_near_and_far_follow_from_the_cameras(capture, aabb):
     assert (chosen.near, chosen.far) == (0.3, 9.0)
     with pytest.raises(SceneError, match="must be smaller"):
         load(capture, near=200.0)
+
+
+def test_points_of_the_file_say_how_far_one_looks(capture):
+    points = WORLD[:3, 3] + np.random.default_rng(0).uniform(-0.3, 0.3, (200, 3))
+    write_ply(capture / "points.ply", torch.from_numpy(points))
+    edit(capture, ply_file_path="points.ply")
+    scene = load(capture)
+    assert scene.depth_range is not None and 0.85 < scene.depth_range[0] < 1 < scene.depth_range[1] < 1.15
+    assert scene.near == pytest.approx(0.5 * scene.depth_range[0])
+    assert load(capture, near=0.3).near == 0.3
+    assert load(capture, bounds="object").far == pytest.approx(1.1 * scene.depth_range[1])
+    assert scene.describe() == f"12 views, 10 of them to train on; unbounded, from {scene.near:.3g} to 100"
+    (capture / "points.ply").write_text("ply")
+    with pytest.warns(UserWarning, match=r"points\.ply can't be read .* It is done without"):
+        assert transforms.load(str(capture), transforms.Config()).near == 0.05
 
 
 # --- Centring -------------------------------------------------------------------------------------------------------
@@ -409,15 +443,13 @@ def test_other_captures_have_a_place_and_a_path_too(capture, pose: Callable[[int
 # --- Bad input ------------------------------------------------------------------------------------------------------
 
 BAD_KEYS: dict[str, tuple[dict[str, Any], str]] = {
-    "fisheye": ({"camera_model": "OPENCV_FISHEYE"}, "OPENCV_FISHEYE is not supported yet"),
-    "panorama": ({"camera_model": "EQUIRECTANGULAR"}, "EQUIRECTANGULAR is not supported yet"),
+    "unknown lens": ({"camera_model": "VR180_L"}, "the lens VR180_L is not supported; undistort .*OPENCV_FISHEYE"),
     "model a number": ({"camera_model": 3}, "3 is not supported"),
-    "fisheye of instant-ngp": ({"is_fisheye": True}, "is_fisheye is not supported yet"),
-    "latlong": ({"latlong": True}, "latlong is not supported yet"),
-    "equirectangular": ({"equirectangular": True}, "equirectangular is not supported yet"),
-    "f-theta": ({"ftheta_p0": 0.0, "ftheta_p1": 1.0}, "ftheta_p0 is not supported yet"),
-    "k4": ({"k4": 0.01}, "k4 is not supported yet"),
-    "rational": ({"camera_model": "FULL_OPENCV", "k6": 0.01}, "k6 is not supported yet"),
+    "f-theta": ({"ftheta_p0": 0.0, "ftheta_p1": 1.0}, "ftheta_p0 is not supported"),
+    "k5 outside its model": ({"k5": 0.01}, "k5 belongs to the camera_model FULL_OPENCV, not OPENCV"),
+    "normalised focal": ({"fl_x": 0.1}, "fl_x is 0.1 for a picture of 12 pixels; it should be in pixels"),
+    "principal point far away": ({"cx": 960.0}, "cx is 960, far outside a picture of 12 pixels"),
+    "principal point nan": ({"cy": math.nan}, "cy 'nan'"),
     "no focal length": ({"fl_x": None, "fl_y": None}, "no focal length"),
     "focal zero": ({"fl_x": 0}, "fl_x must be larger than 0"),
     "focal negative": ({"fl_y": -3.0}, "fl_y must be larger than 0"),
@@ -443,7 +475,7 @@ def test_bad_keys_are_refused_in_a_sentence(capture, case):
 
 def test_lens_parameters_that_are_zero_do_no_harm(capture):
     plain = load(capture).cameras.state()
-    edit(capture, k4=0, k5=0.0, is_fisheye=False, camera_model="opencv")
+    edit(capture, k5=0.0, is_fisheye=False, camera_model="opencv")
     assert load(capture).cameras.state() == plain
 
 
@@ -534,7 +566,7 @@ def test_the_fox_is_read(data_folder):
     lens = [scene.cameras.fx[0], scene.cameras.fy[0], scene.cameras.cx[0], scene.cameras.cy[0]]
     assert_close(torch.stack(lens), np.array([1375.52, 1374.49, 554.558, 965.268]) / 30)
     assert scene.cameras.distortion is not None
-    assert_close(scene.cameras.distortion[49], [0.0578421, -0.0805099, -0.000980296, 0.00015575, 0])
+    assert_close(scene.cameras.distortion[49], [0.0578421, -0.0805099, 0, 0, -0.000980296, 0.00015575, *[0] * 7])
     meeting = rays_meet(scene.cameras)
     assert float(meeting.point.norm()) < 1e-5
     assert (meeting.in_front, meeting.distance) == (1.0, pytest.approx(1, rel=1e-5))

@@ -227,6 +227,8 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
     """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached."""
     set_threads(plan.config.threads)
     scene = plan.load_scene()
+    if scene.format != "image":
+        say(f"{scene.name}: {scene.describe()}")
     if options.resume:
         _check_same_scene(scene, folder, plan.source)
     else:

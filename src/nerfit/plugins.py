@@ -19,6 +19,7 @@ _BUILT_IN = {
     },
     "nerfit.scenes": {
         "procedural": "nerfit.scenes.procedural",
+        "colmap": "nerfit.scenes.colmap",
         "transforms": "nerfit.scenes.transforms",
         "blender": "nerfit.scenes.blender",
         "llff": "nerfit.scenes.llff",

@@ -4,10 +4,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nerfit.cameras.lenses import NEWTON_STEPS, undistort
+from nerfit.cameras.lenses import LENS_PARAMETERS, NEWTON_STEPS, project, unproject
 from nerfit.kernels.pixels import camera_rays
 
 
@@ -15,7 +15,8 @@ from nerfit.kernels.pixels import camera_rays
 class Rays:
     """A flat batch of rays ``o + t·d``.
 
-    ``directions`` keep their length: for a camera's own rays ``t`` is the depth along the optical axis.
+    ``directions`` keep their length: for a perspective camera's own rays ``t`` is the depth along the optical axis, for
+    other lenses' the distance.
     ``viewdirs`` are unit world directions, taken before any warp such as NDC. ``pixel_radius`` is the cone radius at
     t = 1 (mip-NeRF, section 3.1: pixel width times 2/√12).
     """
@@ -42,10 +43,11 @@ class Rays:
 
 @dataclass
 class Cameras:
-    """A batch of pinhole cameras with Brown distortion; each may have its own size.
+    """A batch of cameras; each may have its own size and lens.
 
     Intrinsics are in pixels with the principal point measured from the image's corner, so the centre of a W×H image
-    is (W/2, H/2) and pixel (i, j) covers [i, i+1]×[j, j+1]. ``distortion`` holds OpenCV's k1 k2 p1 p2 k3.
+    is (W/2, H/2) and pixel (i, j) covers [i, i+1]×[j, j+1]. ``distortion`` holds `lenses.LENS_PARAMETERS`, ``lens`` each
+    view's place in `lenses.LENSES` (None: all perspective); an equirectangular picture has fx = W/2π and fy = H/π.
     ``pixel_offset`` is where in its pixel a ray starts: 0.5, the centre; the original NeRF code used 0.
     """
 
@@ -56,8 +58,9 @@ class Cameras:
     cy: Float[Tensor, "views"]
     width: Int[Tensor, "views"]
     height: Int[Tensor, "views"]
-    distortion: Float[Tensor, "views 5"] | None = None
+    distortion: Float[Tensor, "views 13"] | None = None
     pixel_offset: float = 0.5
+    lens: Int[Tensor, "views"] | None = None
 
     @classmethod
     def pinhole(cls, c2w: Tensor, focal: float | Tensor, width: int, height: int, pixel_offset: float = 0.5) -> "Cameras":
@@ -110,20 +113,31 @@ class Cameras:
         return replace(self, cx=self.cx - x, cy=self.cy - y, **size)
 
     def directions(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor) -> Float[Tensor, "rays 3"]:
-        """World directions of the rays through pixels (x, y) (column, row), with unit depth along the optical axis.
+        """World directions of the rays through pixels (x, y) (column, row), of unit depth, or unit length (see `lenses.unproject`).
 
-        The pixel's camera direction is ((x + offset - cx)/fx, -(y + offset - cy)/fy, -1) after the lens is undone.
+        A perspective pixel's camera direction is ((x + offset - cx)/fx, -(y + offset - cy)/fy, -1) after the lens is undone.
         """
         u = (x + self.pixel_offset - self.cx[views]) / self.fx[views]
         v = (y + self.pixel_offset - self.cy[views]) / self.fy[views]
-        if self.distortion is not None:
-            u, v = undistort(u, v, self.distortion[views])
-        camera = torch.stack([u, -v, -torch.ones_like(u)], -1)
-        return torch.einsum("rij,rj->ri", self.c2w[views, :, :3], camera)
+        return torch.einsum("rij,rj->ri", self.c2w[views, :, :3], unproject(u, v, *self._optics(views)))
+
+    def project(self, views: Int[Tensor, "n"], points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, "n"]]:
+        """Where world points appear in the given views (column, row in pixels from the image's corner), and whether they do.
+
+        They do where they lie in front of the camera and the lens shows them, inside the image or not.
+        """
+        local = torch.einsum("rij,ri->rj", self.c2w[views, :, :3], points - self.c2w[views, :, 3])
+        u, v, seen = project(local, *self._optics(views))
+        return torch.stack([u * self.fx[views] + self.cx[views], v * self.fy[views] + self.cy[views]], -1), seen
+
+    def _optics(self, views: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Lens and distortion of each ray."""
+        lens, k = self.lens, self.distortion
+        return None if lens is None else lens[views], None if k is None else k[views]
 
     def rays(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor, near: float, far: float) -> Rays:
         """Rays through pixels (x, y) of the given views, on this batch's device."""
-        intrinsics = (self.fx, self.fy, self.cx, self.cy, self.distortion)
+        intrinsics = (self.fx, self.fy, self.cx, self.cy, self.lens, self.distortion)
         fast = camera_rays(self.c2w, *intrinsics, self.pixel_offset, NEWTON_STEPS, views, x, y)
         if fast is not None:
             d, viewdirs, origins = fast
@@ -146,11 +160,15 @@ class Cameras:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Cameras":
-        """Cameras from `state`."""
-        kinds = {"width": torch.long, "height": torch.long}
+        """Cameras from `state`; older ones hold five numbers as distortion, k1 k2 p1 p2 k3."""
+        kinds = {"width": torch.long, "height": torch.long, "lens": torch.long}
         values: dict[str, Any] = {
             k: torch.tensor(v, dtype=kinds.get(k, torch.float32)) if isinstance(v, list) else v for k, v in state.items()
         }
+        old = values.get("distortion")
+        if old is not None and old.shape[1] == 5:
+            values["distortion"] = old.new_zeros(len(old), len(LENS_PARAMETERS))
+            values["distortion"][:, [LENS_PARAMETERS.index(name) for name in ("k1", "k2", "p1", "p2", "k3")]] = old
         return cls(**values)
 
 

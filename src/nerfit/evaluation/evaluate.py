@@ -38,9 +38,10 @@ def evaluate(
     ``pictures`` is a folder for PNGs of each view and strips of truth | prediction | error. Returns what metrics.json
     keeps: means, ``views`` with each view's own, ``protocol`` in words, and ``missing`` saying what could not be judged.
     """
-    views = scene.splits.get(split)
+    views = [view for view in scene.splits.get(split, ()) if scene.visible(view).any()]
     if not views:
-        raise SceneError(f"{scene.name} has no {split} views (it has: {', '.join(k for k, v in scene.splits.items() if v)}).")
+        others = ", ".join(name for name, of_split in scene.splits.items() if of_split)
+        raise SceneError(f"{scene.name} has no {split} views that can be judged (it has: {others}).")
     networks = {}
     missing = []
     for net in ("vgg", "alex") if lpips else ():
@@ -56,13 +57,15 @@ def evaluate(
         rendering = render_view(method, scene, scene.cameras, view, chunk)
         seconds = time.perf_counter() - start
         prediction, truth = quantise(rendering.rgb), quantise(scene.image(view, background))
+        known = scene.visible(view)
+        judged = torch.where(known[..., None], prediction, truth)
         row: dict[str, Any] = {
             "view": scene.view_names[view] if scene.view_names else str(view),
-            "psnr": min(psnr(prediction, truth), 100.0),
+            "psnr": min(psnr(prediction[known], truth[known]), 100.0),
         }
-        row["ssim"] = ssim(prediction, truth)
+        row["ssim"] = ssim(judged, truth)
         for name, network in networks.items():
-            row[name] = float(network.distance(prediction.to(method.device), truth.to(method.device)))
+            row[name] = float(network.distance(judged.to(method.device), truth.to(method.device)))
         row["seconds"] = seconds
         for name in [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]:
             missing.append(f"{name} of {row['view']}: the picture is too small for it")
@@ -71,8 +74,9 @@ def evaluate(
         report(f"{number + 1}/{len(views)}  {row['view']}  psnr {row['psnr']:.2f} dB  {seconds:.1f} s")
         if pictures is not None:
             write_png(pictures / f"{number:03d}.png", prediction)
-            write_png(pictures / "strips" / f"{number:03d}.png", error_strip(truth, prediction))
+            write_png(pictures / "strips" / f"{number:03d}.png", error_strip(truth, judged))
     over = f" over {'black' if background == 0 else 'white'}" if scene.has_alpha else ""
+    over += ", but for the pixels that masks hide (SSIM and LPIPS see the truth there)" if scene.masked else ""
     names = [name for name in rows[0] if name not in ("view", "seconds")]
     means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in names if all(name in row for row in rows)}
     return means | {

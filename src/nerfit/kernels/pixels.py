@@ -79,22 +79,23 @@ def camera_rays(
     fy: Float[Tensor, "views"],
     cx: Float[Tensor, "views"],
     cy: Float[Tensor, "views"],
-    distortion: Float[Tensor, "views 5"] | None,
+    lens: Int[Tensor, "views"] | None,
+    distortion: Float[Tensor, "views 13"] | None,
     offset: float,
     iterations: int,
     views: Int[Tensor, "rays"],
     x: Int[Tensor, "rays"],
     y: Int[Tensor, "rays"],
 ) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"], Float[Tensor, "rays 3"]] | None:
-    """Directions of unit depth, unit directions and origins of the rays through pixels; None where no fast body applies.
+    """Directions, unit directions and origins of the rays through pixels; None where no fast body applies.
 
     The definition is `Cameras.directions`; this is for whole numbers of pixels and cameras that are not being learned.
     """
     tensors = [t for t in (c2w, fx, fy, cx, cy, distortion) if t is not None]
     plain = all(t.dtype == torch.float32 and t.is_contiguous() and not t.requires_grad for t in tensors)
-    whole = all(t.dtype == torch.int64 and t.is_contiguous() for t in (views, x, y))
+    whole = all(t.dtype == torch.int64 and t.is_contiguous() for t in (lens, views, x, y) if t is not None)
     if dialect(c2w.device) != "cpu" or not (plain and whole):
         return None
     from nerfit.kernels.cpu import api
 
-    return api.camera_rays(c2w, fx, fy, cx, cy, distortion, offset, iterations, views, x, y)
+    return api.camera_rays(c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y)

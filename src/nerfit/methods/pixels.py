@@ -1,11 +1,19 @@
 """The batch that most methods train on: random pixels of one image or of all images, with their rays."""
 
-import torch
+from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
+from nerfit.errors import SceneError
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.methods.base import Batch
-from nerfit.sampling.pixels import epoch_indices, permute
+from nerfit.sampling.pixels import epoch_indices, mix, permute
 from nerfit.scenes.scene import Scene, composite
+
+Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
+"""View, column, row and stored colour of pixels."""
+_TRIES = 100
 
 
 def pixel_batch(
@@ -22,6 +30,7 @@ def pixel_batch(
 
     ``batching`` "image": from one random view (fewer if the view is smaller). "all": a shuffled walk through all
     training pixels in the order of ``seed``; ``crop`` < 1 keeps to each image's central part (rows H/2 ± H/2·crop, the same for columns).
+    Pixels hidden by masks are drawn but left out.
     """
     views = torch.tensor(scene.splits["train"])
     width, height = scene.cameras.width[views], scene.cameras.height[views]
@@ -31,43 +40,42 @@ def pixel_batch(
         left, top = (width // 2 - half_w).clamp(min=0), (height // 2 - half_h).clamp(min=0)
         width, height = torch.minimum(2 * half_w, width), torch.minimum(2 * half_h, height)
     sizes = width * height
-    key = generator.initial_seed()
-    if batching == "image":
-        chosen = torch.randint(len(views), (1,), generator=torch.Generator().manual_seed(key))
-        size = int(sizes[chosen])
-        inside = permute(torch.arange(min(count, size)), size, key)
-        chosen = chosen.expand(len(inside))
-    else:
-        ends = sizes.cumsum(0)
-        index = epoch_indices(step, count, int(ends[-1]), seed)
-        chosen = torch.searchsorted(ends, index, right=True)
-        inside = index - (ends - sizes)[chosen]
-    x = left[chosen] + inside % width[chosen]
-    y = top[chosen] + torch.div(inside, width[chosen], rounding_mode="floor")
-    view = views[chosen]
-    return _batch(scene, view, x, y, scene.colors(view, x, y), generator, device)
+
+    def draw(key: int, seed: int) -> Drawn:
+        if batching == "image":
+            chosen = torch.randint(len(views), (1,), generator=torch.Generator().manual_seed(key))
+            size = int(sizes[chosen])
+            inside = permute(torch.arange(min(count, size)), size, key)
+            chosen = chosen.expand(len(inside))
+        else:
+            ends = sizes.cumsum(0)
+            index = epoch_indices(step, count, int(ends[-1]), seed)
+            chosen = torch.searchsorted(ends, index, right=True)
+            inside = index - (ends - sizes)[chosen]
+        x = left[chosen] + inside % width[chosen]
+        y = top[chosen] + torch.div(inside, width[chosen], rounding_mode="floor")
+        return views[chosen], x, y, scene.colors(views[chosen], x, y)
+
+    return _batch(scene, draw, seed, generator, device)
 
 
 def random_pixels(scene: Scene, count: int, empty: float, generator: torch.Generator, device: torch.device) -> Batch:
-    """``count`` training pixels drawn with replacement; of the fully transparent ones about the share ``empty``."""
+    """``count`` training pixels drawn with replacement; of the fully transparent ones about the share ``empty``.
+
+    Pixels hidden by masks are passed over, and left out where twelve in a row are hidden.
+    """
     views = torch.tensor(scene.splits["train"])
-    cameras = scene.cameras
-    view, x, y, colors = draw_pixels(
-        scene.stored_pixels, scene.starts, cameras.width, cameras.height, views, count, generator.initial_seed(), empty
-    )
-    return _batch(scene, view, x, y, colors, generator, device)
+    width, height, empty = scene.cameras.width, scene.cameras.height, 0.0 if scene.masked else empty
+
+    def draw(key: int, seed: int) -> Drawn:
+        return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty)
+
+    return _batch(scene, draw, 0, generator, device)
 
 
-def _batch(
-    scene: Scene,
-    view: torch.Tensor,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    colors: torch.Tensor,
-    generator: torch.Generator,
-    device: torch.device,
-) -> Batch:
-    """Rays and colours of pixels over the scene's background, or over a random one each."""
+def _batch(scene: Scene, draw: Callable[[int, int], Drawn], seed: int, generator: torch.Generator, device: torch.device) -> Batch:
+    """Rays and colours of the pixels that ``draw`` takes with a key and a seed, over the scene's background or a random one each."""
+    view, x, y, colors = _known(scene, draw, seed, generator.initial_seed())
     colors = colors.to(device)
     if scene.background == "random":
         background = torch.rand((len(colors), 3), generator=generator, device=device)
@@ -75,3 +83,16 @@ def _batch(
         background = 1.0 if scene.background == "white" else 0.0
     rays = scene.rays(view, x, y).to(device)
     return Batch(rays=rays, target=composite(colors, background), background=background, generator=generator)
+
+
+def _known(scene: Scene, draw: Callable[[int, int], Drawn], seed: int, key: int) -> Drawn:
+    """Pixels without those that masks hide; drawn again with another key and seed where none is left."""
+    drawn = draw(key, seed)
+    for attempt in range(_TRIES if scene.masked else 0):
+        known = drawn[3][:, 3] > 0
+        if known.any():
+            return drawn[0][known], drawn[1][known], drawn[2][known], drawn[3][known]
+        drawn = draw(mix(key, attempt), mix(seed, attempt))
+    if scene.masked:
+        raise SceneError(f"{scene.name}: the masks hide nearly everything; do they show what to hide in black?")
+    return drawn

@@ -73,7 +73,7 @@ def _scene(trainer: Trainer, picture: Path) -> dict[str, Any]:
         "background": scene.background,
     }
     if pixels is not None and pixels.shape[1] == 4:
-        report["opaque pixels"] = f"{float((pixels[:, 3] > 127).float().mean()):.1%}"
+        report["visible pixels" if scene.masked else "opaque pixels"] = f"{float((pixels[:, 3] > 127).float().mean()):.1%}"
     return report if scene.format == "image" else report | _meeting(scene)
 
 

@@ -35,13 +35,13 @@ class OccupiedSpace(nn.Module):
     ) -> None:
         """``march_steps`` lie along the box's diagonal; a cell is occupied from ``threshold`` on, the optical thickness of a step.
 
-        None is, for ``box`` (half a side): from near and far, 1 if unbounded; for ``cascades``: 1, or 5 if unbounded, which is 16
-        sides; for ``cone``: 0 with one cascade, else 1/256. ``young_decay`` as in `OccupancyGrid`.
+        None is, for ``box`` (half a side): from near and far, 1 unless the scene is an object; for ``cascades``: 1, or 5 unless it
+        is an object or in NDC, which is 16 sides; for ``cone``: 0 with one cascade, else 1/256. ``young_decay`` as in `OccupancyGrid`.
         """
         super().__init__()
         half, center = _box(scene)
         half = box or half
-        bounded = scene.ndc or scene.bounds != "unbounded"
+        bounded = scene.ndc or scene.bounds == "object"
         self.cascades = cascades or (1 if bounded else 5)
         self.cone = (0.0 if self.cascades == 1 else 1 / 256) if cone is None else cone
         self.side, self.step_length = 2 * half, math.sqrt(3) / march_steps
@@ -106,6 +106,6 @@ def _box(scene: Scene) -> tuple[float, Tensor]:
     """Half the side and the centre of a scene's box."""
     if scene.ndc:
         return 1.25, torch.zeros(3)  # cameras beside the central one see a little more than [-1, 1]³
-    if scene.bounds == "unbounded":
-        return 1.0, torch.zeros(3)
-    return 0.375 * (scene.far - scene.near), rays_meet(scene.cameras).point.to(torch.float32)
+    if scene.bounds == "object":
+        return 0.375 * (scene.far - scene.near), rays_meet(scene.cameras).point.to(torch.float32)
+    return 1.0, torch.zeros(3)

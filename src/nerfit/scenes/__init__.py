@@ -26,7 +26,7 @@ def detect_format(source: str) -> str:
             return name
     raise SceneError(
         f"no known scene at '{source}': expected a folder with transforms_train.json (Blender), poses_bounds.npy (LLFF) or "
-        "transforms.json (instant-ngp, nerfstudio), a folder of photographs, a video, an image file, or 'procedural'."
+        "transforms.json (instant-ngp, nerfstudio) or sparse/0 (COLMAP), a folder of photographs, a video, an image file, or 'procedural'."
     )
 
 

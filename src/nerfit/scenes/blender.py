@@ -13,7 +13,8 @@ from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.scenes.frames import image_path, read_frames
-from nerfit.scenes.images import read_images, resize_area
+from nerfit.scenes.images import image_size
+from nerfit.scenes.pixels import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig, pick
 
 
@@ -55,17 +56,16 @@ def load(source: str, config: Config) -> Scene:
         paths += [image_path(folder, frame["file_path"]) for frame in frames]
         poses += [frame["transform_matrix"] for frame in frames]
 
-    images = read_images(paths)
-    height, width = images[0].shape[:2]
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
-            raise SceneError(f"{path} is {image.shape[1]}x{image.shape[0]} with {image.shape[2]} channels, unlike the first image.")
-    if config.factor > 1:
-        images = [resize_area(image, max(1, width // config.factor), max(1, height // config.factor)) for image in images]
+    sizes = [image_size(path) for path in paths]
+    for path, size in zip(paths, sizes, strict=True):
+        if size != sizes[0]:
+            raise SceneError(f"{path} is {size[0]}x{size[1]}, unlike the first image, {sizes[0][0]}x{sizes[0][1]}.")
+    width, height = sizes[0]
+    small = max(1, width // config.factor), max(1, height // config.factor)
     names = [str(path.relative_to(folder)) for path in paths]
     c2w = checked_rotations(torch.from_numpy(np.stack(poses)), str(folder), names)
     cameras = Cameras.pinhole(c2w, focal_from_fov(fov, width), width, height, config.pixel_offset)
-    cameras = cameras.resize(images[0].shape[1], images[0].shape[0])
+    cameras = cameras.resize(*small)
     return Scene(
         name=folder.resolve().name,
         format="blender",
@@ -73,7 +73,7 @@ def load(source: str, config: Config) -> Scene:
         near=2.0 if config.near is None else config.near,
         far=6.0 if config.far is None else config.far,
         splits=splits,
-        pixels=torch.from_numpy(np.concatenate([image.reshape(-1, image.shape[2]) for image in images])),
+        pixels=load_pixels(paths, [small] * len(paths)),
         bounds="object",
         background=config.background,
         view_names=names,

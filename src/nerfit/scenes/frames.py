@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from nerfit.errors import SceneError
-from nerfit.scenes.pixels import cache_folder
-
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+from nerfit.scenes.images import SUFFIXES
 
 
 def read_frames(file: Path) -> dict[str, Any]:
@@ -43,16 +41,15 @@ def read_frames(file: Path) -> dict[str, Any]:
 
 
 def image_path(folder: Path, file_path: str) -> Path:
-    """The picture that a frame names, which need not exist; a name without a picture's suffix may stand for a png or jpg.
+    """The picture that a frame names, which need not exist; a name without a picture's suffix stands for the first kind that is there.
 
-    Raises SceneError for a path out of the folder, which only the scenes in nerfit's own cache may have.
+    Raises SceneError for a path out of the folder.
     """
     path = folder / file_path
-    if path.suffix.lower() not in _SUFFIXES:
-        named = [Path(f"{path}{suffix}") for suffix in _SUFFIXES]
+    if path.suffix.lower() not in SUFFIXES:
+        named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
         path = next((p for p in (path, *named) if exists(p)), named[0])
-    inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
-    if not inside and not folder.resolve().is_relative_to(cache_folder().resolve() / "poses"):
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
         raise SceneError(f"the frame '{file_path}' points outside {folder}.")
     return path
 

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from nerfit.errors import RunError, SceneError
@@ -17,47 +17,162 @@ from nerfit.errors import RunError, SceneError
 Picture = Tensor | np.ndarray
 """An image [height, width] or [height, width, 1, 3 or 4]: uint8, or floats in [0, 1]."""
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr", ".hdr")
+"""Endings of the names of pictures, in small letters."""
+MOST_PIXELS = 500_000_000
+"""Larger pictures are refused unread; Pillow's own limits, which start at a fifth of that, are switched off."""
+Image.MAX_IMAGE_PIXELS = None
 
-def read_image(path: Path) -> UInt8[np.ndarray, "height width channels"]:
-    """The pixels of an image file, 3 channels or, where it knows transparency, 4 with straight alpha.
+_FLOAT_ONLY, _TIFF = (b"\x76\x2f\x31\x01", b"#?RADIANCE", b"#?RGBE"), (b"II*\0", b"MM\0*")
 
-    Rotated as its EXIF tag says; grey, palette and CMYK files become RGB; of 16-bit samples the high byte is kept.
-    Raises SceneError for a file that is missing, cut short or no image.
-    """
+
+class Header(NamedTuple):
+    """What is known of a picture before it is decoded."""
+
+    width: int
+    height: int
+    alpha: bool
+    """Whether some of its pixels may be transparent."""
+    linear: bool
+    """Whether it holds floating-point samples proportional to light, as EXR and HDR files do."""
+
+
+def read_header(path: Path) -> Header:
+    """Facts about the picture that `read_image` would give, from the start of the file alone; raises as it does."""
     with _opened(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F":
-            raise ValueError("it holds floating-point samples, save it with 8 or 16 bits")
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-
-
-def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
-    """`read_image` of many files at once, in their order; raises the error of the first that fails."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(read_image, paths))
+        if not isinstance(image, Image.Image):
+            codec = image.streams.video[0].codec_context
+            return Header(codec.width, codec.height, alpha=True, linear=True)
+        width, height = image.size[::-1] if _sideways(image) else image.size
+        return Header(width, height, image.has_transparency_data, image.mode == "F")
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height that `read_image` would give, from the file's header alone."""
+    return read_header(path)[:2]
+
+
+def read_image(path: Path, target: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width channels"]:
+    """The pixels of an image file, 3 channels or, where it knows transparency, 4 with straight alpha.
+
+    Rotated as its EXIF tag says; grey, palette and CMYK files become RGB; of 16-bit samples the high byte is kept; linear
+    pictures (EXR, Radiance HDR, floating-point TIFF) are taken to sRGB, what is brighter than 1 is cut off. A picture that
+    will be shrunk to ``target`` (width, height) may be decoded at a half, quarter or eighth of its size where its format
+    makes that cheap (JPEG), never at less than twice the target. Raises SceneError for a file that is missing, cut short,
+    no image, or larger than `MOST_PIXELS`.
+    """
     with _opened(path) as image:
-        if image.format == "TIFF":
-            return image.size
-        # PngImageFile.getexif would decode the whole picture in search of a late EXIF chunk.
-        sideways = Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return (image.height, image.width) if sideways else image.size
+        if not isinstance(image, Image.Image):
+            return _from_linear(_decoded_floats(image))
+        if target is not None:
+            width, height = target[::-1] if _sideways(image) else target
+            image.draft("RGB", (2 * width, 2 * height))
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            return _from_linear(np.asarray(image)[..., None])
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        return np.array(image if image.mode == mode else image.convert(mode))
+
+
+def _sideways(image: Image.Image) -> bool:
+    """Whether the EXIF tag of an undecoded image swaps its width and height; Pillow applies that of a TIFF itself."""
+    # PngImageFile.getexif would decode the whole picture in search of a late EXIF chunk.
+    return image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+
+
+def quarter_turns(path: Path) -> int:
+    """How many quarter turns clockwise the EXIF tag asks for, which `read_image` has made and other programs may not have."""
+    with _opened(path) as image:
+        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation) if isinstance(image, Image.Image) else None
+    return {6: 1, 3: 2, 8: 3}.get(orientation or 1, 0)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[Any]:
+    """An image file with its header read: a Pillow image, or for floating-point kinds that Pillow can't read PyAV's container."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, _container(file) as image:
             yield image
     except FileNotFoundError:
         raise SceneError(f"{path} does not exist.") from None
     except Exception as error:  # a damaged file makes Pillow raise nearly anything: OSError, SyntaxError, struct.error, ...
-        raise SceneError(f"{path} can't be read as an image: {str(error).rstrip('.')}.") from error
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
+        raise SceneError(f"{path} can't be read as an image: {reason or type(error).__name__}.") from error
+
+
+def _container(file: BinaryIO) -> Any:
+    """What decodes an open image file, its size checked; a context manager."""
+    magic = file.read(10)
+    file.seek(0)
+    try:
+        if magic.startswith(_FLOAT_ONLY):
+            raise UnidentifiedImageError
+        image = Image.open(file)
+        width, height = image.size
+    except UnidentifiedImageError:
+        if not magic.startswith((*_FLOAT_ONLY, *_TIFF)):
+            raise ValueError("it is of no kind that is known, or damaged") from None
+        import av
+
+        if magic.startswith(_FLOAT_ONLY[0]) and _exr_lacks_chunks(file):
+            raise ValueError("it is cut short") from None
+        file.seek(0)
+        image = av.open(file, stream_options=[{"max_pixels": str(MOST_PIXELS)}])
+        codec = image.streams.video[0].codec_context
+        width, height = codec.width, codec.height
+        if not width * height or "f32" not in str(codec.pix_fmt):
+            raise ValueError("it is damaged, too large, or holds samples of a kind that is not supported") from None
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it is {width}x{height}, more than {MOST_PIXELS // 10**6} million pixels; shrink it first")
+    return image
+
+
+def _exr_lacks_chunks(file: BinaryIO) -> bool:
+    """Whether an EXR file of one part ends before its pixels do; FFmpeg would paint what is missing black."""
+    head = file.read(2**22)
+    version, at = int.from_bytes(head[4:8], "little"), 8
+    if version & 0x1000:
+        return False
+    while head[at]:  # attributes: name, type, size, value
+        at = head.index(0, head.index(0, at) + 1) + 1
+        at += 4 + int.from_bytes(head[at : at + 4], "little")
+    first, last = file.seek(0, 2), 0
+    while (at := at + 8) < first:  # where each chunk begins; the first one right after this table
+        offset = int.from_bytes(head[at - 7 : at + 1], "little")
+        first, last = min(first, offset), max(last, offset)
+    size_at = last + (16 if version & 0x200 else 4)  # after the coordinates of a tile, or of a line
+    file.seek(size_at)
+    return not first or size_at + 4 + int.from_bytes(file.read(4), "little") > file.seek(0, 2)
+
+
+def _decoded_floats(container: Any) -> Float[np.ndarray, "height width channels"]:
+    """The first picture of a PyAV container of 32-bit float samples, with straight alpha."""
+    frame = next(container.decode(video=0))
+    channels = len(frame.format.components)
+    per_plane = channels // len(frame.planes)
+    rows = [np.frombuffer(plane, np.float32).reshape(frame.height, -1)[:, : frame.width * per_plane] for plane in frame.planes]
+    picture = np.stack(rows, -1).reshape(frame.height, frame.width, channels)
+    if len(rows) < 3:
+        return picture
+    picture = picture[..., [2, 0, 1, 3][:channels]]  # FFmpeg's planes are green, blue, red
+    if channels == 4:  # EXR's colours are premultiplied
+        alpha = picture[..., 3:]
+        picture[..., :3] = np.divide(picture[..., :3], alpha, out=np.zeros_like(picture[..., :3]), where=alpha > 0)
+    return picture
+
+
+def _from_linear(picture: Float[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width 3or4"]:
+    picture = np.nan_to_num(picture, posinf=1.0, neginf=0.0)
+    colour = _to_bytes(255 * srgb(np.broadcast_to(picture[..., :3], (*picture.shape[:2], 3))))
+    return np.concatenate([colour, _to_bytes(255 * picture[..., 3:])], -1)
+
+
+def srgb(linear: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Display values of light (IEC 61966-2-1), both clipped to [0, 1]."""
+    linear = linear.clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def resize_area(image: UInt8[np.ndarray, "h w channels"], width: int, height: int) -> UInt8[np.ndarray, "height width channels"]:
@@ -175,8 +290,7 @@ def _colours() -> Float[np.ndarray, "256 3"]:
         [-3.3077115913, 2.6097574011, -0.7034186147],
         [0.2309699292, -0.3413193965, 1.7076147010],
     ])  # fmt: skip
-    linear = linear.clip(0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return srgb(linear)
 
 
 def strip(images: Sequence[Picture], gap: int = 4) -> UInt8[np.ndarray, "height width 3"]:

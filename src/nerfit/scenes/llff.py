@@ -1,19 +1,15 @@
 """LLFF scenes: a folder of photographs and ``poses_bounds.npy`` (Mildenhall et al. 2019; the real scenes of NeRF)."""
 
-import hashlib
 import math
-import os
 import re
-import tempfile
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.cameras import Cameras
@@ -21,10 +17,9 @@ from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.poses import average_pose, recentre, scale_of, spherify, transform_poses
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError
-from nerfit.scenes.images import image_size, read_images, resize_area
+from nerfit.scenes.images import image_size
+from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
 from nerfit.scenes.scene import Scene, SceneConfig, pick
-
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
 @dataclass
@@ -59,18 +54,18 @@ def load(source: str, config: Config) -> Scene:
 
     The file's world is scaled (bd_factor), recentred and spherified as the config says, in that order, as LLFF's own
     loader does; ``to_original`` undoes it all. The folder is never written to: pictures of a size that isn't there are
-    made here and kept in a cache of our own (`resized`). Raises SceneError for files and ConfigError for settings that
+    made here and kept in a cache of our own (`load_pixels`). Raises SceneError for files and ConfigError for settings that
     don't make sense.
     """
     folder = Path(source)
     _check(config)
     poses = read_poses(folder / "poses_bounds.npy")
-    names, pixels = _pictures(folder, poses, config)
+    files, (width, height) = _pictures(folder, poses, config)
+    names = [file.name for file in files]
     c2w = checked_rotations(poses.c2w, str(folder / "poses_bounds.npy"), names)
     c2w, transform = normalise(c2w, float(poses.bounds.min()), config)
     low, high = (float(b) * scale_of(transform) for b in (poses.bounds.min(), poses.bounds.max()))
 
-    n, height, width, channels = pixels.shape
     cameras = Cameras.pinhole(c2w, 1.0, width, height, config.pixel_offset)
     cameras.fx, cameras.fy = ((poses.focal * k).to(torch.float32) for k in (width / poses.width, height / poses.height))
     forward = not config.spherify and looks_one_way(cameras)
@@ -80,6 +75,7 @@ def load(source: str, config: Config) -> Scene:
         warnings.warn(f"{folder}: normalised device coordinates {what} the cameras do not all look one way (along -z).", stacklevel=2)
     near, far = (0.0, 1.0) if ndc else (0.9 * low, high)
     train, test = split(c2w, config.hold)
+    masks = find_masks(files)
     chosen = [train[i] for i in pick(len(train), config.train_views)]
     return Scene(
         name=folder.resolve().name,
@@ -88,7 +84,8 @@ def load(source: str, config: Config) -> Scene:
         near=near if config.near is None else config.near,
         far=far if config.far is None else config.far,
         splits={"train": chosen, "val": test, "test": test},
-        pixels=torch.from_numpy(pixels.reshape(n * height * width, channels)),
+        pixels=load_pixels(files, [(width, height)] * len(files), masks),
+        masked=any(masks),
         bounds="forward-facing" if ndc else "object" if config.spherify else "unbounded",
         background=config.background,
         ndc=ndc,
@@ -185,11 +182,12 @@ def split(c2w: Float[Tensor, "views 3 4"], hold: int) -> tuple[list[int], list[i
     return train, test
 
 
-def _pictures(folder: Path, poses: Poses, config: Config) -> tuple[list[str], UInt8[np.ndarray, "views height width channels"]]:
+def _pictures(folder: Path, poses: Poses, config: Config) -> tuple[list[Path], tuple[int, int]]:
+    """The files to read, and the width and height to shrink them to."""
     width, height, exact = _target_size(poses, config)
     if files := image_files(folder / exact):
         size = _common_size(folder, files, poses, check_shape=config.width is None and config.height is None)
-        return [f.name for f in files], resized(files, *size)
+        return files, size
     files = _source(folder, poses.width / width)
     w, h = _common_size(folder, files, poses)
     if w < width - 1 or h < height - 1:
@@ -197,7 +195,7 @@ def _pictures(folder: Path, poses: Poses, config: Config) -> tuple[list[str], UI
             f"{files[0].parent} holds pictures of {w}x{h}, smaller than the {width}x{height} asked for; "
             f"use --factor {math.ceil(poses.width / w - 0.01)} or more."
         )
-    return [f.name for f in files], resized(files, min(w, width), min(h, height))
+    return files, (min(w, width), min(h, height))
 
 
 def _target_size(poses: Poses, config: Config) -> tuple[int, int, str]:
@@ -212,10 +210,8 @@ def _target_size(poses: Poses, config: Config) -> tuple[int, int, str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder in order of their names, which is the order of the poses; [] without a folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    """The pictures of a folder in plain order of their names, which is the order of the poses; [] without a folder."""
+    return sorted(picture_files(folder))
 
 
 def _source(folder: Path, factor: float) -> list[Path]:
@@ -250,56 +246,3 @@ def _common_size(folder: Path, files: list[Path], poses: Poses, check_shape: boo
             f"{poses.width:g}x{poses.height:g}; they differ in shape (rotated or cropped?)."
         )
     return w, h
-
-
-def resized(files: list[Path], width: int, height: int) -> UInt8[np.ndarray, "views height width channels"]:
-    """Pictures of one size shrunk to width×height, memory-mapped from a cache when they had to be shrunk.
-
-    The cache is the folder NERFIT_CACHE, else ~/.cache/nerfit; its entry is named by a hash of the files' paths, dates
-    and sizes and the new size, so changed pictures are made anew. What can't be cached is returned all the same.
-    """
-    if image_size(files[0]) == (width, height):
-        return _stack(read_images(files))
-    facts = [(str(f.resolve()), (s := f.stat()).st_mtime_ns, s.st_size) for f in files]
-    key = hashlib.sha256(repr(("area", facts, width, height)).encode()).hexdigest()[:32]
-    entry = Path(os.environ.get("NERFIT_CACHE") or Path.home() / ".cache" / "nerfit") / f"{key}.npy"
-    cached = _read_entry(entry, (len(files), height, width))
-    if cached is not None:
-        return cached
-    group = os.cpu_count() or 1
-    parts = (read_images(files[i : i + group]) for i in range(0, len(files), group))
-    stack = _stack([resize_area(image, width, height) for part in parts for image in part])
-    _write_entry(entry, stack)
-    cached = _read_entry(entry, stack.shape[:3])
-    return stack if cached is None else cached
-
-
-def _stack(images: list[np.ndarray]) -> UInt8[np.ndarray, "views height width channels"]:
-    """Images of one size as one array; opaque ones get an alpha channel where others have it."""
-    channels = max(i.shape[2] for i in images)
-    return np.stack([np.pad(i, ((0, 0), (0, 0), (0, channels - i.shape[2])), constant_values=255) for i in images])
-
-
-def _read_entry(entry: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A cached stack, mapped copy-on-write (the file can't change through it); None when absent or damaged."""
-    with suppress(Exception):  # a damaged header makes NumPy raise nearly anything; the entry is made anew
-        stack = np.load(entry, mmap_mode="c", allow_pickle=False)
-        if stack.dtype == np.uint8 and stack.ndim == 4 and stack.shape[:3] == shape:
-            return stack
-    return None
-
-
-def _write_entry(entry: Path, stack: np.ndarray) -> None:
-    """Keep a stack in the cache, whole or not at all; says so when the cache can't be written."""
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=entry.stem, suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            try:
-                np.save(file, stack)
-                file.close()
-                part.replace(entry)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        warnings.warn(f"{entry.parent} can't be written ({error.strerror}), so the pictures are resized anew every time.", stacklevel=2)

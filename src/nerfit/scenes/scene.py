@@ -1,16 +1,18 @@
 """A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerfit.cameras import Cameras, Rays
+from nerfit.cameras.lenses import LENSES
 from nerfit.cameras.ndc import ndc_rays
+from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
 
 Bounds = Literal["object", "forward-facing", "unbounded"]
@@ -42,7 +44,8 @@ class Scene:
     ``pixels`` holds all views one after another, rows first: uint8 [sum of H·W, 3 or 4], alpha straight (not
     premultiplied); None for a scene known only by its cameras. ``to_original`` takes this scene's coordinates back to
     those of the user's files. ``depths`` and ``normals``, where known, are float32 [sum of H·W] (along the optical
-    axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``.
+    axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``. In a ``masked`` scene alpha 0 says that
+    a pixel is unknown, elsewhere that the background is seen there.
     """
 
     name: str
@@ -61,12 +64,17 @@ class Scene:
     depth_range: tuple[float, float] | None = None
     depths: Tensor | None = None
     normals: Tensor | None = None
+    masked: bool = False
 
     def __post_init__(self) -> None:
         if not self.near < self.far:
             raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}).")
+        if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
+            kind = LENSES[int(self.cameras.lens.max())]
+            raise SceneError(f"{self.name}: normalised device coordinates need perspective cameras, not {kind} ones; turn ndc off.")
         sizes = self.cameras.width * self.cameras.height
         self.starts: Tensor = sizes.cumsum(0) - sizes
+        self.masked &= self.pixels is None or self.pixels.shape[1] == 4
         if self.pixels is not None and self.pixels.shape[0] != int(sizes.sum()):
             raise SceneError(f"{self.name}: the images hold {self.pixels.shape[0]} pixels, the cameras {int(sizes.sum())}.")
 
@@ -80,7 +88,12 @@ class Scene:
     @property
     def has_alpha(self) -> bool:
         """Whether the images have transparent pixels to be put on a background."""
-        return self.pixels is not None and self.pixels.shape[1] == 4
+        return self.pixels is not None and self.pixels.shape[1] == 4 and not self.masked
+
+    def visible(self, view: int) -> Bool[Tensor, "height width"]:
+        """Which pixels of a view are known: all, but for those that masks hide."""
+        w, h, start = int(self.cameras.width[view]), int(self.cameras.height[view]), int(self.starts[view])
+        return self.stored_pixels[start : start + w * h, 3].reshape(h, w) > 0 if self.masked else torch.ones(h, w, dtype=torch.bool)
 
     @property
     def stored_pixels(self) -> Tensor:
@@ -107,15 +120,22 @@ class Scene:
             rays = ndc_rays(rays, cameras.fx[views], cameras.fy[views], cameras.width[views], cameras.height[views])
         return rays
 
+    def describe(self) -> str:
+        """Views, bounds, near and far in a line."""
+        views = f"{len(self.cameras)} views, {len(self.splits['train'])} of them to train on"
+        bounds = f"{self.bounds} in normalised device coordinates" if self.ndc else self.bounds
+        return f"{views}; {bounds}, from {self.near:.3g} to {self.far:.3g}"
+
+    @property
+    def original_cameras(self) -> Cameras:
+        """The cameras with their poses in the coordinates of the user's files, float64."""
+        return replace(self.cameras, c2w=transform_poses(self.cameras.c2w, self.to_original))
+
     def save(self, folder: Path) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images."""
         info = {k: getattr(self, k) for k in _PLAIN} | {"to_original": self.to_original.tolist()}
         write_json(folder / "scene.json", info)
-        rigid = self.to_original[:3, :3].to(torch.float64)
-        scale = torch.linalg.det(rigid).abs() ** (1 / 3)
-        c2w = self.cameras.c2w.to(torch.float64)
-        original = torch.cat([rigid / scale @ c2w[:, :, :3], (rigid @ c2w[:, :, 3:]) + self.to_original[:3, 3:]], -1)
-        cameras = {"normalised": self.cameras.state(), "original_c2w": original.tolist(), "axes": "OpenGL"}
+        cameras = {"normalised": self.cameras.state(), "original_c2w": self.original_cameras.c2w.tolist(), "axes": "OpenGL"}
         write_json(folder / "cameras.json", cameras)
 
     @classmethod
@@ -131,7 +151,7 @@ class Scene:
             raise SceneError(f"{folder} is not a run folder that can be read: {error}.") from error
 
 
-_PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range")
+_PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range", "masked")
 
 
 def composite(rgba: Float[Tensor, "*n channels"], background: float | Tensor) -> Float[Tensor, "*n 3"]:

@@ -7,10 +7,9 @@ import torch
 
 from nerfit.cameras import Cameras
 from nerfit.errors import SceneError
-from nerfit.scenes.images import read_image, resize_area
+from nerfit.scenes.images import SUFFIXES, image_size
+from nerfit.scenes.pixels import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass
@@ -27,18 +26,15 @@ class Config(SceneConfig):
 
 def detect(source: str) -> bool:
     """An image file."""
-    return Path(source).suffix.lower() in _SUFFIXES and Path(source).is_file()
+    return Path(source).suffix.lower() in SUFFIXES and Path(source).is_file()
 
 
 def load(source: str, config: Config) -> Scene:
     """One view, seen straight on from a camera at the origin, that is both training and test view."""
     path = Path(source)
-    image = read_image(path)
     if config.factor < 1:
         raise SceneError("scene.factor must be at least 1.")
-    if config.factor > 1:
-        image = resize_area(image, max(1, image.shape[1] // config.factor), max(1, image.shape[0] // config.factor))
-    height, width, channels = image.shape
+    width, height = (max(1, pixels // config.factor) for pixels in image_size(path))
     return Scene(
         name=path.stem,
         format="image",
@@ -46,7 +42,7 @@ def load(source: str, config: Config) -> Scene:
         near=0.0,
         far=1.0,
         splits={"train": [0], "val": [0], "test": [0]},
-        pixels=torch.from_numpy(image.reshape(-1, channels)),
+        pixels=load_pixels([path], [(width, height)]),
         background=config.background,
         default_path="test",
         view_names=[path.name],

@@ -1,7 +1,6 @@
 """Captures described by one ``transforms.json``: instant-ngp (Müller et al. 2022) and nerfstudio (Tancik et al. 2023)."""
 
 import json
-import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -10,41 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.cameras import Cameras
-from nerfit.cameras.cameras import focal_from_fov
-from nerfit.cameras.poses import Meeting, rays_meet, scale_of, to_4x4, transform_poses, view_frame, world_up
+from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import checked_rotations
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import SceneError
+from nerfit.scenes import placing
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
-from nerfit.scenes.llff import resized
-from nerfit.scenes.scene import Bounds, Scene, SceneConfig, pick
+from nerfit.scenes.intrinsics import cameras_of, read_intrinsics
+from nerfit.scenes.pixels import find_masks, load_pixels
+from nerfit.scenes.placing import PlacedConfig
+from nerfit.scenes.ply import read_ply
+from nerfit.scenes.scene import Bounds, Scene, pick
 
-_NEAR, _FAR, _OBJECT = 0.05, 100.0, 0.75
-"""In mean distances of the cameras from what they look at: near, far of unbounded scenes, radius of an object."""
-
-_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-_CURVED = ("is_fisheye", "latlong", "equirectangular")
 _SPLITS = ("train", "val", "test")
 
 
 @dataclass
-class Config(SceneConfig):
-    """How a transforms.json is read.
-
-    Unless near and far are given, an unbounded scene reaches from 0.05 to 100 times the cameras' mean distance from the point
-    that they look at, an object (aabb_scale 1, or transparent pixels) 0.75 times it on either side of that point.
-    """
-
-    factor: int = 1
-    """Shrink the pictures by this factor."""
-    holdout: int = 8
-    """Every how many pictures (by name) one is kept for testing, from the first on; 0 = none; unused where the file lists splits."""
-    centre: bool = True
-    """Put the point that the cameras look at in the origin, their mean distance to it at 1, and up along z."""
+class Config(PlacedConfig):
+    """How a transforms.json is read."""
 
 
 def detect(source: str) -> bool:
@@ -64,11 +49,11 @@ def detect(source: str) -> bool:
 def load(source: str, config: Config) -> Scene:
     """The frames whose pictures are there, in order of their names.
 
-    Intrinsics are those of the frame, else of the file; pictures of another size than the file's w and h take them along.
+    Intrinsics (`read_intrinsics`) are those of the frame, else of the file; pictures of another size than the file's w and h take
+    them along.
     Transparency is kept where any pixel has some. Raises SceneError for files and ConfigError for settings without sense.
     """
-    if config.factor < 1 or config.holdout < 0:
-        raise ConfigError("scene.factor must be at least 1 and scene.holdout at least 0.")
+    config.check()
     file = _file(source)
     meta = read_frames(file)
     paths, frames = _present(file, meta["frames"])
@@ -78,38 +63,45 @@ def load(source: str, config: Config) -> Scene:
 
     sizes = [image_size(path) for path in paths]
     small = [(max(1, w // config.factor), max(1, h // config.factor)) for w, h in sizes]
-    lenses = torch.tensor([_lens(file, meta, *view) for view in zip(frames, sizes, small, strict=True)], dtype=torch.float64)
-    fx, fy, cx, cy, *distortion = lenses.to(torch.float32).T
-    width, height = torch.tensor(small).T
+    whats = [f"{file}, {frame['file_path']}" for frame in frames]
+    lenses = [read_intrinsics(what, frame, meta, *both) for what, frame, *both in zip(whats, frames, sizes, small, strict=True)]
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
-    cameras = Cameras(c2w[:, :3], fx, fy, cx, cy, width, height, pixel_offset=config.pixel_offset)
-    if lenses[:, 4:].any():
-        cameras.distortion = torch.stack(distortion, -1)
+    cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
-    pixels = _pixels(paths, sizes, small)
-    bounds: Bounds = "object" if pixels.shape[1] == 4 or meta.get("aabb_scale") == 1 else "unbounded"
-    meeting = rays_meet(cameras)
-    transform = centring(c2w, meeting)
-    centred = transform_poses(c2w, transform)
-    near, far = _range(centred, bounds)
-    if not config.centre:
-        near, far = near / scale_of(transform), far / scale_of(transform)
-        transform = torch.eye(4, dtype=torch.float64)
-    cameras.c2w = transform_poses(c2w, transform).to(torch.float32)
+    masks = _masks(file, frames, paths)
+    pixels = load_pixels(paths, small, masks)
+    cut_out = pixels.shape[1] == 4 and not any(masks)
+    bounds: Bounds | None = "object" if cut_out or meta.get("aabb_scale") == 1 else None
+    placed = placing.place(cameras, _points(file, meta), config.bounds or bounds, config.centre)
+    cameras.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
     return Scene(
         name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
         format="transforms",
         cameras=cameras,
-        near=near if config.near is None else config.near,
-        far=far if config.far is None else config.far,
+        near=placed.near if config.near is None else config.near,
+        far=placed.far if config.far is None else config.far,
         splits=splits,
-        pixels=torch.from_numpy(pixels),
-        bounds=bounds,
+        pixels=pixels,
+        masked=any(masks),
+        bounds=placed.bounds,
         background=config.background,
-        default_path=_path(centred, meeting, bounds),
+        default_path=placed.default_path,
         view_names=names,
-        to_original=torch.linalg.inv(transform),
+        to_original=torch.linalg.inv(placed.transform),
+        depth_range=placed.depth_range,
     )
+
+
+def _points(file: Path, meta: dict[str, Any]) -> Float[Tensor, "n 3"] | None:
+    """The points of the PLY file that ``ply_file_path`` names; None, said aloud, where it can't be read."""
+    name = meta.get("ply_file_path")
+    if not isinstance(name, str):
+        return None
+    try:
+        return read_ply(file.parent / name)
+    except SceneError as error:
+        warnings.warn(f"{error} It is done without.", stacklevel=3)
+        return None
 
 
 def _file(source: str) -> Path:
@@ -127,8 +119,6 @@ def _present(file: Path, frames: list[dict[str, Any]]) -> tuple[list[Path], list
     if absent:
         shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
         warnings.warn(f"{file}: {len(absent)} of {len(frames)} pictures are not there and were left out: {shown}", stacklevel=3)
-    if any("mask_path" in frame for frame in frames):
-        warnings.warn(f"{file}: masks (mask_path) are not used, so what they hide is trained on too.", stacklevel=3)
     return [paths[i] for i in there], [frames[i] for i in there]
 
 
@@ -155,95 +145,10 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], holdout: int) -
     return {"train": train, "val": val, "test": test}
 
 
-def _lens(file: Path, meta: dict[str, Any], frame: dict[str, Any], size: tuple[int, int], small: tuple[int, int]) -> list[float]:
-    """fx fy cx cy k1 k2 p1 p2 k3 of a frame whose picture of ``size`` is shrunk to ``small``, in pixels of the latter.
-
-    A frame's own values go before the file's. The file's are in pixels of a w×h picture; where w and h are missing, of ``size``.
-    """
-    what = f"{file}, {frame['file_path']}"
-    for place in (frame, meta):
-        model = str(place.get("camera_model", "OPENCV"))
-        kinds = [model] if model.upper() not in _MODELS else [k for k in place if k.startswith("ftheta_") or (k in _CURVED and place[k])]
-        if kinds:
-            raise SceneError(f"{what}: a lens of the kind {kinds[0]} is not supported yet; undistort the pictures (OPENCV, PINHOLE).")
-    for key in ("k4", "k5", "k6"):
-        if _number(what, key, frame, meta):
-            raise SceneError(f"{what}: the lens parameter {key} is not supported yet, only k1 k2 p1 p2 k3; undistort the pictures.")
-    w, h = (_number(what, key, frame, meta) or float(pixels) for key, pixels in zip(("w", "h"), size, strict=True))
-    if min(w, h) < 0 or abs(size[1] - size[0] * h / w) > 1 + 0.02 * size[1]:
-        raise SceneError(f"{what} is {size[0]}x{size[1]} where w and h are {w:g} and {h:g}; it was rotated or cropped.")
-    fx, fy = _focal(what, "x", w, frame, meta), _focal(what, "y", h, frame, meta)
-    fx, fy = fx or fy, fy or fx
-    if fx is None or fy is None:
-        raise SceneError(f"{what} has no focal length; give fl_x or camera_angle_x.")
-    cx, cy = (half if (c := _number(what, key, frame, meta)) is None else c for key, half in (("cx", w / 2), ("cy", h / 2)))
-    sx, sy = small[0] / w, small[1] / h
-    return [fx * sx, fy * sy, cx * sx, cy * sy, *(_number(what, key, frame, meta) or 0.0 for key in ("k1", "k2", "p1", "p2", "k3"))]
-
-
-def _focal(what: str, axis: str, size: float, *places: dict[str, Any]) -> float | None:
-    """Focal length in pixels along an axis of ``size`` pixels, from the first place that gives it or the field of view."""
-    for place in places:
-        length, angle = _number(what, f"fl_{axis}", place), _number(what, f"camera_angle_{axis}", place)
-        if length is None and angle is not None:
-            length = focal_from_fov(angle, 1) * size if 0 < angle < math.pi else 0.0
-        if length is not None:
-            if length <= 0:
-                raise SceneError(f"{what}: fl_{axis} must be larger than 0 and camera_angle_{axis} between 0 and π.")
-            return length
-    return None
-
-
-def _number(what: str, key: str, *places: dict[str, Any]) -> float | None:
-    """The value of a key in the first place that has one."""
-    value = next((place[key] for place in places if place.get(key) is not None), None)
-    if value is None or (isinstance(value, int | float) and abs(value) < 1e9):
-        return value
-    raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")
-
-
-def _pixels(paths: list[Path], sizes: list[tuple[int, int]], small: list[tuple[int, int]]) -> UInt8[np.ndarray, "pixels channels"]:
-    """All pictures shrunk from ``sizes`` to ``small``, one after another; RGB unless some pixel of any is transparent."""
-    groups = {size: [p for p, s in zip(paths, sizes, strict=True) if s == size] for size in sizes}
-    stacks = {size: resized(groups[size], *new) for size, new in dict(zip(sizes, small, strict=True)).items()}
-    channels = max(stack.shape[3] for stack in stacks.values())
-    if len(stacks) == 1:
-        pixels = stacks[sizes[0]].reshape(-1, channels)
-    else:
-        queues = {size: iter(stack.reshape(len(stack), -1, stack.shape[3])) for size, stack in stacks.items()}
-        views = [next(queues[size]) for size in sizes]
-        pixels = np.concatenate([np.pad(view, ((0, 0), (0, channels - view.shape[1])), constant_values=255) for view in views])
-    return pixels if channels == 4 and pixels[:, 3].min() < 255 else np.ascontiguousarray(pixels[:, :3])
-
-
-def centring(c2w: Float[Tensor, "views rows 4"], meeting: Meeting) -> Float[Tensor, "4 4"]:
-    """The similarity that takes the point where the optical axes meet to 0, the cameras' mean distance to it to 1, and up to z.
-
-    Where half of the cameras don't have that point in front of them (a room from within, a walk) their mean position
-    serves in its place; cameras that all stand in one point keep their scale.
-    """
-    positions = to_4x4(c2w)[:, :3, 3]
-    origin = meeting.point if meeting.in_front > 0.5 else positions.mean(0)
-    distance = (positions - origin).norm(dim=-1).mean()
-    scale = 1 / distance if distance > 1e-9 * (1 + origin.norm()) else torch.ones_like(distance)
-    frame = view_frame(origin, world_up(c2w), torch.tensor([0.0, 1.0, 0.0]))
-    return torch.diag(torch.stack([scale, scale, scale, torch.ones_like(scale)])) @ torch.linalg.inv(to_4x4(frame))
-
-
-def _range(c2w: Float[Tensor, "views 3 4"], bounds: Bounds) -> tuple[float, float]:
-    """Near and far for centred cameras."""
-    if bounds == "unbounded":
-        return _NEAR, _FAR
-    distance = c2w[:, :, 3].norm(dim=-1)
-    return max(_NEAR, float(distance.min()) - _OBJECT), float(distance.max()) + _OBJECT
-
-
-def _path(c2w: Float[Tensor, "views 3 4"], meeting: Meeting, bounds: Bounds) -> str:
-    """A turn where centred cameras stand all around, a spiral where they look one way, else from view to view."""
-    azimuth = torch.atan2(c2w[:, 1, 3], c2w[:, 0, 3]).sort().values
-    gaps = torch.cat([azimuth, azimuth[:1] + 2 * math.pi]).diff()
-    if meeting.in_front > 0.9 and gaps.max() < math.radians(90):
-        return "circle" if bounds == "object" else "ellipse"
-    back = c2w[:, :, 2]
-    one_way = (back @ torch.nn.functional.normalize(back.mean(0), dim=0)).min() > math.cos(math.radians(60))
-    return "spiral" if meeting.in_front == 1 and one_way else "interpolate"
+def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path]) -> list[Path | None]:
+    """What the frames name as mask_path, else the masks that lie beside the pictures."""
+    named = [frame.get("mask_path") for frame in frames]
+    for frame, mask in zip(frames, named, strict=True):
+        if not isinstance(mask, str | None):
+            raise SceneError(f"{file}, {frame['file_path']} has mask_path {str(mask)[:40]!r}, which should be the name of a file.")
+    return [mask and image_path(file.parent, mask) for mask in named] if any(named) else find_masks(paths)

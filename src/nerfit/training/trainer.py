@@ -300,7 +300,8 @@ class Trainer:
         truth = self.scene.image(view, 0.0 if self.scene.background == "black" else 1.0)
         truth = torch.nn.functional.adaptive_avg_pool2d(truth.permute(2, 0, 1), (height, width)).permute(1, 2, 0)
         rendering = render_view(self.method, self.scene, camera, 0, self.state.chunk)
-        self.state.holdout_psnr = psnr(rendering.rgb, truth)
+        known = torch.nn.functional.adaptive_avg_pool2d(self.scene.visible(view)[None].float(), (height, width))[0] > 0.99
+        self.state.holdout_psnr = psnr(rendering.rgb[known], truth[known])
         images = {"holdout/rgb": rendering.rgb, "holdout/truth": truth}
         if rendering.disparity is not None and rendering.opacity is not None:
             images["holdout/disparity"] = (rendering.disparity / rendering.disparity.max().clamp(min=1e-9))[..., None]

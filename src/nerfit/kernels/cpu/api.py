@@ -399,6 +399,7 @@ def camera_rays(
     fy: Tensor,
     cx: Tensor,
     cy: Tensor,
+    lens: Tensor | None,
     distortion: Tensor | None,
     offset: float,
     iterations: int,
@@ -406,9 +407,12 @@ def camera_rays(
     x: Tensor,
     y: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Directions with unit depth, unit directions, origins."""
-    lens = np.empty((0, 5), _f32) if distortion is None else _array(distortion)
+    """Directions, unit directions, origins."""
+    optics = (
+        np.empty(0, np.int64) if lens is None else _array(lens),
+        np.empty((0, 13), _f32) if distortion is None else _array(distortion),
+    )
     out = torch.empty(len(views), 3), torch.empty(len(views), 3), torch.empty(len(views), 3)
     cameras = [_array(a) for a in (c2w, fx, fy, cx, cy)]
-    run_parallel(pixels.camera_rays, *cameras, lens, _f32(offset), iterations, *map(_array, (views, x, y)), *map(_array, out))
+    run_parallel(pixels.camera_rays, *cameras, *optics, _f32(offset), iterations, *map(_array, (views, x, y)), *map(_array, out))
     return out

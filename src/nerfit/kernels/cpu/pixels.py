@@ -1,8 +1,8 @@
-"""Random training pixels on CPUs."""
+"""Random training pixels and their rays on CPUs."""
 
 import numpy as np
 
-from nerfit.kernels.cpu.runtime import inlined, kernel
+from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -38,39 +38,59 @@ def draw_pixels(part, parts, pixels, starts, width, height, views, key, threshol
             colors[i, c] = pixels[at, c] / np.float32(255)
 
 
+@part_of_kernel
+def _undistort(ud, vd, k, iterations):
+    """Newton steps from (ud, vd), halved where the lens folds; cameras/lenses.py defines it. Double precision."""
+    k1, k2, k3, k4, p1, p2, d1, d2, d3, s1, s2, s3, s4 = k[0], k[1], k[2], k[3], k[4], k[5], k[6], k[7], k[8], k[9], k[10], k[11], k[12]
+    good_u, good_v, u, v = 0.0, 0.0, ud, vd
+    for _ in range(iterations + 1):
+        r2 = u * u + v * v
+        below = 1 + r2 * (d1 + r2 * (d2 + r2 * d3))
+        fine = below > 1e-6
+        if fine:
+            radial = (1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))) / below
+            slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)) - radial * (d1 + r2 * (2 * d2 + r2 * 3 * d3))) / below
+            prism_u, prism_v = 2 * (s1 + 2 * r2 * s2), 2 * (s3 + 2 * r2 * s4)
+            mixed = u * v * slope + 2 * p1 * u + 2 * p2 * v
+            eu = u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u * u) + r2 * (s1 + r2 * s2) - ud
+            ev = v * radial + p1 * (r2 + 2 * v * v) + 2 * p2 * u * v + r2 * (s3 + r2 * s4) - vd
+            a, b = radial + u * u * slope + 2 * p1 * v + 6 * p2 * u + u * prism_u, mixed + v * prism_u
+            c, d = mixed + u * prism_v, radial + v * v * slope + 6 * p1 * v + 2 * p2 * u + v * prism_v
+            det = a * d - b * c
+            fine = a + d > 0 and det > 1e-6
+        if fine:
+            good_u, good_v = u, v
+            du, dv = (d * eu - b * ev) / det, (a * ev - c * eu) / det
+            u, v = u - du, v - dv
+            if abs(du) + abs(dv) < 1e-9:
+                break
+        else:
+            u, v = (good_u + u) / 2, (good_v + v) / 2
+    return good_u, good_v
+
+
 @kernel
-def camera_rays(part, parts, c2w, fx, fy, cx, cy, distortion, offset, iterations, views, x, y, directions, viewdirs, origins):
-    """World rays through pixels of pinhole cameras, Brown's distortion undone by Newton steps (cameras/lenses.py)."""
+def camera_rays(part, parts, c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y, directions, viewdirs, origins):
+    """World rays through pixels of cameras with any lens; `Cameras.directions` defines them."""
     n = views.size
     for i in range(n * part // parts, n * (part + 1) // parts):
         view = views[i]
-        ud = (np.float32(x[i]) + offset - cx[view]) / fx[view]
-        vd = (np.float32(y[i]) + offset - cy[view]) / fy[view]
-        u, v = ud, vd
+        u = (np.float32(x[i]) + offset - cx[view]) / fx[view]
+        v = (np.float32(y[i]) + offset - cy[view]) / fy[view]
+        depth = np.float32(1)
         if distortion.shape[0] > 0:
-            k1, k2, p1, p2, k3 = (
-                distortion[view, 0],
-                distortion[view, 1],
-                distortion[view, 2],
-                distortion[view, 3],
-                distortion[view, 4],
-            )
-            for _ in range(iterations):
-                r2 = u * u + v * v
-                radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
-                slope = 2 * (k1 + r2 * (2 * k2 + r2 * 3 * k3))
-                eu = u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u * u) - ud
-                ev = v * radial + p1 * (r2 + 2 * v * v) + 2 * p2 * u * v - vd
-                a = radial + u * u * slope + 2 * p1 * v + 6 * p2 * u
-                b = u * v * slope + 2 * p1 * u + 2 * p2 * v
-                d = radial + v * v * slope + 6 * p1 * v + 2 * p2 * u
-                det = a * d - b * b
-                if abs(det) < 1e-9:
-                    det = 1e-9
-                u, v = u - (d * eu - b * ev) / det, v - (a * ev - b * eu) / det
+            ideal = _undistort(np.float64(u), np.float64(v), distortion[view], iterations)
+            u, v = np.float32(ideal[0]), np.float32(ideal[1])
+        if lens.size > 0 and lens[view] > 0:
+            if lens[view] == 1:
+                angle = min(np.sqrt(u * u + v * v), np.float32(np.pi))
+                sine = np.sin(angle) / angle if angle > 0 else np.float32(1)
+                u, v, depth = u * sine, v * sine, np.cos(angle)
+            else:
+                u, v, depth = np.cos(v) * np.sin(u), np.sin(v), np.cos(v) * np.cos(u)
         square = np.float32(0)
         for axis in range(3):
-            along = c2w[view, axis, 0] * u - c2w[view, axis, 1] * v - c2w[view, axis, 2]
+            along = c2w[view, axis, 0] * u - c2w[view, axis, 1] * v - c2w[view, axis, 2] * depth
             directions[i, axis] = along
             origins[i, axis] = c2w[view, axis, 3]
             square += along * along

@@ -60,7 +60,7 @@ def warm_up() -> None:
         fade_and_raise(torch.ones(RESOLUTION**3), 0.5, zero, torch.ones(1))
         view, x, y, _ = draw_pixels(torch.zeros(1, 4, dtype=torch.uint8), zero, one, one, zero, 1, 0, 1.0)
         f = torch.ones(1)
-        camera_rays(torch.eye(4)[None, :3].contiguous(), f, f, f, f, None, 0.5, 1, view, x, y)
+        camera_rays(torch.eye(4)[None, :3].contiguous(), f, f, f, f, None, None, 0.5, 1, view, x, y)
     finally:
         event.unregister("numba:compile", announcer)
         announcer.stop()

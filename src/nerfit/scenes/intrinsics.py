@@ -1,0 +1,162 @@
+"""The lens of a frame of ``transforms.json``, as instant-ngp, nerfstudio and (through their converters) COLMAP write it."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerfit.cameras import Cameras
+from nerfit.cameras.cameras import focal_from_fov
+from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES
+from nerfit.errors import SceneError
+
+_MODELS = {
+    **dict.fromkeys(("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"), "perspective"),
+    **dict.fromkeys(("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE"), "fisheye"),
+    "EQUIRECTANGULAR": "equirectangular",
+}
+_FLAGS = {"is_fisheye": "OPENCV_FISHEYE", "latlong": "EQUIRECTANGULAR", "equirectangular": "EQUIRECTANGULAR"}
+_RATIONAL = {"d1": "k4", "d2": "k5", "d3": "k6", "k4": ""}
+_PRISM = {"s1": "sx1", "s3": "sy1", "s2": "", "s4": ""}
+
+
+class Intrinsics(NamedTuple):
+    """The lens of one view, in pixels of its picture; see `Cameras`."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    lens: int
+    distortion: list[float]
+
+
+def read_intrinsics(what: str, frame: dict[str, Any], meta: dict[str, Any], size: tuple[int, int], small: tuple[int, int]) -> Intrinsics:
+    """The lens of a ``frame`` whose picture of ``size`` (width, height) is shrunk to ``small``, in pixels of the latter.
+
+    A frame's own values go before the file's (``meta``). The file's are in pixels of a w×h picture; where w and h are missing, of
+    ``size``. The distortion keys k1 k2 k3 k4 p1 p2 mean the powers r² r⁴ r⁶ r⁸ and the tangential terms, as in nerfstudio's
+    OPENCV and in OPENCV_FISHEYE (there of the angle); in FULL_OPENCV k4 k5 k6 are the denominator's; sx1 sy1 are
+    THIN_PRISM_FISHEYE's. An equirectangular picture spans the sphere, so it needs no focal length. Raises SceneError, with ``what`` in
+    front, for other lenses and for values without sense.
+    """
+    model = _model(what, frame, meta)
+    lens = _MODELS[model]
+    w, h = (number(what, key, frame, meta) or float(pixels) for key, pixels in zip(("w", "h"), size, strict=True))
+    if min(w, h) < 0 or abs(size[1] - size[0] * h / w) > 1 + 0.02 * size[1]:
+        raise SceneError(f"{what} is {size[0]}x{size[1]} where w and h are {w:g} and {h:g}; it was rotated or cropped.")
+    if lens == "equirectangular":
+        fx, fy = w / (2 * math.pi), h / math.pi
+    else:
+        fx, fy = _focal_lengths(what, w, h, frame, meta)
+    cx, cy = (_centre(what, key, side, frame, meta) for key, side in (("cx", w), ("cy", h)))
+    sx, sy = small[0] / w, small[1] / h
+    distortion = [0.0] * len(LENS_PARAMETERS) if lens == "equirectangular" else _distortion(what, model, frame, meta)
+    return Intrinsics(fx * sx, fy * sy, cx * sx, cy * sy, LENSES.index(lens), distortion)
+
+
+def cameras_of(
+    c2w: Float[Tensor, "views 3 4"], intrinsics: Sequence[Intrinsics], sizes: Sequence[tuple[int, int]], pixel_offset: float
+) -> Cameras:
+    """Cameras with these poses, lenses, and sizes (width, height)."""
+    fx, fy, cx, cy = torch.tensor([view[:4] for view in intrinsics], dtype=torch.float64).to(torch.float32).T.contiguous()
+    lens = torch.tensor([view.lens for view in intrinsics])
+    distortion = torch.tensor([view.distortion for view in intrinsics], dtype=torch.float64).to(torch.float32)
+    width, height = torch.tensor(sizes).T.contiguous()
+    curved = distortion if distortion.any() else None
+    return Cameras(c2w, fx, fy, cx, cy, width, height, curved, pixel_offset, lens if lens.any() else None)
+
+
+def _model(what: str, *places: dict[str, Any]) -> str:
+    """The camera model of the first place that names one, OPENCV without."""
+    for place in places:
+        flag = next((key for key in _FLAGS if place.get(key)), None)
+        model = _FLAGS[flag] if flag else str(place.get("camera_model", "")).upper()
+        model = next((key for key in place if key.startswith("ftheta_")), model)
+        if model and model not in _MODELS:
+            raise SceneError(
+                f"{what}: a lens of the kind {model} is not supported; undistort the pictures, or write one of {', '.join(_MODELS)}."
+            )
+        if flag == "equirectangular":
+            warnings.warn(
+                f"{what}: 'equirectangular' is taken at its word, rows even in latitude, where instant-ngp has them even in its sine.",
+                stacklevel=2,
+            )
+        if model:
+            return model
+    return "OPENCV"
+
+
+def _distortion(what: str, model: str, *places: dict[str, Any]) -> list[float]:
+    """`LENS_PARAMETERS` by the names that a camera model gives them."""
+    names = {name: name for name in LENS_PARAMETERS if name not in ("d1", "d2", "d3")} | _PRISM
+    if model == "FULL_OPENCV":
+        names |= _RATIONAL
+    for key in ("k5", "k6"):
+        if model != "FULL_OPENCV" and number(what, key, *places):
+            raise SceneError(f"{what}: the lens parameter {key} belongs to the camera_model FULL_OPENCV, not {model}.")
+    return [number(what, names.get(name, ""), *places) or 0.0 for name in LENS_PARAMETERS]
+
+
+def _centre(what: str, key: str, side: float, *places: dict[str, Any]) -> float:
+    """A coordinate of the principal point, the middle of a ``side`` by default."""
+    value = number(what, key, *places)
+    if value is None:
+        return side / 2
+    if not -side <= value <= 2 * side:
+        raise SceneError(f"{what}: {key} is {value:g}, far outside a picture of {side:g} pixels; it should be in pixels.")
+    return value
+
+
+def _focal_lengths(what: str, w: float, h: float, *places: dict[str, Any]) -> tuple[float, float]:
+    """Focal lengths in pixels of a w×h picture; one stands in for the other."""
+    fx, fy = _focal(what, "x", w, *places), _focal(what, "y", h, *places)
+    fx, fy = fx or fy, fy or fx
+    if fx is None or fy is None:
+        raise SceneError(f"{what} has no focal length; give fl_x or camera_angle_x.")
+    for name, focal, side in (("fl_x", fx, w), ("fl_y", fy, h)):
+        if focal < 0.01 * side:
+            raise SceneError(f"{what}: {name} is {focal:g} for a picture of {side:g} pixels; it should be in pixels.")
+    return fx, fy
+
+
+def _focal(what: str, axis: str, size: float, *places: dict[str, Any]) -> float | None:
+    """Focal length in pixels along an axis of ``size`` pixels, from the first place that gives it or the field of view."""
+    for place in places:
+        length, angle = number(what, f"fl_{axis}", place), number(what, f"camera_angle_{axis}", place)
+        degrees = number(what, f"{axis}_fov", place)
+        if angle is None and degrees is not None:
+            angle = math.radians(degrees)
+        if length is None and angle is not None:
+            length = focal_from_fov(angle, 1) * size if 0 < angle < math.pi else 0.0
+        if length is not None:
+            if length <= 0:
+                raise SceneError(f"{what}: fl_{axis} must be larger than 0 and camera_angle_{axis} between 0 and π.")
+            return length
+    return None
+
+
+def number(what: str, key: str, *places: dict[str, Any]) -> float | None:
+    """The value of a key in the first place that has one; SceneError, with ``what`` in front, for what is no finite number."""
+    value = next((place[key] for place in places if place.get(key) is not None), None)
+    if value is None or (isinstance(value, int | float) and abs(value) < 1e9):
+        return value
+    raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")
+
+
+def quarter_turn(view: Intrinsics, height: float, c2w: Float[Tensor, "3 4"]) -> tuple[Intrinsics, Float[Tensor, "3 4"]]:
+    """Lens and pose of a picture ``height`` pixels high after a quarter turn clockwise: of its (u, v) becomes (-v, u)."""
+    k = dict(zip(LENS_PARAMETERS, view.distortion, strict=True))
+    k |= {"p1": k["p2"], "p2": -k["p1"], "s1": -k["s3"], "s2": -k["s4"], "s3": k["s1"], "s4": k["s2"]}
+    right, up, back, position = c2w.unbind(-1)
+    turned = Intrinsics(view.fy, view.fx, height - view.cy, view.cx, view.lens, list(k.values()))
+    return turned, torch.stack([up, -right, back, position], -1)
+
+
+def resized(view: Intrinsics, sx: float, sy: float) -> Intrinsics:
+    """The lens of a picture ``sx`` times as wide and ``sy`` times as high."""
+    return view._replace(fx=view.fx * sx, fy=view.fy * sy, cx=view.cx * sx, cy=view.cy * sy)
