@@ -43,15 +43,21 @@ def read_frames(file: Path) -> dict[str, Any]:
 def image_path(folder: Path, file_path: str) -> Path:
     """The picture that a frame names, which need not exist; a name without a picture's suffix stands for the first kind that is there.
 
-    Raises SceneError for a path out of the folder.
+    Raises SceneError for a path out of the folder, which only a scene in nerfit's own cache may name.
     """
     path = folder / file_path
     if path.suffix.lower() not in SUFFIXES:
         named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
         path = next((p for p in (path, *named) if exists(p)), named[0])
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):
+    inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+    if not (inside or Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(cache_folder()))):
         raise SceneError(f"the frame '{file_path}' points outside {folder}.")
     return path
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: $NERFIT_CACHE, else ~/.cache/nerfit."""
+    return Path(os.environ.get("NERFIT_CACHE") or Path.home() / ".cache" / "nerfit")
 
 
 def exists(path: Path) -> bool:

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from nerfit.errors import SceneError
-from nerfit.scenes.frames import exists
+from nerfit.scenes.frames import cache_folder, exists
 from nerfit.scenes.images import SUFFIXES, Header, read_header, read_image, resize_area
 
 Pixels = UInt8[np.ndarray, "pixels channels"]
@@ -68,11 +68,6 @@ def load_pixels(
         key = hashlib.sha256(repr(("pixels", files, sizes, [mask is None for mask in masks])).encode()).hexdigest()[:32]
         pixels = _cached(cache_folder() / f"{key}.npy", shape, fill)
     return torch.from_numpy(fill(np.empty(shape, np.uint8)) if pixels is None else pixels)
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again: $NERFIT_CACHE, else ~/.cache/nerfit."""
-    return Path(os.environ.get("NERFIT_CACHE") or Path.home() / ".cache" / "nerfit")
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ import torch
 from PIL import Image
 
 from nerfit.errors import SceneError
+from nerfit.scenes.colmap_model import poses, read_cameras, read_images
+from nerfit.scenes.frames import cache_folder
 from nerfit.scenes.images import image_size, read_image
-from nerfit.scenes.pixels import cache_folder
+from nerfit.scenes.intrinsics import cameras_of
 from nerfit.scenes.registration import (
     Links,
     PoseConfig,
@@ -38,8 +41,8 @@ from nerfit.scenes.registration import (
     sharpness,
     why_missing,
 )
-from nerfit.scenes.scene import write_json
 from nerfit.scenes.work import alone, fingerprint, tick
+from nerfit.scenes.writing import write_transforms
 
 EXHAUSTIVE = 200
 """Photographs up to which all pairs are matched, unless the configuration says otherwise."""
@@ -115,8 +118,7 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
         seconds=time.perf_counter() - start,
     )
     report.advice = advice(report)
-    model.export_PLY(folder / "points3d.ply")
-    write_json(folder / "transforms.json", _transforms(model, [views[i] for i in sorted(groups[0])]))
+    _write_scene(folder, model, {view.key: view for view in views})
     report.save(folder / "report.json")
     shutil.rmtree(folder / "pictures", ignore_errors=True)
     database.unlink(missing_ok=True)
@@ -153,9 +155,8 @@ def _view(folder: Path, key: str, path: Path, longest: int) -> View | str:
         width, height = image_size(path)
         if not copy.exists():
             ratio = min(1.0, longest / max(width, height))
-            small = Image.fromarray(read_image(path)[..., :3]).resize(
-                (max(1, round(width * ratio)), max(1, round(height * ratio))), Image.Resampling.BOX
-            )
+            size = max(1, round(width * ratio)), max(1, round(height * ratio))
+            small = Image.fromarray(read_image(path, size)[..., :3]).resize(size, Image.Resampling.BOX)
             small.save(copy.with_suffix(".part"), format="PNG", compress_level=1)
             copy.with_suffix(".part").replace(copy)
     except SceneError as error:
@@ -312,29 +313,16 @@ def _adjusted(model: Any, lens: str, centre: bool) -> Any:
     return model
 
 
-def _transforms(model: Any, views: Sequence[View]) -> dict[str, Any]:
-    """The content of a transforms.json with a lens for every frame, in pixels of the user's pictures."""
-    posed = {image.name: image for image in model.images.values() if image.has_pose}
-    frames = []
-    for view in views:
-        image = posed[view.key]
-        camera = model.cameras[image.camera_id]
-        values = dict(zip(camera.params_info.replace(" ", "").split(","), camera.params, strict=True))
-        sx, sy = view.width / camera.width, view.height / camera.height
-        c2w = np.linalg.inv(np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])) @ np.diag([1, -1, -1, 1])
-        lens = {key: value for key, value in values.items() if key[0] in "kp"}
-        frames.append(
-            {
-                "file_path": str(view.path.resolve()),
-                "w": view.width,
-                "h": view.height,
-                "fl_x": values.get("fx", values.get("f")) * sx,
-                "fl_y": values.get("fy", values.get("f")) * sy,
-                "cx": values["cx"] * sx,
-                "cy": values["cy"] * sy,
-                "camera_model": "OPENCV_FISHEYE" if "FISHEYE" in camera.model_name else "OPENCV",
-                **lens,
-                "transform_matrix": c2w.tolist(),
-            }
-        )
-    return {"ply_file_path": "points3d.ply", "frames": frames}
+def _write_scene(folder: Path, model: Any, views: dict[str, View]) -> None:
+    """Write transforms.json, with lenses in pixels of the user's pictures, and the points; ``views`` are known by their keys."""
+    with tempfile.TemporaryDirectory() as binary:
+        model.write_binary(binary)
+        cameras, images = read_cameras(Path(binary)), read_images(Path(binary))
+    used = [cameras[image.camera] for image in images]
+    posed = [views[image.name] for image in images]
+    small = cameras_of(poses(images), [camera.lens for camera in used], [(camera.width, camera.height) for camera in used], 0.5)
+    width, height = (torch.tensor([getattr(view, side) for view in posed]) for side in ("width", "height"))
+    sx, sy = width / small.width, height / small.height
+    full = replace(small, fx=small.fx * sx, fy=small.fy * sy, cx=small.cx * sx, cy=small.cy * sy, width=width, height=height)
+    model.export_PLY(folder / "points3d.ply")
+    write_transforms(folder, full, [str(view.path.resolve()) for view in posed], points=folder / "points3d.ply")

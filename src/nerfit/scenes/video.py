@@ -17,7 +17,8 @@ from PIL import Image
 
 from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes import photos
-from nerfit.scenes.pixels import cache_folder, picture_files
+from nerfit.scenes.frames import cache_folder
+from nerfit.scenes.pixels import picture_files
 from nerfit.scenes.registration import PoseConfig, Report, sharpness
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.work import alone, fingerprint, tick
