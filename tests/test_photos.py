@@ -193,7 +193,12 @@ def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monk
 
     count("match_image_pairs", stop=3)
     monkeypatch.setattr(sfm, "_CHUNK", 2)
-    monkeypatch.setattr(sfm, "_map", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def stop_while_posing(done: int, of: int, what: str, last: bool | None = None) -> None:
+        if what == "pictures posed":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sfm, "tick", stop_while_posing)
     with pytest.raises(KeyboardInterrupt):
         sfm.estimate("four", files, PoseConfig(), ordered=False)
     assert len(done) == 3  # the 6 pairs, by two
@@ -297,7 +302,8 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     start = time.monotonic()
     with alone(tmp_path):
         assert time.monotonic() - start > 0.5 and other.wait() == 0
-    with pytest.raises(SceneError, match="can't be written"), alone(tmp_path / "lock.db" / "x"):
+    (tmp_path / "file").touch()
+    with pytest.raises(SceneError, match="can't be written"), alone(tmp_path / "file" / "x"):
         pass
 
 

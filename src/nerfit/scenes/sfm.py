@@ -54,8 +54,9 @@ MODELS = {
 }
 """COLMAP's camera models: one with few parameters, with which poses are found, and one that the last adjustment refines."""
 
-_VERSION, _CENTRED, _CHUNK = 1, 10, 100
-"""Of the cached results; photographs of a camera from which on its principal point is refined; pairs matched at a time."""
+_VERSION, _CENTRED, _CHUNK, _SEARCHERS = 1, 10, 100, 8
+"""Of the cached results; photographs of a camera from which on its principal point is refined; pairs matched at a time; most
+threads that look for features, each of which takes half a gigabyte."""
 
 
 def estimate(what: str, pictures: Sequence[Path], config: PoseConfig, ordered: bool) -> tuple[Path, Report]:
@@ -82,6 +83,8 @@ def _colmap(what: str, folder: Path) -> Iterator[None]:
     pycolmap.logging.minloglevel = 0 if verbose else 3
     try:
         yield
+    except OSError as error:
+        raise SceneError(f"{what}: {error.filename or folder} can't be read or written: {error.strerror or error}.") from error
     except (RuntimeError, ValueError, sqlite3.Error) as error:
         raise SceneError(f"{what}: COLMAP failed ({' '.join(str(error).split())[:200]}); remove {folder} and try again.") from error
 
@@ -196,8 +199,8 @@ def _extract(database: Path, pictures: Path, views: Sequence[View], config: Pose
     with _opened(database) as db:
         ids = {image.name: image.image_id for image in db.read_all_images()}
         todo = [view.key for view in views if not db.exists_descriptors(ids[view.key])]
-    options = pycolmap.FeatureExtractionOptions(num_threads=torch.get_num_threads())
-    step = 2 * torch.get_num_threads()
+    threads = min(torch.get_num_threads(), _SEARCHERS)
+    options, step = pycolmap.FeatureExtractionOptions(num_threads=threads), 2 * threads
     for i in range(0, len(todo), step):
         pycolmap.extract_features(database, pictures, image_names=todo[i : i + step], extraction_options=options)
         tick(len(views) - len(todo) + min(i + step, len(todo)), len(views), "pictures searched for features")
