@@ -23,6 +23,11 @@ from nerfit.scenes.scene import Scene, SceneConfig, composite, pick
 Edit = Callable[[dict[str, Any]], object]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+
+
 def load(folder: Path, **choices: Any) -> Scene:
     return blender.load(str(folder), blender.Config(**choices))
 

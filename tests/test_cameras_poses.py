@@ -14,6 +14,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import (
+    align,
     average_pose,
     look_at,
     nearest_point_to_axes,
@@ -303,6 +304,46 @@ def test_a_similarity_maps_positions_and_keeps_rotations(seed, scale):
     ahead = to_4x4(c2w) @ torch.tensor([0, 0, -1.0, 1], dtype=torch.float64)
     close(moved[:, :, 3] - scale * moved[:, :, 2], (ahead @ transform.T)[:, :3], 1e-9)
     close(transform_poses(moved, torch.linalg.inv(transform)), c2w, 1e-9)
+
+
+def horn(source, target):
+    """The least-squares similarity by Horn's unit quaternion (1987), the eigenvector of a 4x4 matrix."""
+    s, t = source - source.mean(0), target - target.mean(0)
+    m = s.T @ t
+    twist = [m[1, 2] - m[2, 1], m[2, 0] - m[0, 2], m[0, 1] - m[1, 0]]
+    n = np.zeros((4, 4))
+    n[0, 0], n[0, 1:], n[1:, 0], n[1:, 1:] = np.trace(m), twist, twist, m + m.T - np.trace(m) * np.eye(3)
+    rotation = quaternion_to_matrix(torch.from_numpy(np.linalg.eigh(n)[1][:, -1].copy())).numpy()
+    scale = sum(float(t[i] @ rotation @ s[i]) for i in range(len(s))) / float((s**2).sum())
+    similarity = np.eye(4)
+    similarity[:3, :3], similarity[:3, 3] = scale * rotation, target.mean(0) - scale * rotation @ source.mean(0)
+    return similarity
+
+
+@relaxed
+@given(seeds, st.floats(0.1, 10), st.sampled_from([0.0, 0.1, 1.0]), st.integers(4, 12))
+def test_alignment_is_the_least_squares_similarity(seed, scale, noise, n):
+    """With noise as large as the points the best orthogonal matrix is often a reflection, which must not be the answer."""
+    rng = np.random.default_rng(seed)
+    source, rotation = rng.normal(size=(n, 3)) + 5, random_rotations(rng, 1)[0].numpy()
+    target = scale * (source @ rotation.T + noise * rng.normal(size=(n, 3))) - 20
+    found = align(torch.from_numpy(source), torch.from_numpy(target)).numpy()
+    close(found, horn(source, target), 1e-6)
+    assert np.linalg.det(found[:3, :3]) > 0
+    if noise == 0:
+        close(found[:3, :3], scale * rotation, 1e-9)
+
+
+def test_alignment_of_a_mirror_image_is_no_mirror():
+    source = torch.from_numpy(np.random.default_rng(1).normal(size=(9, 3)))
+    found = align(source, source * torch.tensor([1.0, 1.0, -1.0]))
+    assert float(torch.linalg.det(found[:3, :3])) > 0
+
+
+@pytest.mark.parametrize("points", [torch.zeros(2, 3), torch.full((5, 3), 7.0)], ids=["too few", "one place"])
+def test_alignment_needs_three_places(points):
+    with pytest.raises(SceneError, match="can't be aligned"):
+        align(points, torch.randn(len(points), 3))
 
 
 @relaxed

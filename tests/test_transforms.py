@@ -352,7 +352,8 @@ def test_masks_hide_and_are_no_transparency(capture):
     assert not load(capture).masked
     for i in range(VIEWS):
         Image.fromarray(half).save(capture / "masks" / f"{i:04d}.png")
-    scene = load(capture, factor=2)
+    with pytest.warns(UserWarning, match="12 of 12"):
+        scene = transforms.load(str(capture), transforms.Config(factor=2))
     assert all(scene.visible(view).sum() == HEIGHT // 2 * (WIDTH // 2 - 2) for view in range(VIEWS))
 
 

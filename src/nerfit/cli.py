@@ -1,6 +1,7 @@
 """The command line: each command parses, calls one function and prints."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import tyro
 
 from nerfit import __version__
-from nerfit.errors import ConfigError, NerfitError, nearest
+from nerfit.errors import ConfigError, NerfitError, nearest, one_line
 
 
 @dataclass
@@ -165,11 +166,28 @@ class MemoryOptions(Common):
     """Training steps."""
 
 
+@dataclass
+class MultiscaleOptions(Common):
+    """nerfit convert multiscale SCENE OUT: a Blender scene at several sizes, each half the one before, as mip-NeRF trains on.
+
+    Examples:
+      nerfit convert multiscale data/lego data/lego-multiscale
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """Folder with transforms_train.json."""
+    out: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """New folder."""
+    scales: int = 4
+    """Sizes, the full one among them."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 only on success, errors are one sentence on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    logging.getLogger("nerfit").setLevel(logging.DEBUG if debug else logging.WARNING)
+    warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     try:
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(_HELP)
@@ -237,9 +255,7 @@ def _metrics_text(metrics: dict[str, Any]) -> str:
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
     """METHOD and SCENE, which may stand before or after the flags; a flag's value may be the name of a method too."""
-    from nerfit.plugins import available
-
-    methods = available("nerfit.methods")
+    methods = _method_names()
     named = [i for i, word in enumerate(argv) if word in methods]
     before_scene = [i for i in named if i + 1 < len(argv) and not argv[i + 1].startswith("-")]
     alone = [i for i in named if i and not argv[i - 1].startswith("-")]
@@ -248,6 +264,13 @@ def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
     while start < len(argv) and len(taken) < 2 and not argv[start].startswith("-"):
         taken.append(argv.pop(start))
     return (*taken, None, None)[0], (*taken, None, None)[1], argv
+
+
+def _method_names() -> list[str]:
+    """What can stand for METHOD."""
+    from nerfit.plugins import AUTO, available
+
+    return [AUTO, *available("nerfit.methods")]
 
 
 def evaluate(argv: list[str]) -> int:
@@ -284,6 +307,16 @@ def export(argv: list[str]) -> int:
     options = _parse(ExportCamerasOptions, argv[1:], "export cameras")
     written = export_cameras(options.run, options.format, options.out)
     _answer(options, {"written": str(written)}, str(written))
+    return 0
+
+
+def poses(argv: list[str]) -> int:
+    """nerfit poses PHOTOS_OR_VIDEO."""
+    from nerfit import jobs
+
+    options = _parse(jobs.PosesOptions, argv, "poses")
+    answer, text = jobs.poses(options)
+    _answer(options, answer, text)
     return 0
 
 
@@ -427,8 +460,6 @@ def _memory(argv: list[str]) -> int:
 
 def _bench_scene(kind: Any, argv: list[str], name: str) -> tuple[Any, list[str]]:
     """A benchmark's own options, and the flags that are for training; SCENE and METHOD come first, in either order."""
-    from nerfit.plugins import available
-
     mine = {"--" + f.name for f in fields(kind)} | {"-h", "--help"}
     own: list[str] = []
     flags: list[str] = []
@@ -438,7 +469,7 @@ def _bench_scene(kind: Any, argv: list[str], name: str) -> tuple[Any, list[str]]
             into = own if word.partition("=")[0] in mine else flags
         into.append(word)
     options = _parse(kind, own, f"bench {name}")
-    methods = available("nerfit.methods")
+    methods = _method_names()
     if options.scene in methods and options.method not in methods:
         options.scene, options.method = options.method, options.scene
     if not options.scene or own[0].startswith("-"):
@@ -446,20 +477,39 @@ def _bench_scene(kind: Any, argv: list[str], name: str) -> tuple[Any, list[str]]
     return options, flags
 
 
+def convert(argv: list[str]) -> int:
+    """nerfit convert multiscale SCENE OUT."""
+    from nerfit.scenes.multiscale import make_multiscale
+
+    kinds = ("multiscale",)
+    if argv[:1] in (["-h"], ["--help"]):
+        print("nerfit convert multiscale SCENE OUT [--scales 4]")
+        return 0
+    word = argv[0] if argv else ""
+    if word not in kinds:
+        raise ConfigError(f"convert into what? One of {', '.join(kinds)}{nearest(word, kinds)}.")
+    options = _parse(MultiscaleOptions, argv[1:], "convert multiscale")
+    if not options.scene or options.out == Path():
+        raise ConfigError("a SCENE and a new folder are needed: nerfit convert multiscale SCENE OUT.")
+    pictures = make_multiscale(options.scene, options.out, options.scales)
+    _answer(options, {"folder": str(options.out), "pictures": pictures}, f"{pictures} pictures -> {options.out}")
+    return 0
+
+
 def methods(argv: list[str]) -> int:
     """nerfit methods: what can be trained."""
-    from nerfit.plugins import available
-
     options = _parse(Common, argv, "methods")
-    known = {name: _about(name) for name in available("nerfit.methods")}
+    known = {name: _about(name) for name in _method_names()}
     _answer(options, known, "\n".join(f"{name:14} {text}" for name, text in known.items()))
     return 0
 
 
 def _about(method: str) -> str:
     """The first line of a method's docstring, or why there is none."""
-    from nerfit.plugins import find
+    from nerfit.plugins import AUTO, find
 
+    if method == AUTO:
+        return "What suits the scene: image for a single picture, else instant."
     try:
         return (find("nerfit.methods", method).__doc__ or "").strip().partition("\n")[0]
     except ConfigError as error:
@@ -492,12 +542,14 @@ def _answer(options: Any, answer: Any, text: str) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": demo,
+    "poses": poses,
     "train": train,
     "eval": evaluate,
     "render": render,
     "export": export,
     "inspect": inspect,
     "bench": bench,
+    "convert": convert,
     "methods": methods,
     "recipes": recipes,
     "doctor": doctor,
@@ -506,16 +558,20 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 _HELP = """nerfit: neural radiance fields that anyone can train
 
   nerfit demo                                  made-up scene -> trained -> video and numbers
-  nerfit train METHOD SCENE [--recipe R]       train; SCENE: a Blender or LLFF folder, an image file, or 'procedural'
+  nerfit poses PHOTOS_OR_VIDEO [--out FOLDER]  camera poses of photographs or a video (nerfit train does this by itself too)
+  nerfit train METHOD SCENE [--recipe R]       train; METHOD: auto, instant, ...; SCENE: photographs, a video, a folder in one of
+                                               many formats, an image file, or 'procedural'
                [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
   nerfit export cameras RUN [--format colmap]  the cameras for other programs: transforms.json, COLMAP, poses_bounds.npy
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
+  nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on
   nerfit methods | recipes | doctor            what there is, and what this machine can do
 
 Every command: --help, --json, --debug. Examples:
+  nerfit train auto photos/garden
   nerfit train nerf data/lego --recipe nerf-small --seconds 900
   nerfit train image photo.jpg --recipe image
 """

@@ -10,7 +10,21 @@ from nerfit import __version__
 from nerfit.kernels.dispatch import dialect
 from nerfit.training.devices import free_memory, pick_device
 
-_NEEDED = ("torch", "numba", "numpy", "pillow", "scikit-image", "tyro", "pyyaml", "safetensors", "rich", "tensorboard", "av", "jaxtyping")
+_NEEDED = (
+    "torch",
+    "numba",
+    "numpy",
+    "pillow",
+    "scikit-image",
+    "tyro",
+    "pyyaml",
+    "safetensors",
+    "rich",
+    "tensorboard",
+    "av",
+    "pycolmap",
+    "jaxtyping",
+)
 _EXTRAS = {"wandb": ("wandb", "logging to Weights & Biases")}
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
+import tyro
 
 from nerfit import config as configs
 from nerfit.cameras.paths import make_path
@@ -27,10 +29,11 @@ from nerfit.outputs.bench import machine
 from nerfit.outputs.inspect import inspect_part, matrix_peak
 from nerfit.outputs.pictures import checked_quantities, render_path
 from nerfit.outputs.results import Results
-from nerfit.plugins import find
+from nerfit.plugins import AUTO, find
 from nerfit.runs import Plan, default_config, initialise_from, last_folder, new_folder, open_run, refuse_existing, with_budget
-from nerfit.scenes import detect_format
+from nerfit.scenes import detect_format, photos, video
 from nerfit.scenes.scene import Scene, SceneConfig
+from nerfit.scenes.work import tick
 from nerfit.training.devices import peak_memory, pick_device, set_threads
 from nerfit.training.trainer import Callback, Trainer, update_metrics
 
@@ -64,6 +67,27 @@ class TrainCommand(RunConfig[M, S], Generic[M, S]):
         return RunConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(RunConfig)})
 
 
+@dataclass(kw_only=True)
+class PosesOptions(video.VideoConfig):
+    """nerfit poses PHOTOS_OR_VIDEO: camera poses of a folder of photographs or a video; nerfit train makes them by itself too.
+
+    Examples:
+      nerfit poses photos/garden
+      nerfit poses garden.mp4 --fps 3 --out garden
+    """
+
+    source: tyro.conf.Positional[str] = ""
+    """Folder of photographs, or a video file."""
+    out: Path | None = None
+    """Folder for the scene (transforms.json, points and pictures); none = leave it in nerfit's cache."""
+    threads: int | None = None
+    """CPU threads."""
+    json: bool = False
+    """Print the answer as JSON, for programs."""
+    debug: bool = False
+    """Show the traceback of an error, and what COLMAP says."""
+
+
 def _parse_train(default: RunConfig[Any, Any], argv: list[str]) -> TrainCommand[Any, Any]:
     kind = TrainCommand[type(default.model), type(default.scene)]
     filled = TrainCommand(**{f.name: getattr(default, f.name) for f in dataclasses.fields(default)})
@@ -81,9 +105,12 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
 
     Raises ConfigError, SceneError or RunError before anything is written.
     """
+    recipe_name = configs.typed_value(argv, "--recipe")
+    if method == AUTO:
+        method, recipe_name = _choose(source, argv, recipe_name)
     if "--resume" in argv and "--help" not in argv:
         return _prepare_resume(method, source, argv)
-    recipe_name = configs.typed_value(argv, "--recipe") or (find("nerfit.methods", method).default_recipe if method else None)
+    recipe_name = recipe_name or (find("nerfit.methods", method).default_recipe if method else None)
     recipe = configs.load_recipe(recipe_name) if recipe_name else Recipe("none", {})
     method, source = method or recipe.method, source or recipe.source
     wants_help = "-h" in argv or "--help" in argv
@@ -121,6 +148,20 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     if out is not None:
         refuse_existing(out)
     return plan, command, out if out is not None else Path("runs") / f"{_name(source)}-{method}"
+
+
+def _choose(source: str | None, argv: list[str], recipe: str | None) -> tuple[str | None, str | None]:
+    """The method and recipe that suit a scene: image for a single picture, else instant, unless the recipe names another."""
+    if recipe is not None and (method := configs.load_recipe(recipe).method):
+        return method, recipe
+    wants_help = "-h" in argv or "--help" in argv
+    if source is None or wants_help:
+        return ("instant" if wants_help else None), recipe
+    form = configs.typed_value(argv, "--scene.format") or detect_format(source)
+    method = "image" if form == "image" else "instant"
+    recipe = recipe or ("image" if form == "image" else find("nerfit.methods", method).default_recipe)
+    say(f"auto: method {method} with recipe {recipe}")
+    return method, recipe
 
 
 def _absolute(source: str) -> str:
@@ -184,6 +225,7 @@ def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: boo
 
 def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str, Any]:
     """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached."""
+    set_threads(plan.config.threads)
     scene = plan.load_scene()
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
@@ -292,19 +334,32 @@ def render(options: Any) -> dict[str, Any]:
     folder = new_folder(options.out or options.run / "renders" / Path(kind).stem, numbered=options.out is None)
     names = names or (["rgb", "disparity"] if run.method.has_density else ["rgb"])
     videos = render_path(
-        run.method, run.scene, cameras, run.chunk, names, folder, look, options.fps, lambda done, of: _tick(done, of, "frames")
+        run.method, run.scene, cameras, run.chunk, names, folder, look, options.fps, lambda done, of: tick(done, of, "frames")
     )
     return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": len(cameras)}
-
-
-def _tick(done: int, of: int, what: str) -> None:
-    if sys.stderr.isatty() or done == of:
-        print(f"\r{done}/{of} {what}", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
 
 def _needs_run(folder: Path) -> None:
     if not (folder / "config.yaml").is_file():
         raise RunError(f"{folder} is not a run folder (it has no config.yaml).")
+
+
+def poses(options: PosesOptions) -> tuple[dict[str, Any], str]:
+    """Estimate the poses of photographs or a video; the report as data, and for a reader."""
+    set_threads(options.threads)
+    if video.detect(options.source):
+        file, report = video.estimate(options.source, options)
+    elif photos.detect(options.source):
+        if (options.fps, options.most_frames) != (None, video.VideoConfig.most_frames):
+            raise ConfigError("--fps and --most-frames are for videos, not for photographs.")
+        file, report = photos.estimate(options.source, options)
+    else:
+        raise SceneError(f"'{options.source}' is neither a folder of photographs nor a video ({', '.join(video.SUFFIXES)}).")
+    if options.out is not None:
+        file = photos.export(file, report, options.out)
+    scene = options.source if options.out is None else options.out
+    text = f"{report.text()}\nscene: {file}\ntrain it with: nerfit train auto {shlex.quote(str(scene))}"
+    return dataclasses.asdict(report) | {"transforms": str(file)}, text
 
 
 def inspect(part: str, plan: Plan, out: Path | None) -> dict[str, Any]:

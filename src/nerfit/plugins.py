@@ -22,10 +22,19 @@ _BUILT_IN = {
         "colmap": "nerfit.scenes.colmap",
         "transforms": "nerfit.scenes.transforms",
         "blender": "nerfit.scenes.blender",
+        "linemod": "nerfit.scenes.linemod",
+        "multiscale": "nerfit.scenes.multiscale",
+        "deepvoxels": "nerfit.scenes.deepvoxels",
         "llff": "nerfit.scenes.llff",
+        "tiny": "nerfit.scenes.tiny",
         "image": "nerfit.scenes.single_image",
+        "video": "nerfit.scenes.video",
+        "photos": "nerfit.scenes.photos",
     },
 }
+AUTO = "auto"
+"""The name that stands for the method which suits a scene."""
+
 _PARTS = {"nerfit.methods": ("Config", "render", "scene_formats"), "nerfit.scenes": ("Config", "detect", "load")}
 """What is asked of a plug-in before it is used."""
 

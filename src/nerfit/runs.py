@@ -126,9 +126,9 @@ class Run:
 def open_run(folder: Path, images: bool, source: str | None = None, threads: int | None = None, device: str = "auto") -> Run:
     """The newest whole checkpoint of a run, in evaluation mode; ``images`` also reads the scene's files."""
     plan = Plan.load(folder)
+    set_threads(threads or plan.config.threads)
     scene = plan.load_scene(source) if images else Scene.load(folder)
     keep_freed_memory()
-    set_threads(threads or plan.config.threads)
     where = pick_device(device)
     method = plan.make_method(scene).to(where)
     found = load_checkpoint(folder / "checkpoints", where)

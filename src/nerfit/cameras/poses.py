@@ -60,6 +60,23 @@ def transform_poses(c2w: Float[Tensor, "views rows 4"], transform: Float[Tensor,
     return torch.cat([moved[:, :3, :3] / scale_of(transform), moved[:, :3, 3:]], -1)
 
 
+def align(source: Float[Tensor, "points 3"], target: Float[Tensor, "points 3"]) -> Float[Tensor, "4 4"]:
+    """The similarity T (scale, rotation, translation) with the least Σ‖T(source) - target‖² (Umeyama 1991).
+
+    Positions on one line leave the turn about it free. Raises SceneError for fewer than 3 points or sources that coincide.
+    """
+    source, target = (points.to("cpu").to(torch.float64) for points in (source, target))
+    s, t = source - source.mean(0), target - target.mean(0)
+    if len(s) < 3 or not s.norm() > 1e-12 * (1 + source.norm()):
+        raise SceneError(f"{len(s)} positions can't be aligned: it takes 3 that do not coincide.")
+    u, stretch, vh = torch.linalg.svd(t.T @ s)
+    sign = torch.ones(3, dtype=torch.float64)
+    sign[2] = torch.linalg.det(u @ vh).sign()
+    rotation, scale = (u * sign) @ vh, (stretch * sign).sum() / s.square().sum()
+    matrix = scale * rotation
+    return to_4x4(torch.cat([matrix, (target.mean(0) - matrix @ source.mean(0))[:, None]], 1))
+
+
 def recentre(c2w: Float[Tensor, "views rows 4"]) -> tuple[Float[Tensor, "views 3 4"], Float[Tensor, "4 4"]]:
     """Poses in the frame of their average pose, and the transform that took them there."""
     transform = torch.linalg.inv(to_4x4(average_pose(c2w)))

@@ -11,8 +11,12 @@ __all__ = ["Scene", "SceneConfig", "detect_format", "scene_format"]
 
 
 def detect_format(source: str) -> str:
-    """The name of the format that recognises ``source``, built-in formats first; a broken plug-in is passed over with a warning."""
-    for name in reversed(list(available("nerfit.scenes"))):
+    """The name of the format that recognises ``source``, built-in ones first, but a mere folder of photographs last of all.
+
+    A broken plug-in is passed over with a warning.
+    """
+    others = [name for name in reversed(list(available("nerfit.scenes"))) if name != "photos"]
+    for name in [*others, "photos"]:
         try:
             found = find("nerfit.scenes", name).detect(source)
         except ConfigError as error:
@@ -21,8 +25,9 @@ def detect_format(source: str) -> str:
         if found:
             return name
     raise SceneError(
-        f"no known scene at '{source}': expected a folder with transforms_train.json (Blender), poses_bounds.npy (LLFF) or "
-        "transforms.json (instant-ngp, nerfstudio) or sparse/0 (COLMAP), an image file, or 'procedural'."
+        f"no known scene at '{source}': expected a folder with transforms_train.json (Blender, LINEMOD), poses_bounds.npy (LLFF), "
+        "transforms.json (instant-ngp, nerfstudio), sparse/0 (COLMAP), train/<object>/intrinsics.txt (DeepVoxels) or metadata.json "
+        "(multi-scale Blender), tiny_nerf_data.npz, a folder of photographs, a video, an image file, or 'procedural'."
     )
 
 

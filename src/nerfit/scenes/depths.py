@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from nerfit.errors import SceneError
+from nerfit.scenes.images import read_header
 
 
 def load_depths(paths: Sequence[Path | None], sizes: Sequence[tuple[int, int]], unit: float | None) -> Float[Tensor, "pixels"]:
@@ -27,7 +28,8 @@ def load_depths(paths: Sequence[Path | None], sizes: Sequence[tuple[int, int]], 
             rows, columns = values.shape
             if abs(rows - columns * height / width) > 1 + 0.02 * rows:
                 raise SceneError(f"{path} is {columns}x{rows}, of another shape than its picture; it was rotated or cropped.")
-            nearest = values[_nearest(rows, height)[:, None], _nearest(columns, width)]
+            with np.errstate(invalid="ignore", over="ignore"):
+                nearest = values[_nearest(rows, height)[:, None], _nearest(columns, width)].astype(np.float64)
             step = unit or (1.0 if values.dtype.kind == "f" else 1e-3)
             depths[start:end] = np.nan_to_num(nearest * step, posinf=0.0, neginf=0.0).clip(0, 1e30).ravel()
         start = end
@@ -41,8 +43,11 @@ def _nearest(old: int, new: int) -> np.ndarray:
 
 def _read(path: Path) -> Shaped[np.ndarray, "height width"]:
     """The numbers of a depth map as they are stored."""
+    stored = path.suffix.lower() == ".npy"
+    if not stored:
+        read_header(path)  # refuses pictures that are too large
     try:
-        if path.suffix.lower() == ".npy":
+        if stored:
             values = np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             with Image.open(path) as image:

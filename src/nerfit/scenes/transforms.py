@@ -1,6 +1,5 @@
 """Captures described by one ``transforms.json``: instant-ngp (Müller et al. 2022) and nerfstudio (Tancik et al. 2023)."""
 
-import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.scenes import placing
 from nerfit.scenes.depths import load_depths
+from nerfit.scenes.files import read_json
 from nerfit.scenes.frames import exists, image_path, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.intrinsics import cameras_of, number, read_lenses
@@ -46,8 +46,8 @@ def detect(source: str) -> bool:
     if file.name == "transforms.json":
         return True
     try:
-        meta = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        meta = read_json(file)
+    except SceneError:
         return False
     return isinstance(meta, dict) and "frames" in meta
 

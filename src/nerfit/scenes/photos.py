@@ -1,0 +1,76 @@
+"""A folder of photographs and nothing else: their poses are estimated, once, and kept in nerfit's cache."""
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from nerfit.errors import SceneError
+from nerfit.scenes import transforms
+from nerfit.scenes.pixels import picture_files
+from nerfit.scenes.registration import PoseConfig, Report
+from nerfit.scenes.scene import Scene, write_json
+
+
+@dataclass
+class Config(PoseConfig, transforms.Config):
+    """How a folder of photographs is posed and read."""
+
+
+def detect(source: str) -> bool:
+    """A folder with two pictures or more, or with a folder ``images`` of that kind."""
+    return len(_pictures(Path(source))) > 1
+
+
+def load(source: str, config: Config) -> Scene:
+    """The photographs that have a pose, as `transforms.load` reads them; those without are named in a warning.
+
+    Raises SceneError where no poses are found.
+    """
+    return posed_scene(*estimate(source, config), config, Path(source).resolve().name, "photos")
+
+
+def estimate(source: str, config: PoseConfig) -> tuple[Path, Report]:
+    """Poses of the photographs in a folder: a transforms.json in nerfit's cache, and the report."""
+    from nerfit.scenes import sfm
+
+    poses = PoseConfig(**{f.name: getattr(config, f.name) for f in fields(PoseConfig)})
+    return sfm.estimate(source, _pictures(Path(source)), poses, ordered=False)
+
+
+def posed_scene(file: Path, report: Report, config: transforms.Config, name: str, form: str) -> Scene:
+    """A scene of estimated poses; says which pictures have none."""
+    if report.missing:
+        warnings.warn(f"{name}: {report.missing_text()}", stacklevel=3)
+    scene = transforms.load(str(file), config)
+    scene.name, scene.format = name, form
+    scene.view_names = [Path(view).name for view in scene.view_names]
+    return scene
+
+
+def export(file: Path, report: Report, out: Path) -> Path:
+    """Copy an estimated scene and its pictures into ``out``, a folder that other programs can read; returns its transforms.json.
+
+    Raises SceneError when ``out`` holds anything or can't be written.
+    """
+    meta = json.loads(file.read_text(encoding="utf-8"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SceneError(f"{out} exists already: choose another --out.")
+    try:
+        (out / "images").mkdir(parents=True)
+        for frame in meta["frames"]:
+            picture = Path(frame["file_path"])
+            frame["file_path"] = f"images/{picture.name}"
+            shutil.copyfile(picture, out / frame["file_path"])
+        shutil.copyfile(file.parent / meta["ply_file_path"], out / meta["ply_file_path"])
+        write_json(out / "transforms.json", meta)
+        report.save(out / "report.json")
+    except OSError as error:
+        raise SceneError(f"{out} can't be written: {error.strerror}.") from error
+    return out / "transforms.json"
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures of a folder, else of its folder ``images``."""
+    return picture_files(folder) or picture_files(folder / "images")

@@ -1,0 +1,331 @@
+"""Structure from motion by COLMAP (Schönberger and Frahm 2016), in this process: poses for photographs that have none.
+
+Everything is done on upright copies of at most `PoseConfig.feature_size` pixels in a folder of nerfit's cache, never in the
+user's. Features and matches lie in a database there, so an estimation that was stopped goes on where it was.
+"""
+
+import copy
+import hashlib
+import logging
+import shutil
+import sqlite3
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+import torch
+from PIL import Image
+
+from nerfit.errors import SceneError
+from nerfit.scenes.colmap_model import poses, read_cameras, read_images
+from nerfit.scenes.frames import cache_folder
+from nerfit.scenes.images import image_size, read_image
+from nerfit.scenes.intrinsics import cameras_of
+from nerfit.scenes.registration import (
+    Links,
+    PoseConfig,
+    Report,
+    View,
+    advice,
+    all_pairs,
+    check_count,
+    sequence_pairs,
+    sharpness,
+    why_missing,
+)
+from nerfit.scenes.work import alone, fingerprint, tick
+from nerfit.scenes.writing import write_transforms
+
+EXHAUSTIVE = 200
+"""Photographs up to which all pairs are matched, unless the configuration says otherwise."""
+
+MODELS = {
+    "radial": ("SIMPLE_RADIAL", "RADIAL"),
+    "opencv": ("SIMPLE_RADIAL", "OPENCV"),
+    "fisheye": ("SIMPLE_RADIAL_FISHEYE", "OPENCV_FISHEYE"),
+}
+"""COLMAP's camera models: one with few parameters, with which poses are found, and one that the last adjustment refines."""
+
+_VERSION, _CENTRED, _CHUNK, _SEARCHERS = 1, 10, 100, 8
+"""Of the cached results; photographs of a camera from which on its principal point is refined; pairs matched at a time; most
+threads that look for features, each of which takes half a gigabyte."""
+
+
+def estimate(what: str, pictures: Sequence[Path], config: PoseConfig, ordered: bool) -> tuple[Path, Report]:
+    """The transforms.json of ``pictures`` of one folder in nerfit's cache, and the report; from the cache where it was made before.
+
+    ``what`` is what messages call the whole; ``ordered`` pictures follow one another as a video's do.
+    Raises SceneError for too few pictures, or where no poses are found.
+    """
+    start = time.perf_counter()
+    check_count(what, len(pictures))
+    folder = cache_folder() / "poses" / fingerprint(pictures, _VERSION, pycolmap.__version__, config, ordered)
+    with alone(folder):
+        report = Report.load(folder / "report.json")
+        if report is None or not (folder / "transforms.json").exists():
+            with _colmap(what, folder):
+                report = _estimate(what, folder, pictures, config, ordered, start)
+    return folder / "transforms.json", report
+
+
+@contextmanager
+def _colmap(what: str, folder: Path) -> Iterator[None]:
+    """COLMAP's log silenced unless debugging, and its exceptions as SceneErrors."""
+    verbose = logging.getLogger("nerfit").isEnabledFor(logging.DEBUG)
+    pycolmap.logging.minloglevel = 0 if verbose else 3
+    try:
+        yield
+    except OSError as error:
+        raise SceneError(f"{what}: {error.filename or folder} can't be read or written: {error.strerror or error}.") from error
+    except (RuntimeError, ValueError, sqlite3.Error) as error:
+        raise SceneError(f"{what}: COLMAP failed ({' '.join(str(error).split())[:200]}); remove {folder} and try again.") from error
+
+
+def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseConfig, ordered: bool, start: float) -> Report:
+    views, unused = _prepare(folder / "pictures", pictures, config)
+    check_count(what, len(views))
+    database = folder / "database.db"
+    _extract(database, folder / "pictures", views, config)
+    exhaustive = config.matching == "exhaustive" or (config.matching == "auto" and len(views) <= (60 if ordered else EXHAUSTIVE))
+    if not (exhaustive or ordered or config.matching == "sequential"):
+        warnings.warn(f"{what}: for {len(views)} pictures only neighbours by name, and now and then all, are compared.", stacklevel=4)
+    _match(database, views, all_pairs(len(views)) if exhaustive else sequence_pairs(len(views)))
+    models = _map(database, folder, len(views))
+    links = _links(database, views)
+    index = {view.key: i for i, view in enumerate(views)}
+    groups = [{index[image.name] for image in model.images.values() if image.has_pose} for model in models]
+    if not models:
+        said = "; ".join(f"{view.name}: {why_missing(i, views, links, [])}" for i, view in enumerate(views[:3]))
+        raise SceneError(
+            f"{what}: no two of its {len(views)} pictures could be posed ({said}); take sharp pictures of a still, textured "
+            "scene from places side by side, each sharing two thirds of its content with the next."
+        )
+    model = _refined(models[0], config.lens)
+    missing = {view.name: why_missing(i, views, links, groups) for i, view in enumerate(views) if i not in groups[0]} | unused
+    report = Report(
+        scene=str(folder),
+        photographs=len(pictures),
+        registered=[views[i].name for i in sorted(groups[0])],
+        missing={file.name: missing[file.name] for file in pictures if file.name in missing},
+        cameras=len({image.camera_id for image in model.images.values() if image.has_pose}),
+        points=model.num_points3D(),
+        error=model.compute_mean_reprojection_error(),
+        seconds=time.perf_counter() - start,
+    )
+    report.advice = advice(report)
+    _write_scene(folder, model, {view.key: view for view in views})
+    report.save(folder / "report.json")
+    shutil.rmtree(folder / "pictures", ignore_errors=True)
+    database.unlink(missing_ok=True)
+    return report
+
+
+def _prepare(folder: Path, pictures: Sequence[Path], config: PoseConfig) -> tuple[list[View], dict[str, str]]:
+    """Copies of the pictures for matching; and those that are not used, with the reason: unreadable, or the same file twice."""
+    folder.mkdir(exist_ok=True)
+    done: list[View | str] = []
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        keys = (f"{i:06d}.png" for i in range(len(pictures)))
+        for result in pool.map(lambda args: _view(folder, *args, config.feature_size), zip(keys, pictures, strict=True)):
+            done.append(result)
+            tick(len(done), len(pictures), "pictures read")
+    views: list[View] = []
+    unused: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for name, found in zip((file.name for file in pictures), done, strict=True):
+        if isinstance(found, str):
+            unused[name] = found
+        elif found.digest in first:
+            unused[name] = f"the same file as {first[found.digest]}"
+        else:
+            first[found.digest] = name
+            views.append(found)
+    return views, unused
+
+
+def _view(folder: Path, key: str, path: Path, longest: int) -> View | str:
+    """A picture's copy, made unless it is there, and what is known of the picture; why, where it can't be read."""
+    copy = folder / key
+    try:
+        width, height = image_size(path)
+        if not copy.exists():
+            ratio = min(1.0, longest / max(width, height))
+            size = max(1, round(width * ratio)), max(1, round(height * ratio))
+            small = Image.fromarray(read_image(path, size)[..., :3]).resize(size, Image.Resampling.BOX)
+            small.save(copy.with_suffix(".part"), format="PNG", compress_level=1)
+            copy.with_suffix(".part").replace(copy)
+    except SceneError as error:
+        return f"it can't be read ({str(error).partition(': ')[2] or error})"
+    with Image.open(copy) as image:
+        grey = np.asarray(image.convert("L"), np.float32)
+        thumbnail = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX)).ravel().tolist()
+        scale = max(width, height) / max(image.size)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return View(path.name, path, key, width, height, scale, _exif_focal(path), float(grey.mean()), sharpness(grey), digest, thumbnail)
+
+
+def _exif_focal(path: Path) -> float | None:
+    """The focal length in pixels that the file's EXIF data and COLMAP's list of sensors give; None where they don't."""
+    try:
+        camera = pycolmap.infer_camera_from_image(path)
+    except (RuntimeError, ValueError):
+        return None
+    return float(camera.mean_focal_length()) if camera.has_prior_focal_length else None
+
+
+def _extract(database: Path, pictures: Path, views: Sequence[View], config: PoseConfig) -> None:
+    """Cameras and images of all views in the database, and the features of those that have none yet."""
+    cameras: dict[Any, list[View]] = {}
+    for i, view in enumerate(views):
+        cameras.setdefault((view.width, view.height, view.focal) if config.shared_camera else i, []).append(view)
+    if database.exists():
+        with _opened(database) as db:
+            if (db.num_cameras(), db.num_images()) != (len(cameras), len(views)):
+                db.clear_all_tables()
+    with _opened(database) as db:
+        fresh = db.num_images() == 0
+        numbers = [db.write_camera(_camera(group[0], config)) for group in cameras.values()] if fresh else []
+    for number, group in zip(numbers, cameras.values(), strict=False):
+        reader = pycolmap.ImageReaderOptions(existing_camera_id=number)
+        pycolmap.import_images(database, pictures, image_names=[view.key for view in group], options=reader)
+    with _opened(database) as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+        todo = [view.key for view in views if not db.exists_descriptors(ids[view.key])]
+    threads = min(torch.get_num_threads(), _SEARCHERS)
+    options, step = pycolmap.FeatureExtractionOptions(num_threads=threads), 2 * threads
+    for i in range(0, len(todo), step):
+        pycolmap.extract_features(database, pictures, image_names=todo[i : i + step], extraction_options=options)
+        tick(len(views) - len(todo) + min(i + step, len(todo)), len(views), "pictures searched for features")
+
+
+@contextmanager
+def _opened(database: Path) -> Iterator[Any]:
+    db = pycolmap.Database.open(database)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def _camera(view: View, config: PoseConfig) -> Any:
+    """The lens to begin with: the EXIF data's focal length, or 1.2 times the longer side."""
+    width, height = round(view.width / view.scale), round(view.height / view.scale)
+    focal = 1.2 * max(width, height) if view.focal is None else view.focal / view.scale
+    return pycolmap.Camera(
+        model=MODELS[config.lens][0],
+        width=width,
+        height=height,
+        params=[focal, width / 2, height / 2, 0.0],
+        has_prior_focal_length=view.focal is not None,
+    )
+
+
+def _match(database: Path, views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> None:
+    """Match the features of those pairs of views that were not matched yet, and keep what one motion of the camera explains."""
+    with _opened(database) as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+        known, _ = db.read_two_view_geometry_num_inliers()
+        done = {frozenset(pycolmap.pair_id_to_image_pair(pair)) for pair in known}
+    number = [ids[view.key] for view in views]
+    todo = [(i, j) for i, j in pairs if frozenset((number[i], number[j])) not in done]
+    options = pycolmap.FeatureMatchingOptions(num_threads=torch.get_num_threads())
+    geometry = pycolmap.TwoViewGeometryOptions()
+    geometry.ransac.random_seed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder) / "pairs.txt"
+        for start in range(0, len(todo), _CHUNK):
+            chunk = todo[start : start + _CHUNK]
+            listed.write_text("".join(f"{views[i].key} {views[j].key}\n" for i, j in chunk))
+            pairing = pycolmap.ImportedPairingOptions(match_list_path=listed)
+            pycolmap.match_image_pairs(database, options, pairing, geometry)
+            tick(len(pairs) - len(todo) + start + len(chunk), len(pairs), "pairs matched")
+
+
+def _links(database: Path, views: Sequence[View]) -> Links:
+    with _opened(database) as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+        place = {ids[view.key]: i for i, view in enumerate(views)}
+        features = [db.num_keypoints_for_image(ids[view.key]) for view in views]
+        pairs, counts = db.read_two_view_geometry_num_inliers()
+    ends = [sorted(place[image] for image in pycolmap.pair_id_to_image_pair(pair)) for pair in pairs]
+    return Links(features, {(a, b): count for (a, b), count in zip(ends, counts, strict=True) if count > 0})
+
+
+def _map(database: Path, folder: Path, count: int) -> list[Any]:
+    """Models of the scene, that with the most registered pictures first."""
+    options = pycolmap.IncrementalPipelineOptions(num_threads=torch.get_num_threads(), min_model_size=3, random_seed=0)
+    posed = 0
+
+    def begin() -> None:
+        nonlocal posed
+        posed = 2
+        tick(posed, count, "pictures posed", last=False)
+
+    def advance() -> None:
+        nonlocal posed
+        posed += 1
+        tick(min(posed, count), count, "pictures posed", last=False)
+
+    with tempfile.TemporaryDirectory() as output:
+        models = pycolmap.incremental_mapping(
+            database, folder / "pictures", output, options, initial_image_pair_callback=begin, next_image_callback=advance
+        )
+    found = sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), reverse=True)
+    tick(found[0].num_reg_images() if found else 0, count, "pictures posed", last=True)
+    return found
+
+
+def _refined(model: Any, lens: str) -> Any:
+    """The model after a last adjustment with more terms of the lens.
+
+    The principal point is one of them where every camera took enough pictures, unless that takes it out of the middle fifth;
+    the tangential terms of an opencv lens stand in for it.
+    """
+    uses = [image.camera_id for image in model.images.values() if image.has_pose]
+    centre = lens != "opencv" and min(uses.count(camera) for camera in set(uses)) >= _CENTRED
+    refined = _adjusted(model, lens, centre)
+    if any(
+        abs(c.principal_point_x / c.width - 0.5) > 0.1 or abs(c.principal_point_y / c.height - 0.5) > 0.1 for c in refined.cameras.values()
+    ):
+        return _adjusted(model, lens, False)
+    return refined
+
+
+def _adjusted(model: Any, lens: str, centre: bool) -> Any:
+    model = copy.deepcopy(model)
+    for camera in model.cameras.values():
+        f, cx, cy, k = camera.params
+        camera.model = getattr(pycolmap.CameraModelId, MODELS[lens][1])
+        camera.params = [f, cx, cy, k, 0] if lens == "radial" else [f, f, cx, cy, k, 0, 0, 0]
+    options = pycolmap.BundleAdjustmentOptions(refine_principal_point=centre, print_summary=False)
+    options.ceres.solver_options.num_threads = torch.get_num_threads()
+    images = pycolmap.BundleAdjustmentConfig()
+    for image in model.reg_image_ids():
+        images.add_image(image)
+    images.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(options, images, model).solve()
+    model.update_point_3d_errors()
+    return model
+
+
+def _write_scene(folder: Path, model: Any, views: dict[str, View]) -> None:
+    """Write transforms.json, with lenses in pixels of the user's pictures, and the points; ``views`` are known by their keys."""
+    with tempfile.TemporaryDirectory() as binary:
+        model.write_binary(binary)
+        cameras, images = read_cameras(Path(binary)), read_images(Path(binary))
+    used = [cameras[image.camera] for image in images]
+    posed = [views[image.name] for image in images]
+    small = cameras_of(poses(images), [camera.lens for camera in used], [(camera.width, camera.height) for camera in used], 0.5)
+    width, height = (torch.tensor([getattr(view, side) for view in posed]) for side in ("width", "height"))
+    sx, sy = width / small.width, height / small.height
+    full = replace(small, fx=small.fx * sx, fy=small.fy * sy, cx=small.cx * sx, cy=small.cy * sy, width=width, height=height)
+    model.export_PLY(folder / "points3d.ply")
+    write_transforms(folder, full, [str(view.path.resolve()) for view in posed], points=folder / "points3d.ply")
