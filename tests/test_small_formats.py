@@ -207,7 +207,7 @@ def test_bad_linemod_is_refused(duck: Path, key: str, value: Any, message: str) 
 # --- The tiny scene -------------------------------------------------------------------------------------------------
 
 
-def arrays(views: int, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+def arrays(views: int, dtype: Any = np.float32) -> dict[str, Any]:
     poses = np.stack([around(2 * math.pi * i / views, 0.4) for i in range(views)])
     images = np.stack([ball_picture(c2w)[..., :3] for c2w in poses])
     scaled = images if dtype == np.uint8 else (images / 255).astype(dtype)
@@ -229,7 +229,7 @@ def test_a_tiny_scene_is_read(tmp_path: Path, views: int, dtype: Any) -> None:
 def test_packed_arrays_are_read_too(tmp_path: Path) -> None:
     file = tmp_path / "t.npz"
     content = arrays(3)
-    np.savez_compressed(file, **content | {"images": np.asfortranarray(content["images"]), "extra": np.array([{}], dtype=object)})
+    np.savez_compressed(file, **{**content, "images": np.asfortranarray(content["images"]), "extra": np.array([{}], dtype=object)})
     assert_rays_hit_the_ball(load("tiny", file), list(content["poses"]))
 
 

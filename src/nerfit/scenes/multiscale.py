@@ -72,10 +72,10 @@ def load(source: str, config: Config) -> Scene:
 
 def _table(file: Path, meta: Any, split: str) -> dict[str, list[Any]]:
     table = meta.get(split) if isinstance(meta, dict) else None
-    columns = [table.get(key) for key in _KEYS] if isinstance(table, dict) else []
-    if not columns or not all(isinstance(column, list) and len(column) == len(columns[0]) > 0 for column in columns):
+    columns = {key: column for key in _KEYS if isinstance(table, dict) and isinstance(column := table.get(key), list)}
+    if len(columns) < len(_KEYS) or len({*map(len, columns.values())}) > 1 or not columns["file_path"]:
         raise SceneError(f"{file}: {split} must have lists of one length named {', '.join(_KEYS)}.")
-    return dict(zip(_KEYS, columns, strict=True))
+    return columns
 
 
 def _view(what: str, folder: Path, row: tuple[Any, ...]) -> tuple[View, float, float]:
