@@ -23,6 +23,11 @@ from nerfit.scenes.scene import Scene, SceneConfig, composite, pick
 Edit = Callable[[dict[str, Any]], object]
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+
+
 def load(folder: Path, **choices: Any) -> Scene:
     return blender.load(str(folder), blender.Config(**choices))
 
@@ -414,7 +419,7 @@ def mixed_scene(channels: int = 4, **choices: Any) -> Scene:
     c2w = np.stack([np.concatenate([rotation(rng), rng.normal(size=(3, 1))], 1) for _ in SIZES])
     width, height = torch.tensor(SIZES).T
     intrinsics = width + 0.1, width + 0.3, width / 2, height / 3
-    cameras = Cameras(torch.tensor(c2w).float(), *intrinsics, width, height, torch.full((3, 5), 0.01), pixel_offset=0.0)
+    cameras = Cameras(torch.tensor(c2w).float(), *intrinsics, width, height, torch.full((3, 13), 0.01), pixel_offset=0.0)
     pixels = torch.from_numpy(rng.integers(0, 256, (27, channels), dtype=np.uint8))
     return Scene("mixed", "test", cameras, 1.0, 3.0, {"train": [0, 2], "test": [1]}, pixels, **choices)
 

@@ -23,6 +23,7 @@ from nerfit import __version__
 from nerfit.cli import COMMANDS, main
 from nerfit.config import shipped_recipes
 from nerfit.errors import ConfigError
+from nerfit.scenes.colmap_model import read_images
 from nerfit.training.checkpoints import load_checkpoint
 
 TINY = [
@@ -104,7 +105,9 @@ def frame_count(video: str) -> int:
 
 def test_training_answers_in_json_and_leaves_a_run(trained: tuple[Path, Answer]) -> None:
     folder, answer = trained
-    assert answer.code == 0 and answer.err == "procedural: procedural scene\n"
+    found, placed = answer.err.splitlines()
+    assert answer.code == 0 and found == "procedural: procedural scene"
+    assert re.fullmatch(r"procedural-object: \d+ views, \d+ of them to train on; object, from 2 to 6", placed)
     told = answer.data
     assert (told["run"], told["method"], told["source"], told["steps"], told["exit_code"]) == (str(folder), "nerf", "procedural", 40, 0)
     assert 5 < told["test"]["psnr"] < 40 and len(told["test"]["views"]) == 2
@@ -121,6 +124,30 @@ def test_training_tells_a_person_the_same(here: Path) -> None:
     assert answer.code == 0
     assert re.search(r"^3 steps in \d+ s of training -> runs/procedural-nerf\ntest: PSNR \d+\.\d\d dB, SSIM ", answer.out)
     assert "2 views; full-size test views" in answer.out and "not judged: lpips_vgg" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("kind", "written"),
+    [("transforms", "transforms.json"), ("colmap", "sparse/0"), ("colmap-text", "sparse/0"), ("poses_bounds", "poses_bounds.npy")],
+)
+def test_cameras_are_exported(run: Path, kind: str, written: str) -> None:
+    answer = nerfit("export", "cameras", run, "--format", kind, "--json")
+    assert (answer.code, answer.data) == (0, {"written": str(run / "exports" / kind / written)})
+    assert nerfit("export", "cameras", run, "--format", kind, "--out", "here").out == f"{Path('here') / written}\n"
+    cameras = json.loads((run / "cameras.json").read_text())
+    if kind == "transforms":
+        frames = json.loads(Path("here/transforms.json").read_text())["frames"]
+        assert [frame["transform_matrix"][:3] for frame in frames] == cameras["original_c2w"]
+    elif kind == "poses_bounds":
+        assert np.load("here/poses_bounds.npy").shape == (len(cameras["original_c2w"]), 17)
+    else:
+        assert len(read_images(Path("here/sparse/0"))) == len(cameras["original_c2w"])
+
+
+def test_exports_of_nothing_are_refused(here: Path) -> None:
+    assert nerfit("export", "cameras", "nowhere").refusal.startswith("nowhere is not a run folder")
+    assert "did you mean 'cameras'?" in nerfit("export", "camera", "run").refusal
+    assert nerfit("export", "--help").code == 0 == nerfit("export", "cameras", "--help").code
 
 
 def test_runs_without_a_name_are_numbered(here: Path) -> None:

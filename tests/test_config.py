@@ -20,7 +20,7 @@ from nerfit.config import RunConfig, arguments, flatten, load_recipe, merge, par
 from nerfit.errors import ConfigError, NerfitError, nearest
 from nerfit.methods.image import ImageConfig
 from nerfit.methods.nerf import NerfConfig
-from nerfit.plugins import find
+from nerfit.plugins import available, find
 from nerfit.runs import Plan, config_type, default_config
 from nerfit.scenes import scene_format
 from nerfit.scenes.procedural import Config as ProceduralConfig
@@ -30,7 +30,7 @@ from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import Trainer
 
 METHODS = ("instant", "nerf", "image")
-FORMATS = ("procedural", "colmap", "transforms", "blender", "llff", "image")
+FORMATS = tuple(available("nerfit.scenes"))
 
 
 @pytest.fixture
@@ -414,8 +414,13 @@ class Places:
         if form == "procedural":
             return form
         place = self.folder / form
-        place.mkdir(exist_ok=True)
-        names = {"blender": "transforms_train.json", "llff": "poses_bounds.npy", "image": "photo.jpg"}
+        names = {
+            "blender": "transforms_train.json",
+            "llff": "poses_bounds.npy",
+            "deepvoxels": "train/intrinsics.txt",
+            "image": "photo.jpg",
+        }
+        (place / names[form]).parent.mkdir(parents=True, exist_ok=True)
         (place / names[form]).touch()
         return str(place / names[form] if form == "image" else place)
 

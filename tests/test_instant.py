@@ -69,19 +69,47 @@ def test_other_bounds_are_learned(tmp_path: Path, scene: Scene, kind: str) -> No
     assert mean_test_psnr(run) > max(before + 4, 18)
 
 
-def test_the_seed_decides_every_bit_and_a_resumed_run_equals_one_that_was_not_stopped(tmp_path: Path, scene: Scene) -> None:
+def interrupt(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run be stopped after a step, as by Ctrl-C."""
+    after = run._average
+
+    def look() -> None:
+        after()
+        run.interrupted = 2 if run.state.step == step else None
+
+    monkeypatch.setattr(run, "_average", look)
+
+
+def test_the_seed_decides_every_bit_and_a_resumed_run_equals_one_that_was_not_stopped(
+    tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, again, first = (trainer(scene, tmp_path / name, 60) for name in ("whole", "again", "parts"))
     whole.train()
     again.train()
-    first.settings.steps = 25
-    first.settings.optim = replace(OPTIM, decay_steps=60)
+    interrupt(first, 24, monkeypatch)
     first.train()
-    rest = trainer(scene, tmp_path / "parts", 60, optim=replace(OPTIM, decay_steps=60))
+    rest = trainer(scene, tmp_path / "parts", 60)
     assert rest.state.step == 25
     rest.train()
     for other in (again, rest):
         for name, value in state(whole.method).items():
             assert torch.equal(value, state(other.method)[name]), name
+
+
+def test_march_steps_grow_shorter_with_the_budget_spent(tmp_path: Path, scene: Scene) -> None:
+    run = trainer(scene, tmp_path / "run", 40, replace(SMALL, first_march_steps=64))
+    method, lengths = run.method, []
+    assert isinstance(method, Instant)
+    while run.progress < 1:
+        run.step()
+        lengths.append(method.space.step_length)
+        run.state.step += 1
+    assert lengths[0] == pytest.approx(3**0.5 / 64) and lengths[-1] == pytest.approx(3**0.5 / 256, rel=0.05)
+    ratios = torch.tensor(lengths).log().diff()
+    torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), atol=1e-5, rtol=1e-3)
+    method.progress = 1.0
+    method.render(method.view_batch(scene, scene.cameras, 0, torch.arange(4)))
+    assert method.space.step_length == pytest.approx(3**0.5 / 256)
 
 
 def test_the_number_of_rays_follows_the_samples_that_are_seen(tmp_path: Path, scene: Scene) -> None:
@@ -168,12 +196,9 @@ def test_the_last_part_of_the_budget_is_averaged(tmp_path: Path, scene: Scene, m
     mean.train()
     assert len(seen) == 3
     torch.testing.assert_close(table(mean), torch.stack(seen).mean(0), atol=1e-6, rtol=1e-5)
+    assert not any("average" in state for state in mean.optimizer.state.values())  # going on begins another mean
 
-    def stop_once() -> None:
-        Trainer._average(parts)
-        parts.interrupted = 2 if parts.state.step == 84 else None
-
-    monkeypatch.setattr(parts, "_average", stop_once)
+    interrupt(parts, 84, monkeypatch)
     parts.train()
     rest = start("parts", 0.5)
     assert rest.state.step == 85

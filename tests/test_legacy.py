@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nerfit.errors import ConfigError
-from nerfit.legacy import FLAGS, is_legacy, translate
+from nerfit.legacy import FLAGS, FORMATS, is_legacy, translate
 from nerfit.plugins import find
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
@@ -79,6 +79,26 @@ N_rand = 1024
 use_viewdirs = True
 white_bkgd = True
 """
+BMILD_DEEPVOXELS = """
+dataset_type = deepvoxels
+shape = greek
+no_batching = True
+use_viewdirs = True
+white_bkgd = True
+N_samples = 64
+N_importance = 64
+N_rand = 1024
+"""
+PAPER_DEEPVOXELS = """
+dataset_type = deepvoxels
+no_batching = True
+use_viewdirs = True
+white_bkgd = True
+lrate_decay = 200
+N_samples = 64
+N_importance = 128
+N_rand = 4096
+"""
 BLENDER_SCENES = ["chair", "drums", "ficus", "hotdog", "lego", "materials", "mic", "ship"]
 LLFF_SCENES = ["fern", "flower", "fortress", "horns", "leaves", "orchids", "room", "trex"]
 
@@ -120,7 +140,7 @@ def essence(recipe: dict[str, Any]) -> dict[str, Any]:
     """What two recipes of the same training share: their effective model, optimiser, steps and scene, not the rest."""
     model = asdict(find("nerfit.methods", recipe["method"]).Config(**recipe["model"]))
     model |= {"fine_depth": model["fine_depth"] or model["depth"], "fine_width": model["fine_width"] or model["width"]}
-    scene = {key: value for key, value in recipe["scene"].items() if key != "testskip"}
+    scene = {key: value for key, value in recipe["scene"].items() if key not in ("testskip", "shape")}
     return {"model": model, "scene": scene, "optim": {"decay_rate": 0.1} | recipe["optim"], "steps": recipe["steps"]}
 
 
@@ -133,6 +153,8 @@ def essence(recipe: dict[str, Any]) -> dict[str, Any]:
         (BMILD_LEGO, "bmild-lego", 200_000),
         (PAPER_BLENDER, "lego-paper", 500_000),
         (PAPER_LLFF, "fern-paper", 200_000),
+        (BMILD_DEEPVOXELS, "deepvoxels", 200_000),
+        (PAPER_DEEPVOXELS, "deepvoxels-paper", 200_000),
     ],
 )
 def test_old_config_is_the_shipped_recipe(tmp_path: Path, text: str, name: str, steps: int) -> None:
@@ -192,6 +214,7 @@ CHANGES: dict[str, tuple[str, str, Any]] = {
     "raw_noise_std": ("raw_noise_std = 1e0", "model.raw_noise", 1.0),
     "dataset_type": ("dataset_type = blender", "format", "blender"),
     "testskip": ("dataset_type = blender\ntestskip = 0", "scene.testskip", 1),
+    "shape": ("dataset_type = deepvoxels\nshape = cube", "scene.shape", "cube"),
     "white_bkgd": ("white_bkgd = True", "scene.background", "white"),
     "half_res": ("dataset_type = blender\nhalf_res = True", "scene.factor", 2),
     "factor": ("factor = 4", "scene.factor", 4),
@@ -211,7 +234,6 @@ REFUSED = {
     "render_only": ("render_only = True", "nerfit render RUN"),
     "render_test": ("render_test = True", "--path test"),
     "render_factor": ("render_factor = 4", "--factor"),
-    "shape": ("shape = cube", "deepvoxels"),
 }
 NOTED = {
     "config": "config = a.txt",
@@ -250,11 +272,6 @@ def test_refused_flag_says_what_to_use(tmp_path: Path, flag: str) -> None:
 def test_needless_flag_is_noted(tmp_path: Path, flag: str) -> None:
     recipe, notes = translate(write(tmp_path, NOTED[flag]))
     assert recipe == translated(tmp_path, "") and any(note.startswith(f"'{flag}'") for note in notes)
-
-
-@pytest.mark.parametrize("kind", ["deepvoxels", "LINEMOD"])
-def test_unreadable_datasets_are_refused(tmp_path: Path, kind: str) -> None:
-    assert kind in refusal(tmp_path, f"dataset_type = {kind}")
 
 
 def test_wrong_lines_are_named(tmp_path: Path) -> None:
@@ -318,7 +335,17 @@ def test_interplay(tmp_path: Path) -> None:
     assert any("alpha" in note for note in translate(write(tmp_path, "dataset_type = blender"))[1])
 
 
-@pytest.mark.parametrize("text", [FERN, LEGO, "", "no_batching = True\nprecrop_iters = 9", "use_viewdirs = True\nN_importance = 0"])
+def test_linemod_is_read_as_it_was_but_for_its_intrinsics(tmp_path: Path) -> None:
+    """Its K counts from pixel centres, so the old rays went through those; they halve with the pictures."""
+    recipe = translated(tmp_path, "dataset_type = LINEMOD\nhalf_res = True\ntestskip = 4\nwhite_bkgd = True\nfactor = 8")
+    assert recipe["format"] == "linemod"
+    assert recipe["scene"] == {"factor": 2, "testskip": 4, "background": "white", "pixel_offset": 0.5}
+    assert "none of llff, blender" in refusal(tmp_path, "dataset_type = replica")
+
+
+@pytest.mark.parametrize(
+    "text", [FERN, LEGO, BMILD_DEEPVOXELS, "", "no_batching = True\nprecrop_iters = 9", "use_viewdirs = True\nN_importance = 0"]
+)
 def test_translation_holds_no_key_without_effect(tmp_path: Path, text: str) -> None:
     model = translated(tmp_path, text)["model"]
     assert not find("nerfit.methods", "nerf").Config(**model).unused().keys() & model.keys()
@@ -346,7 +373,7 @@ def test_any_text_translates_or_is_refused_in_one_sentence(tmp_path_factory: pyt
     except ConfigError as error:
         assert "fuzz.txt" in str(error) and str(error).endswith(".")
     else:
-        assert recipe["format"] in ("llff", "blender") and notes
+        assert recipe["format"] in FORMATS and notes
 
 
 def test_old_configs_are_told_from_recipes(tmp_path: Path) -> None:
@@ -409,6 +436,6 @@ def test_documentation_lists_every_flag() -> None:
             assert there == str(flag.default), key
         if isinstance(flag.to, str) and "." in flag.to:
             section, name = flag.to.split(".")
-            default = getattr(configs("nerf", flag.only or "blender")[section](), name)
+            default = getattr(configs("nerf", flag.only[0] if flag.only else "blender")[section](), name)
             assert default is None or default_here == str(default), key
             assert re.search(rf"--(\w+\.no-)?{re.escape(flag.to.replace('_', '-'))}(?![\w-])", here), key

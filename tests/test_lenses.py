@@ -16,6 +16,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES, distort, project, undistort, unproject
 from nerfit.cameras.rotations import project_to_so3
 from nerfit.errors import SceneError
+from nerfit.kernels.marching import BLOCKS
+from nerfit.sampling.occupancy import seen_blocks
 from nerfit.scenes.scene import Scene
 from test_rays import all_pixels, some_cameras, some_lenses
 
@@ -123,8 +125,8 @@ def rig(seed: int, sizes: list[tuple[int, int]], kind: str | None = None) -> Cam
     cameras = some_cameras(seed, sizes, lens=True)
     lens = torch.tensor([LENSES.index(kind) if kind else i % 3 for i in range(len(sizes))])
     whole = lens == 2
-    fx, cx = (torch.where(whole, cameras.width * f, old) for f, old in ((0.5 / math.pi, cameras.fx), (0.5, cameras.cx)))
-    fy, cy = (torch.where(whole, cameras.height * f, old) for f, old in ((1 / math.pi, cameras.fy), (0.5, cameras.cy)))
+    fx, cx = (torch.where(whole, cameras.width * f, old) for f, old in ((0.5 / math.pi, 3 * cameras.fx), (0.5, cameras.cx)))
+    fy, cy = (torch.where(whole, cameras.height * f, old) for f, old in ((1 / math.pi, 3 * cameras.fy), (0.5, cameras.cy)))
     assert cameras.distortion is not None
     k = torch.where(whole[:, None], 0, cameras.distortion)
     c2w = torch.cat([project_to_so3(cameras.c2w[:, :, :3].double())[0], cameras.c2w[:, :, 3:]], -1)
@@ -248,3 +250,22 @@ def test_ndc_wants_perspective_cameras():
         Scene("wall", "test", cameras, 0.5, 4.0, {"train": [0]}, ndc=True)
     assert "\n" not in str(caught.value)
     assert Scene("wall", "test", cameras[[0]], 0.5, 4.0, {"train": [0]}, ndc=True).ndc
+
+
+@pytest.mark.parametrize(("kind", "most"), [("perspective", 0.7), ("fisheye", 0.7), ("equirectangular", 1.0)])
+def test_an_occupancy_grid_keeps_what_any_lens_sees(kind, most):
+    """Points on the rays of a picture lie in blocks that are marked; a barrel lens reaches far beyond its focal length."""
+    camera = rig(5, [(57, 36)], kind)
+    camera = replace(camera, **{name: getattr(camera, name).float() for name in ("c2w", "fx", "fy", "cx", "cy")})
+    camera.distortion = lens_of(d1=0.5 if kind == "perspective" else 0.0).float()
+    near, side, cascades = 0.2, 2.0, 2
+    corner = camera.centers[0] - side / 2
+    seen = seen_blocks(camera, near, corner, side, cascades)
+    assert 0.1 < float(seen.float().mean()) <= most
+    views, x, y = all_pixels(camera)
+    directions = torch.nn.functional.normalize(camera.directions(views, x, y), dim=-1)
+    for t in torch.linspace(2 * near, 1.9, 20):
+        for cascade in range(cascades):
+            cell = (t * directions / side / 2**cascade + 0.5) * BLOCKS
+            i, j, k = cell[((cell >= 0) & (cell < BLOCKS)).all(-1)].long().unbind(-1)
+            assert seen[cascade * BLOCKS**3 + (k * BLOCKS + j) * BLOCKS + i].all()

@@ -505,7 +505,7 @@ def only_small(folder):
 
 
 BAD_SCENES = {
-    "no file": (lambda f: (f / "poses_bounds.npy").unlink(), "poses_bounds.npy does not exist"),
+    "no file": (lambda f: (f / "poses_bounds.npy").unlink(), "poses_bounds.npy can't be read: No such file"),
     "empty file": (lambda f: (f / "poses_bounds.npy").write_bytes(b""), "damaged"),
     "cut short": (lambda f: (f / "poses_bounds.npy").write_bytes((f / "poses_bounds.npy").read_bytes()[:300]), "damaged"),
     "text": (lambda f: (f / "poses_bounds.npy").write_text("1 2 3"), "damaged"),

@@ -252,6 +252,18 @@ def test_every_path_keeps_the_first_cameras_picture_and_makes_as_many_frames_as_
     assert (look is not None) == (kind == "still")
 
 
+@pytest.mark.parametrize("lens", [1, 2])
+def test_paths_of_fisheyes_and_panoramas_are_a_right_angle_wide(lens, tmp_path):
+    cameras = pinholes(forward_facing(2))
+    cameras.lens = torch.full((12,), lens)
+    file = tmp_path / "path.json"
+    file.write_text(json.dumps({"c2w": torch.eye(4)[None].tolist(), "focal": 7.0}))
+    for kind, focal in (("spiral", 20.0), (str(file), 7.0)):
+        path, _ = make_path(kind, cameras, depth_range=(1.0, 9.0))
+        assert path.lens is None
+        assert torch.stack([path.fx, path.fy, path.cx, path.cy], -1)[0].tolist() == [focal, focal, 20.0, 15.0]
+
+
 def test_still_stands_while_the_view_directions_move():
     cameras = pinholes(forward_facing(3))
     path, look = make_path("still", cameras, 6, (1.0, 9.0))

@@ -208,12 +208,13 @@ def test_masks_are_found_in_the_usual_places(tmp_path):
     masks = [save(p, noise(2, 2, 3)) for p in (
         images / "dynamic_mask_000.png", tmp_path / "masks/left/001.jpg.png", tmp_path / "masks/left/002.png")]  # fmt: skip
     save(tmp_path / "masks/left/000.png", noise(2, 2, 3))
-    with pytest.warns(UserWarning, match=r"1 of 4 pictures have no mask .*003\.jpg"):
+    with pytest.warns(UserWarning, match=r"3 of 4 pictures, the first by .*dynamic_mask_000\.png"):
         assert find_masks(paths) == [*masks, None]
     small = write(tmp_path / "images_4", noise(1, 1, 3), noise(1, 1, 3))
     assert find_masks(small) == [None, None]
     masks = [save(tmp_path / "masks/000.png", noise(2, 2, 3)), save(tmp_path / "masks_4/001.png", noise(2, 2, 3))]
-    assert find_masks(small) == masks
+    with pytest.warns(UserWarning, match="2 of 2"):
+        assert find_masks(small) == masks
     assert find_masks([tmp_path / ("x" * 250 + ".png")]) == [None]
 
 
@@ -398,7 +399,8 @@ def test_masks_beside_the_pictures_of_an_llff_scene(tmp_path):
     half = np.ones((48, 64), np.uint8)
     half[:24] = 0
     write(tmp_path / "masks", *[half] * 9)
-    scene = llff.load(str(tmp_path), llff.Config(factor=4))
+    with pytest.warns(UserWarning, match="9 of 9"):
+        scene = llff.load(str(tmp_path), llff.Config(factor=4))
     assert (scene.masked, scene.has_alpha) == (True, False)
     for view in range(9):
         assert not scene.visible(view)[:6].any()

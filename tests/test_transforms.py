@@ -85,20 +85,27 @@ def load(folder: Path, **choices: Any) -> Scene:
         return transforms.load(str(folder), transforms.Config(**choices))
 
 
-def twin_pixel(c2w: np.ndarray, point: np.ndarray, lens: dict[str, float]) -> tuple[float, float]:
-    """Where a point of the file's world appears in the file's picture, pixels from its corner (OpenCV's model)."""
-    x, y, z = c2w[:3, :3].T @ (point - c2w[:3, 3])
-    u, v = x / -z, -y / -z
-    k1, k2, p1, p2, k3 = (lens.get(k, 0.0) for k in ("k1", "k2", "p1", "p2", "k3"))
+def twin_pixel(c2w: np.ndarray, point: np.ndarray, lens: dict[str, Any]) -> tuple[float, float]:
+    """Where a point of the file's world appears in the file's picture, pixels from its corner (OpenCV's and COLMAP's models)."""
+    x, y, z = c2w[:3, :3].T @ (point - c2w[:3, 3]) * (1, -1, -1)
+    model = lens.get("camera_model", "OPENCV")
+    if model == "EQUIRECTANGULAR":
+        return WIDTH * math.atan2(x, z) / (2 * math.pi) + lens["cx"], HEIGHT * math.atan2(y, math.hypot(x, z)) / math.pi + lens["cy"]
+    u, v = x / z, y / z
+    if "FISHEYE" in model:
+        r = math.hypot(u, v)
+        u, v = math.atan(r) * u / r, math.atan(r) * v / r
+    k1, k2, p1, p2, k3, k4, k5, k6, sx1, sy1 = (lens.get(k, 0.0) for k in ["k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "sx1", "sy1"])
     r2 = u**2 + v**2
     radial = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3
-    ud = u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u**2)
-    vd = v * radial + p1 * (r2 + 2 * v**2) + 2 * p2 * u * v
+    radial = radial / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3) if model == "FULL_OPENCV" else radial + k4 * r2**4
+    ud = u * radial + 2 * p1 * u * v + p2 * (r2 + 2 * u**2) + sx1 * r2
+    vd = v * radial + p1 * (r2 + 2 * v**2) + 2 * p2 * u * v + sy1 * r2
     return lens["fl_x"] * ud + lens["cx"], lens["fl_y"] * vd + lens["cy"]
 
 
 def assert_rays_meet_points(
-    scene: Scene, view: int, c2w: np.ndarray, lens: dict[str, float], size: tuple[int, int] = (WIDTH, HEIGHT), offset: float = 0.5
+    scene: Scene, view: int, c2w: np.ndarray, lens: dict[str, Any], size: tuple[int, int] = (WIDTH, HEIGHT), offset: float = 0.5
 ) -> None:
     """Points of the file's world lie on the rays of the pixels that they are seen in; ``size`` is that of the file's picture."""
     points = WORLD[:3, 3] + np.random.default_rng(view).uniform(-1, 1, (20, 3))
@@ -156,6 +163,66 @@ def test_rays_meet_what_their_pixels_show(capture, lens, choices):
     assert (scene.cameras.distortion is None) == (not lens)
     for view, c2w in enumerate(matrices(capture)):
         assert_rays_meet_points(scene, view, c2w, FOCUS | lens, offset=choices.get("pixel_offset", 0.5))
+
+
+K4 = {"k1": 0.06, "k2": -0.08, "k3": 0.02, "k4": 0.05}
+TANGENTIAL = {"p1": -0.01, "p2": 0.004}
+MODELS: dict[str, dict[str, float]] = {
+    "SIMPLE_PINHOLE": {},
+    "PERSPECTIVE": {},
+    "SIMPLE_RADIAL": {"k1": 0.06},
+    "RADIAL": {"k1": 0.06, "k2": -0.08},
+    "OPENCV": K4 | TANGENTIAL,
+    "FULL_OPENCV": K4 | TANGENTIAL | {"k5": -0.03, "k6": 0.04},
+    "SIMPLE_RADIAL_FISHEYE": {"k1": 0.06},
+    "RADIAL_FISHEYE": {"k1": 0.06, "k2": -0.08},
+    "OPENCV_FISHEYE": K4,
+    "THIN_PRISM_FISHEYE": K4 | TANGENTIAL | {"sx1": 0.03, "sy1": -0.02},
+    "EQUIRECTANGULAR": {},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_camera_model_is_read(capture, model):
+    lens = {"camera_model": model, **MODELS[model]}
+    edit(capture, **dict.fromkeys(LENS) | lens)
+    for choices in ({}, {"factor": 2}):
+        scene = load(capture, **choices)
+        for view, c2w in enumerate(matrices(capture)[:4]):
+            assert_rays_meet_points(scene, view, c2w, FOCUS | lens)
+
+
+@pytest.mark.parametrize(("flag", "model"), [("is_fisheye", "OPENCV_FISHEYE"), ("latlong", "EQUIRECTANGULAR")])
+def test_lenses_of_instant_ngp_are_marked_by_a_flag(capture, flag, model):
+    edit(capture, **LENS, camera_model=model)
+    named = load(capture).cameras.state()
+    edit(capture, camera_model="OPENCV", **{flag: True})
+    assert load(capture).cameras.state() == named
+    edit(capture, camera_model=None, **{flag: False})
+    assert load(capture).cameras.lens is None
+
+
+def test_the_equirectangular_of_instant_ngp_is_spoken_of(capture):
+    edit(capture, equirectangular=True)
+    with pytest.warns(UserWarning, match="rows even in latitude") as caught:
+        scene = transforms.load(str(capture), transforms.Config())
+    assert len(caught) == 1
+    assert_rays_meet_points(scene, 2, matrices(capture)[2], FOCUS | {"camera_model": "EQUIRECTANGULAR"})
+
+
+def test_a_panorama_needs_no_focal_length(capture):
+    edit(capture, **dict.fromkeys(FOCUS), camera_model="EQUIRECTANGULAR")
+    middle = {"cx": WIDTH / 2, "cy": HEIGHT / 2, "camera_model": "EQUIRECTANGULAR"}
+    assert_rays_meet_points(load(capture), 3, matrices(capture)[3], middle)
+
+
+def test_frames_may_differ_in_their_models(capture):
+    models = ["OPENCV", "OPENCV_FISHEYE", "EQUIRECTANGULAR", "FULL_OPENCV"]
+    for view in range(VIEWS):
+        edit_frame(capture, VIEWS - 1 - view, camera_model=models[view % 4], k4=0.05)
+    scene = load(capture)
+    for view, c2w in enumerate(matrices(capture)):
+        assert_rays_meet_points(scene, view, c2w, FOCUS | LENS | {"camera_model": models[view % 4], "k4": 0.05})
 
 
 def test_each_frame_may_have_a_lens_and_a_size_of_its_own(capture):
@@ -285,7 +352,8 @@ def test_masks_hide_and_are_no_transparency(capture):
     assert not load(capture).masked
     for i in range(VIEWS):
         Image.fromarray(half).save(capture / "masks" / f"{i:04d}.png")
-    scene = load(capture, factor=2)
+    with pytest.warns(UserWarning, match="12 of 12"):
+        scene = transforms.load(str(capture), transforms.Config(factor=2))
     assert all(scene.visible(view).sum() == HEIGHT // 2 * (WIDTH // 2 - 2) for view in range(VIEWS))
 
 
@@ -440,10 +508,118 @@ def test_other_captures_have_a_place_and_a_path_too(capture, pose: Callable[[int
     assert (float(centers.mean(0).norm()) < 1e-4) == (not looks_inwards)
 
 
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("rows", [3, 4])
+def test_what_was_applied_to_the_file_is_undone(capture, rows, centre):
+    """The original coordinates are those before nerfstudio turned and scaled them."""
+    plain = load(capture, centre=centre)
+    turned = np.eye(4)
+    turned[:3, :3], turned[:3, 3] = 2 * rotation(np.random.default_rng(8)), [1, 2, 3]
+    edit(capture, applied_transform=turned[:rows].tolist(), applied_scale=0.25)
+    scene = load(capture, centre=centre)
+    assert torch.equal(scene.cameras.c2w, plain.cameras.c2w)
+    assert_close(np.diag([0.25, 0.25, 0.25, 1]) @ turned @ scene.to_original.numpy(), plain.to_original, 1e-9)
+
+
+@pytest.mark.parametrize("keys", [
+    {"applied_transform": np.diag([1.0, 1, -1, 1])[:3].tolist()},
+    {"applied_transform": np.diag([1.0, 1, 2, 1])[:3].tolist()},
+    {"applied_transform": np.zeros((3, 4)).tolist()},
+    {"applied_transform": [[math.nan] * 4] * 3},
+    {"applied_transform": [1, 2, 3]},
+    {"applied_transform": "none"},
+    {"applied_transform": {"a": 1}},
+    {"applied_scale": 0},
+    {"applied_scale": -2.0},
+])  # fmt: skip
+def test_a_transform_that_cannot_be_undone_is_refused(capture, keys):
+    edit(capture, **keys)
+    refused(capture, "applied_transform must be a 3x4 matrix")
+
+
+# --- Depth maps -----------------------------------------------------------------------------------------------------
+
+
+def add_depths(folder: Path, key: str, suffix: str, scale: float, size: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+    """A depth map for each view but the last, 1 to 3 units deep with holes; returns their depths."""
+    rng = np.random.default_rng(3)
+    depths = rng.uniform(1, 3, (VIEWS, size[1], size[0])) * (rng.random((VIEWS, size[1], size[0])) > 0.1)
+    depths[-1] = 0
+    for view in range(VIEWS):
+        name = f"depth_{view:02d}{suffix}"
+        if suffix == ".npy":
+            np.save(folder / name, depths[view].astype(np.float32) / np.float32(scale))
+        elif view < VIEWS - 1:
+            Image.fromarray(np.rint(depths[view] / scale).astype(np.uint16)).save(folder / name)
+        edit_frame(folder, VIEWS - 1 - view, **{key: name})
+    (folder / f"depth_{VIEWS - 1:02d}{suffix}").unlink(missing_ok=True)
+    return depths
+
+
+@pytest.mark.parametrize(("key", "suffix", "unit", "scale"), [
+    ("depth_file_path", ".png", {}, 1e-3),
+    ("depth_file_path", ".png", {"depth_unit_scale_factor": 2e-4}, 2e-4),
+    ("depth_path", ".png", {"integer_depth_scale": 3e-4}, 3e-4),
+    ("depth_file_path", ".npy", {}, 1.0),
+])  # fmt: skip
+def test_depth_maps_are_read(capture, key, suffix, unit, scale):
+    depths = add_depths(capture, key, suffix, scale)
+    edit(capture, **unit, applied_scale=0.5)
+    assert load(capture).depths is None
+    with pytest.warns(UserWarning, match="1 of 12 frames have no depth map"):
+        scene = transforms.load(str(capture), transforms.Config(depths=True))
+    assert scene.depths is not None
+    assert scene.depths.dtype == torch.float32
+    assert_close(scene.depths, depths.ravel() * np.linalg.det(scene.to_original[:3, :3]) ** (-1 / 3), 1e-3 if scale < 1 else 1e-6)
+
+
+def test_depths_of_another_size_are_taken_from_the_nearest_cell(capture):
+    depths = add_depths(capture, "depth_file_path", ".npy", 1.0, (WIDTH // 2, HEIGHT // 2))
+    with pytest.warns(UserWarning, match="no depth map"):
+        large = transforms.load(str(capture), transforms.Config(depths=True, centre=False))
+        small = transforms.load(str(capture), transforms.Config(depths=True, centre=False, factor=4))
+    assert_close(large.depths, depths.repeat(2, 1).repeat(2, 2).ravel(), 1e-6)
+    assert_close(small.depths, depths[:, 1::2, 1::2].ravel(), 1e-6)
+
+
+def test_unknown_depths_are_zero(capture):
+    depths = np.full((HEIGHT, WIDTH), 2.0)
+    depths[0, :4] = [math.nan, math.inf, -math.inf, -1]
+    np.save(capture / "depth.npy", depths)
+    for view in range(VIEWS):
+        edit_frame(capture, view, depth_file_path="depth.npy")
+    found = load(capture, depths=True, centre=False).depths
+    assert found is not None
+    assert found.reshape(VIEWS, -1)[5].tolist() == [0.0] * 4 + [2.0] * (WIDTH * HEIGHT - 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((HEIGHT, WIDTH), np.uint8), "kind uint8, where a depth map"),
+        (np.zeros((HEIGHT, WIDTH, 3), np.float32), "8x12x3 numbers"),
+        (np.zeros((WIDTH, HEIGHT)), "is 8x12, of another shape"),
+        (np.zeros((0, 0)), "0x0"),
+        (b"a letter", "can't be read as a depth map"),
+    ],
+)
+def test_bad_depth_maps_are_named(capture, content, message):
+    file = capture / "depth.npy"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.save(file, content)
+    for view in range(VIEWS):
+        edit_frame(capture, view, depth_file_path="depth.npy")
+    refused(capture, rf"depth\.npy.*{message}", depths=True)
+    edit(capture, depth_unit_scale_factor=-1)
+    refused(capture, "unit of the depth maps must be larger than 0", depths=True)
+
+
 # --- Bad input ------------------------------------------------------------------------------------------------------
 
 BAD_KEYS: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown lens": ({"camera_model": "VR180_L"}, "the lens VR180_L is not supported; undistort .*OPENCV_FISHEYE"),
+    "unknown lens": ({"camera_model": "VR180_L"}, "the lens VR180_L is not supported; undistort the pictures.*OPENCV_FISHEYE"),
     "model a number": ({"camera_model": 3}, "3 is not supported"),
     "f-theta": ({"ftheta_p0": 0.0, "ftheta_p1": 1.0}, "ftheta_p0 is not supported"),
     "k5 outside its model": ({"k5": 0.01}, "k5 belongs to the camera_model FULL_OPENCV, not OPENCV"),
@@ -479,9 +655,9 @@ def test_lens_parameters_that_are_zero_do_no_harm(capture):
     assert load(capture).cameras.state() == plain
 
 
-def refused(folder: Path, message: str) -> None:
+def refused(folder: Path, message: str, **choices: Any) -> None:
     with pytest.raises(SceneError, match=message) as caught:
-        load(folder)
+        load(folder, **choices)
     text = str(caught.value)
     assert "\n" not in text
     assert text.endswith(".")
@@ -507,6 +683,33 @@ def refused(folder: Path, message: str) -> None:
 def test_bad_frames_are_refused_in_a_sentence(capture, keys, message):
     edit_frame(capture, 2, **keys)
     refused(capture, message)
+
+
+def test_pictures_outside_are_read_where_that_is_allowed(capture, tmp_path, monkeypatch):
+    """By their path or through a link; in nerfit's own cache always."""
+    edit(capture, cx=None, cy=None)
+    (capture / "images/0004.png").rename(tmp_path / "away.png")
+    for name in ("../away.png", str(tmp_path / "away.png")):
+        edit_frame(capture, VIEWS - 1 - 4, file_path=name)
+        refused(capture, "away.png' points outside .*plant; add --scene.allow-outside")
+        scene = load(capture, allow_outside=True)
+        view = scene.view_names.index("../away.png")
+        assert np.array_equal((scene.image(view, None) * 255).round().numpy(), picture(4))
+    edit_frame(capture, VIEWS - 1 - 4, file_path="images/0004.png")
+    (capture / "images/0004.png").symlink_to(tmp_path / "away.png")
+    refused(capture, "0004.png' points outside")
+    assert load(capture, allow_outside=True).view_names[4] == "images/0004.png"
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path))
+    assert load(capture).view_names[4] == "images/0004.png"
+
+
+def test_links_and_whole_paths_within_the_folder_are_followed(capture, tmp_path):
+    (capture / "images/0004.png").rename(capture / "four.png")
+    (capture / "images/0004.png").symlink_to(capture / "four.png")
+    edit_frame(capture, VIEWS - 1 - 5, file_path=str(capture / "images/0005.png"))
+    (tmp_path / "link").symlink_to(capture)
+    for folder in (capture, tmp_path / "link"):
+        assert len(load(folder).view_names) == VIEWS
 
 
 def test_a_name_too_long_to_exist_is_an_absent_picture(capture):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import tyro
 
 from nerfit import __version__
-from nerfit.errors import ConfigError, NerfitError, nearest
+from nerfit.errors import ConfigError, NerfitError, nearest, one_line
 
 
 @dataclass
@@ -69,6 +69,23 @@ class RenderOptions(Common):
     """CPU threads."""
     device: str = "auto"
     """cpu, cuda, …"""
+
+
+@dataclass
+class ExportCamerasOptions(Common):
+    """nerfit export cameras RUN: the cameras of a run's scene for other programs, in the coordinates of the scene's own files.
+
+    Examples:
+      nerfit export cameras runs/fox-instant
+      nerfit export cameras runs/fox-instant --format colmap --out fox/colmap
+    """
+
+    run: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder."""
+    format: Literal["transforms", "colmap", "colmap-text", "poses_bounds"] = "transforms"
+    """transforms.json (nerfstudio, instant-ngp), a COLMAP model in sparse/0, or LLFF's poses_bounds.npy."""
+    out: Path | None = None
+    """Folder; none = exports/<format> in the run."""
 
 
 @dataclass
@@ -149,12 +166,28 @@ class MemoryOptions(Common):
     """Training steps."""
 
 
+@dataclass
+class MultiscaleOptions(Common):
+    """nerfit convert multiscale SCENE OUT: a Blender scene at several sizes, each half the one before, as mip-NeRF trains on.
+
+    Examples:
+      nerfit convert multiscale data/lego data/lego-multiscale
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """Folder with transforms_train.json."""
+    out: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """New folder."""
+    scales: int = 4
+    """Sizes, the full one among them."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 only on success, errors are one sentence on stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     logging.getLogger("nerfit").setLevel(logging.DEBUG if debug else logging.WARNING)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
     try:
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(_HELP)
@@ -267,6 +300,23 @@ def poses(argv: list[str]) -> int:
     options = _parse(jobs.PosesOptions, argv, "poses")
     answer, text = jobs.poses(options)
     _answer(options, answer, text)
+    return 0
+
+
+def export(argv: list[str]) -> int:
+    """nerfit export cameras RUN."""
+    from nerfit.outputs.exports import export_cameras
+
+    kinds = ("cameras",)
+    if argv[:1] in (["-h"], ["--help"]):
+        print("nerfit export cameras RUN [--format transforms|colmap|colmap-text|poses_bounds] [--out FOLDER]")
+        return 0
+    word = argv[0] if argv else ""
+    if word not in kinds:
+        raise ConfigError(f"export what? {', '.join(kinds)}{nearest(word, kinds)}.")
+    options = _parse(ExportCamerasOptions, argv[1:], "export cameras")
+    written = export_cameras(options.run, options.format, options.out)
+    _answer(options, {"written": str(written)}, str(written))
     return 0
 
 
@@ -427,6 +477,25 @@ def _bench_scene(kind: Any, argv: list[str], name: str) -> tuple[Any, list[str]]
     return options, flags
 
 
+def convert(argv: list[str]) -> int:
+    """nerfit convert multiscale SCENE OUT."""
+    from nerfit.scenes.multiscale import make_multiscale
+
+    kinds = ("multiscale",)
+    if argv[:1] in (["-h"], ["--help"]):
+        print("nerfit convert multiscale SCENE OUT [--scales 4]")
+        return 0
+    word = argv[0] if argv else ""
+    if word not in kinds:
+        raise ConfigError(f"convert into what? One of {', '.join(kinds)}{nearest(word, kinds)}.")
+    options = _parse(MultiscaleOptions, argv[1:], "convert multiscale")
+    if not options.scene or options.out == Path():
+        raise ConfigError("a SCENE and a new folder are needed: nerfit convert multiscale SCENE OUT.")
+    pictures = make_multiscale(options.scene, options.out, options.scales)
+    _answer(options, {"folder": str(options.out), "pictures": pictures}, f"{pictures} pictures -> {options.out}")
+    return 0
+
+
 def methods(argv: list[str]) -> int:
     """nerfit methods: what can be trained."""
     options = _parse(Common, argv, "methods")
@@ -477,8 +546,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "render": render,
+    "export": export,
     "inspect": inspect,
     "bench": bench,
+    "convert": convert,
     "methods": methods,
     "recipes": recipes,
     "doctor": doctor,
@@ -493,8 +564,10 @@ _HELP = """nerfit: neural radiance fields that anyone can train
                [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
+  nerfit export cameras RUN [--format colmap]  the cameras for other programs: transforms.json, COLMAP, poses_bounds.npy
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
+  nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on
   nerfit methods | recipes | doctor            what there is, and what this machine can do
 
 Every command: --help, --json, --debug. Examples:

@@ -1,11 +1,24 @@
 """The errors that a user may meet: one readable sentence each, printed by the command line without a traceback."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_LONGEST = 1000
+"""Most characters of a message; a damaged file may name a file of millions."""
 
 
 class NerfitError(Exception):
-    """Something the user can put right; the message is one sentence that says what and how."""
+    """Something the user can put right; the message is one sentence that says what and how, on one line whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and other characters that can't be printed, its middle left out where it is very long."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", " ", text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class SceneError(NerfitError):

@@ -22,15 +22,19 @@ Old = dict[str, Any]
 
 class Flag(NamedTuple):
     """One old flag: its type and its default there, the dotted key ``to`` which its value goes (or a function of all old
-    values that gives {dotted key: value}), the scene format it ``only`` speaks about, a ``note`` for those who gave it, or,
+    values that gives {dotted key: value}), the scene formats it ``only`` speaks about, a ``note`` for those who gave it, or,
     where any value but the default is refused, what to use ``instead``."""
 
     kind: Callable[[str], Any]
     default: Any
     to: str | Callable[[Old], dict[str, Any]] = ""
-    only: str = ""
+    only: tuple[str, ...] = ()
     note: str = ""
     instead: str = ""
+
+
+FORMATS = ("llff", "blender", "deepvoxels", "linemod")
+"""What dataset_type may be, LINEMOD in small letters."""
 
 
 def _llff(old: Old) -> bool:
@@ -42,7 +46,9 @@ def _ndc(old: Old) -> bool:
 
 
 def _format(old: Old) -> dict[str, Any]:
-    return {"format": old["dataset_type"]} | ({"scene.recentre": True, "scene.bd_factor": 0.75} if _llff(old) else {})
+    """The format; LLFF's placing; and 0.5 where K, like OpenCV's, has pixel centres on whole numbers, so that rays went through them."""
+    own = {"llff": {"scene.recentre": True, "scene.bd_factor": 0.75}, "linemod": {"scene.pixel_offset": 0.5}}
+    return {"format": old["dataset_type"]} | own.get(old["dataset_type"], {})
 
 
 def _decay(old: Old) -> dict[str, Any]:
@@ -93,15 +99,15 @@ FLAGS: dict[str, Flag] = {
     "render_test": Flag(bool, False, instead="use `nerfit render RUN --path test` on a trained run"),
     "render_factor": Flag(int, 0, instead="use `nerfit render RUN --factor N` on a trained run"),
     "dataset_type": Flag(str, "llff", _format),
-    "testskip": Flag(int, 8, lambda old: {"scene.testskip": max(old["testskip"], 1)}, only="blender"),
-    "shape": Flag(str, "greek", instead="it names a deepvoxels object, and deepvoxels scenes can't be read so far"),
+    "testskip": Flag(int, 8, lambda old: {"scene.testskip": max(old["testskip"], 1)}, only=FORMATS[1:]),
+    "shape": Flag(str, "greek", "scene.shape", only=("deepvoxels",)),
     "white_bkgd": Flag(bool, False, lambda old: {"scene.background": "white" if old["white_bkgd"] else "black"}),
-    "half_res": Flag(bool, False, lambda old: {"scene.factor": 2 if old["half_res"] else 1}, only="blender"),
-    "factor": Flag(int, 8, "scene.factor", only="llff"),
-    "no_ndc": Flag(bool, False, lambda old: {"scene.ndc": _ndc(old)}, only="llff"),
+    "half_res": Flag(bool, False, lambda old: {"scene.factor": 2 if old["half_res"] else 1}, only=("blender", "linemod")),
+    "factor": Flag(int, 8, "scene.factor", only=("llff",)),
+    "no_ndc": Flag(bool, False, lambda old: {"scene.ndc": _ndc(old)}, only=("llff",)),
     "lindisp": Flag(bool, False, lambda old: {"model.lindisp": old["lindisp"] and not _ndc(old)}),
-    "spherify": Flag(bool, False, "scene.spherify", only="llff"),
-    "llffhold": Flag(int, 8, "scene.hold", only="llff"),
+    "spherify": Flag(bool, False, "scene.spherify", only=("llff",)),
+    "llffhold": Flag(int, 8, "scene.hold", only=("llff",)),
     "i_print": Flag(int, 100, "log.print_every"),
     "i_img": Flag(int, 500, "log.image_every"),
     "i_weights": Flag(int, 10_000, "log.save_every"),
@@ -136,16 +142,16 @@ def translate(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     given = _values(path)
     old: Old = {key: flag.default for key, flag in FLAGS.items()} | given
-    form = old["dataset_type"]
-    if form not in ("llff", "blender"):
-        raise ConfigError(f"{path}: dataset_type '{form}' can't be read so far, only llff and blender.")
+    form = old["dataset_type"] = old["dataset_type"].lower()
+    if form not in FORMATS:
+        raise ConfigError(f"{path}: dataset_type '{form}' is none of {', '.join(FORMATS)}.")
     notes = [sentence for sentence, applies in _NOTES if applies(old)]
     if "N_iters" not in given:
         notes.append("the old programs fixed the number of steps in their source: 200000 are taken, --steps changes it")
     recipe = yaml.safe_load((files("nerfit") / "recipes" / "nerf.yaml").read_text(encoding="utf-8"))
     recipe["description"] = f"translated from {path.name}"
     for key, flag in FLAGS.items():
-        if flag.only not in ("", form):
+        if flag.only and form not in flag.only:
             if old[key] != flag.default:
                 notes.append(f"'{key}' says nothing about {form} scenes and is ignored, as it was there")
             continue

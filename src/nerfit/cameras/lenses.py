@@ -22,7 +22,8 @@ def distort(u: Tensor, v: Tensor, k: Float[Tensor, "*rays 13"]) -> tuple[Tensor,
     (1 + k1 r² + k2 r⁴ + k3 r⁶ + k4 r⁸) / (1 + d1 r² + d2 r⁴ + d3 r⁶), tangential p1, p2, and the thin prism
     (s1 r² + s2 r⁴, s3 r² + s4 r⁴). OpenCV's own k4, k5, k6 are d1, d2, d3.
     """
-    return _distort(u, v, k)[:2]
+    ud, vd, *_ = _distort(u, v, k)
+    return ud, vd
 
 
 def _distort(u: Tensor, v: Tensor, k: Tensor) -> tuple[Tensor, ...]:

@@ -30,11 +30,12 @@ def make_path(
 ) -> tuple[Cameras, Cameras | None]:
     """The cameras of path ``kind`` (one of `PATHS`, or a JSON file, see `read_path`) around a scene's ``cameras``.
 
-    Path cameras are pinholes with the first camera's intrinsics; ``test`` lists the views of the test path, which are
-    taken as they are, ``frames`` (None = the path's own number) of them evenly spread. ``depth_range`` is the nearest
-    and farthest depth of the scene's content, for a spiral's focus. The second value is None but for ``still``: that
-    path stands at the first pose of ``default`` (the scene's own path), whose cameras are returned as those to take
-    view directions from. Raises ConfigError for an unknown path or frame count, SceneError where the path can't be made.
+    Path cameras are pinholes with the first camera's intrinsics (a right angle wide if it is a fisheye or panorama); ``test``
+    lists the views of the test path, which are taken as they are, ``frames`` (None = the path's own number) of them evenly
+    spread. ``depth_range`` is the nearest and farthest depth of the scene's content, for a spiral's focus. The second value
+    is None but for ``still``: that path stands at the first pose of ``default`` (the scene's own path), whose cameras are
+    returned as those to take view directions from. Raises ConfigError for an unknown path or frame count, SceneError where
+    the path can't be made.
     """
     if frames is not None and frames < 1:
         raise ConfigError(f"a camera path needs at least 1 frame, not {frames}.")
@@ -62,7 +63,16 @@ def make_path(
 
 
 def _like_first(cameras: Cameras, c2w: Float[Tensor, "frames 3 4"]) -> Cameras:
-    return replace(cameras[[0] * len(c2w)], c2w=c2w.to(torch.float32).to(cameras.c2w.device), distortion=None)
+    return replace(_pinhole(cameras[[0] * len(c2w)]), c2w=c2w.to(torch.float32).to(cameras.c2w.device))
+
+
+def _pinhole(cameras: Cameras) -> Cameras:
+    """The same cameras without their lenses: a fisheye or panorama becomes a right angle wide."""
+    plain = replace(cameras, distortion=None, lens=None)
+    if cameras.lens is None or not cameras.lens.any():
+        return plain
+    half = cameras.width.to(cameras.fx) / 2
+    return replace(plain, fx=half, fy=half.clone(), cx=half.clone(), cy=cameras.height.to(half) / 2)
 
 
 def pose_spherical(azimuth: float, elevation: float, radius: float) -> Float[Tensor, "3 4"]:
@@ -228,7 +238,7 @@ def read_path(path: Path, cameras: Cameras, frames: int | None = None) -> Camera
     if c2w.ndim != 3 or not len(c2w) or c2w.shape[1:] not in ((3, 4), (4, 4)):
         raise SceneError(f"{path}: the poses have shape {list(c2w.shape)} where a list of 4x4 matrices is needed.")
     c2w = checked_rotations(c2w, str(path))[:, :3]
-    first = _intrinsics({k: _positive(path, k, v) for k, v in given.items() if k != "c2w"}, cameras[[0]])
+    first = _intrinsics({k: _positive(path, k, v) for k, v in given.items() if k != "c2w"}, _pinhole(cameras[[0]]))
     return _like_first(first, c2w if frames is None else interpolate(c2w, frames))
 
 

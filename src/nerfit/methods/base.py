@@ -70,6 +70,8 @@ class Method(nn.Module, ABC):
     """What the networks compute in (`autocast`); the trainer sets it."""
     seed: int = 0
     """The run's seed, for orders that span steps; the trainer sets it."""
+    progress: float = 1.0
+    """Share of the run's budget that is spent, for what changes with it; the trainer sets it."""
 
     @abstractmethod
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:

@@ -1,6 +1,7 @@
 """Instant neural graphics primitives (Müller et al. 2022): a hash-grid field, sampled where an occupancy grid says matter is."""
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,8 +41,10 @@ class InstantConfig:
     """Half the side of the box, in scene units; none = from near and far (of an unbounded scene: 1, and cascades around it)."""
     cascades: int | None = None
     """Occupancy cubes, each twice as large; none = 1 for bounded scenes, else enough for 16 boxes' sides."""
-    march_steps: int = 400
-    """March steps along the box's diagonal."""
+    march_steps: int = 1200
+    """March steps along the box's diagonal, at the end of training."""
+    first_march_steps: int = 400
+    """The same at its beginning; they change by the same factor in each equal part of the budget."""
     cone: float | None = None
     """Longest step over its distance; none = 0 (even steps) in one box, 1/256 with cascades."""
     samples: int = 16_384
@@ -49,7 +52,7 @@ class InstantConfig:
     least_weight: float = 2e-3
     """Samples of less weight get no colour and no gradient."""
     least_light: float = 1e-3
-    """A training ray ends where its transmittance is less."""
+    """A ray ends where its transmittance is less."""
     soft_near: float | None = None
     """Distance from a camera within which gradients shrink with its square, in scene units; none = 0, of unbounded scenes 0.3."""
     empty_pixels: float = 0.2
@@ -82,7 +85,7 @@ class Instant(Method):
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_at_least(c, samples=64, march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
+        require_at_least(c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
         self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone, c.occupancy_threshold)
         unbounded = self.space.cascades > 1
         finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
@@ -106,8 +109,15 @@ class Instant(Method):
         warm_up(self.device)
         return kernels_take_threads(self.device)
 
+    @property
+    def step_length(self) -> float:
+        """Length of a march step in sides of the box: long while the field is young, then short enough for what is thin."""
+        c = self.config
+        return math.sqrt(3) / (c.first_march_steps ** (1 - self.progress) * c.march_steps**self.progress)
+
     def before_step(self, step: int) -> None:
         """Look at some cells of the occupancy grid from time to time."""
+        self.space.step_length = self.step_length
         self.space.update(step, self._density, self.seed, self.config.occupancy_every, self.config.occupancy_probes)
 
     def after_step(self, step: int) -> None:
@@ -126,6 +136,7 @@ class Instant(Method):
         c, rays, space = self.config, batch.rays, self.space
         assert rays is not None
         training = batch.generator is not None
+        space.step_length = self.step_length
         origins, directions, near, far, jitter = space.ways(rays, batch.uniform(len(rays)))
         seen = render_rays(
             origins,
@@ -141,8 +152,8 @@ class Instant(Method):
             self.field.weights,
             self.field.shape,
             self.half_precision,
-            c.least_weight if training else 1e-4,
-            c.least_light if training else 1e-4,
+            c.least_weight,
+            c.least_light,
             self.soft_near,
             training and self.distortion > 0,
         )

@@ -27,6 +27,7 @@ from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import RESOLUTION, Samples, march, pack_occupancy, visible_samples
 from nerfit.kernels.pixels import draw_pixels
+from nerfit.kernels.rendering import render_rays
 from nerfit.kernels.spherical_harmonics import spherical_harmonics
 from nerfit.outputs.inspect import matrix_peak
 from nerfit.training.devices import pick_precision
@@ -237,6 +238,19 @@ def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> It
     ways = surface - d, d, near, far, uniform(rays), occupancy, step
     yield Case("march", lambda _: march(*ways))
     yield Case("visible_samples", lambda _: visible_samples(*ways, 0.0, table, weights, shape, half, 1e-3, 1e-3))
+
+    few = max(rays // 16, 8)  # through occupied space alone, and every sample counts: both bodies must find the same ones
+    everywhere = pack_occupancy(torch.ones_like(shell), 0.5)
+    through = (surface - d)[:few], d[:few], d[:few], near[:few], far[:few], torch.zeros_like(near[:few])
+
+    def render(_: None = None) -> Sequence[Tensor]:
+        no_gradients()
+        seen = render_rays(*through, everywhere, 8 * step, 0.0, table, weights, shape, half, 0.0, 0.0)
+        return seen.color, seen.opacity, seen.depth
+
+    to_colors = [random(few, 3)]
+    yield Case("render_rays forward", render)
+    yield Case("render_rays backward", lambda out: gradients(out[:1], to_colors, networks), render)
 
     edges, shown, numbers = torch.sort(uniform(rays, 64), -1).values, uniform(rays, 63), uniform(rays, 128)
     yield Case("sample_pdf", lambda _: [sample_pdf(edges, shown, 128, numbers)])

@@ -133,12 +133,28 @@ def seen_blocks(cameras: Cameras, near: float, origin: Float[Tensor, "3"], side:
         blocks = (~seen).nonzero().flatten()
         points = _places(blocks, BLOCKS, 0.5) * side + origin
         radius = 0.5 * math.sqrt(3) * side / BLOCKS * 2.0 ** (blocks // BLOCKS**3).to(torch.float32)
-        pose = cameras.c2w[camera]
-        x, y, z = ((points - pose[:, 3]) @ (pose[:, :3] * torch.tensor([1.0, -1.0, -1.0]))).unbind(-1)
-        depth = z.clamp(min=1e-6)
-        inside = z + radius > near
-        for along, f, c, size in ((x, cameras.fx, cameras.cx, cameras.width), (y, cameras.fy, cameras.cy, cameras.height)):
-            pixel, margin = f[camera] * along / depth + c[camera], f[camera] * radius / depth + 0.1 * size[camera]
-            inside &= ((pixel > -margin) & (pixel < size[camera] + margin)) | (z < radius)
+        local = (points - cameras.c2w[camera, :, 3]) @ cameras.c2w[camera, :, :3]
+        border = _border(cameras, camera) @ cameras.c2w[camera, :, :3]
+        if cameras.lens is None or cameras.lens[camera] == 0:
+            away = -local[:, 2]
+            depth = away.clamp(min=1e-6)
+            inside = away + radius > near
+            for axis in (0, 1):
+                low, high = border[:, axis].aminmax()
+                at, margin = local[:, axis] / depth, radius / depth + 0.1 * (high - low)
+                inside &= ((at > low - margin) & (at < high + margin)) | (away < radius)
+        else:
+            away = local.norm(dim=1)
+            angle = torch.atan2(local[:, :2].norm(dim=1), -local[:, 2]) - (radius / away.clamp(min=1e-6)).clamp(max=1).asin()
+            widest = torch.atan2(border[:, :2].norm(dim=1), -border[:, 2]).max()
+            inside = (away + radius > near) & ((angle < 1.2 * widest) | (away < radius))
         seen[blocks[inside]] = True
     return seen
+
+
+def _border(cameras: Cameras, camera: int, steps: int = 16) -> Float[Tensor, "n 3"]:
+    """World directions through points all around the edge of a camera's picture."""
+    t = torch.linspace(0, 1, steps + 1)
+    x = torch.cat([t, t, torch.zeros_like(t), torch.ones_like(t)]) * cameras.width[camera] - cameras.pixel_offset
+    y = torch.cat([torch.zeros_like(t), torch.ones_like(t), t, t]) * cameras.height[camera] - cameras.pixel_offset
+    return cameras.directions(torch.full((len(x),), camera), x, y)

@@ -25,8 +25,9 @@ def detect_format(source: str) -> str:
         if found:
             return name
     raise SceneError(
-        f"no known scene at '{source}': expected a folder with transforms_train.json (Blender), poses_bounds.npy (LLFF) or "
-        "transforms.json (instant-ngp, nerfstudio) or sparse/0 (COLMAP), a folder of photographs, a video, an image file, or 'procedural'."
+        f"no known scene at '{source}': expected a folder with transforms_train.json (Blender, LINEMOD), poses_bounds.npy (LLFF), "
+        "transforms.json (instant-ngp, nerfstudio), sparse/0 (COLMAP), train/<object>/intrinsics.txt (DeepVoxels) or metadata.json "
+        "(multi-scale Blender), tiny_nerf_data.npz, a folder of photographs, a video, an image file, or 'procedural'."
     )
 
 

@@ -1,6 +1,7 @@
 """Blender scenes (NeRF synthetic): transforms_train/val/test.json and RGBA PNGs."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
-from nerfit.scenes.frames import image_path, read_frames
+from nerfit.scenes.frames import image_path, read_splits
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pixels import load_pixels
-from nerfit.scenes.scene import Scene, SceneConfig, pick
+from nerfit.scenes.scene import Scene, SceneConfig
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Config(SceneConfig):
     """Shrink images by this factor (2 = the old half_res)."""
     testskip: int = 1
     """Keep every Nth validation and test view."""
+    allow_outside: bool = False
+    """Read pictures outside the scene's folder too, where a frame names one."""
 
 
 def detect(source: str) -> bool:
@@ -38,32 +41,17 @@ def load(source: str, config: Config) -> Scene:
     if config.factor < 1 or config.testskip < 0:
         raise SceneError("scene.factor must be at least 1 and scene.testskip at least 0.")
     folder = Path(source)
-    paths: list[Path] = []
-    poses: list[np.ndarray] = []
-    splits: dict[str, list[int]] = {}
-    fov = 0.0
-    for split in ("train", "val", "test"):
-        file = folder / f"transforms_{split}.json"
-        if split != "train" and not file.exists():
-            continue
-        meta = _read(file)
-        fov = fov or meta["camera_angle_x"]
-        if not math.isclose(fov, meta["camera_angle_x"], rel_tol=1e-6):
-            raise SceneError(f"{file}: camera_angle_x differs from that of the training views.")
-        chosen = (0, -1, max(config.testskip, 1)) if split != "train" else config.train_views
-        frames = [meta["frames"][i] for i in pick(len(meta["frames"]), chosen)]
-        splits[split] = list(range(len(poses), len(poses) + len(frames)))
-        paths += [image_path(folder, frame["file_path"]) for frame in frames]
-        poses += [frame["transform_matrix"] for frame in frames]
-
+    metas, frames, splits = read_splits(folder, config.train_views, config.testskip)
+    fov = _angle(folder, metas)
+    paths = [image_path(folder, frame["file_path"], config.allow_outside) for frame in frames]
     sizes = [image_size(path) for path in paths]
     for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
             raise SceneError(f"{path} is {size[0]}x{size[1]}, unlike the first image, {sizes[0][0]}x{sizes[0][1]}.")
     width, height = sizes[0]
     small = max(1, width // config.factor), max(1, height // config.factor)
-    names = [str(path.relative_to(folder)) for path in paths]
-    c2w = checked_rotations(torch.from_numpy(np.stack(poses)), str(folder), names)
+    names = [os.path.relpath(path, folder) for path in paths]
+    c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(folder), names)
     cameras = Cameras.pinhole(c2w, focal_from_fov(fov, width), width, height, config.pixel_offset)
     cameras = cameras.resize(*small)
     return Scene(
@@ -80,10 +68,12 @@ def load(source: str, config: Config) -> Scene:
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The checked content of a transforms file, its poses as 4x4 arrays."""
-    meta = read_frames(file)
-    fov = meta.get("camera_angle_x")
-    if not isinstance(fov, int | float) or not 0 < fov < math.pi:
-        raise SceneError(f"{file}: camera_angle_x must be an angle between 0 and π, not {fov!r}.")
-    return meta
+def _angle(folder: Path, metas: dict[str, dict[str, Any]]) -> float:
+    """The one horizontal field of view of all splits, radians."""
+    for split, meta in metas.items():
+        file, fov = folder / f"transforms_{split}.json", meta.get("camera_angle_x")
+        if not isinstance(fov, int | float) or not 0 < fov < math.pi:
+            raise SceneError(f"{file}: camera_angle_x must be an angle between 0 and π, not {fov!r}.")
+        if not math.isclose(fov, metas["train"]["camera_angle_x"], rel_tol=1e-6):
+            raise SceneError(f"{file}: camera_angle_x differs from that of the training views.")
+    return metas["train"]["camera_angle_x"]

@@ -51,7 +51,7 @@ Its k4 k5 k6 of FULL_OPENCV are d1 d2 d3, its sx1 sy1 are s1 s3.
 _OTHERS = {7: "FOV", 11: "RAD_TAN_THIN_PRISM_FISHEYE", 12: "SIMPLE_DIVISION", 13: "DIVISION", 16: "EUCM"}
 _NUMBERS = {lens.number: name for name, lens in LENS_MODELS.items()}
 _CAMERA, _IMAGE, _POINT = struct.Struct("<IiQQ"), struct.Struct("<I7dI"), struct.Struct("<Q3d3BdQ")
-_LONGEST_NAME = 4096
+_LONGEST_NAME, _LONGEST_LINE = 4096, 1 << 26
 
 
 class ModelCamera(NamedTuple):
@@ -111,7 +111,7 @@ def read_images(folder: Path) -> list[ModelImage]:
         if one.name == other.name:
             raise SceneError(f"{path} has two pictures of the name {one.name}; make the model again.")
     for image in images:
-        if not np.isfinite(image.pose).all() or not 1e-6 < np.linalg.norm(image.pose[:4]) < 1e6:
+        if not (np.abs(image.pose) < 1e9).all() or not 1e-6 < np.linalg.norm(image.pose[:4]) < 1e6:
             raise SceneError(f"{path}: the pose of {image.name} is not made of finite numbers and a rotation; leave that picture out.")
     return images
 
@@ -144,9 +144,12 @@ class _Bytes:
 
     def __init__(self, path: Path) -> None:
         self.path, self.at = path, 0
-        with path.open("rb") as file:
-            self.size = path.stat().st_size
-            self.data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        try:
+            with path.open("rb") as file:
+                self.size = path.stat().st_size
+                self.data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        except OSError as error:
+            raise SceneError(f"{path} can't be read: {error.strerror}.") from error
 
     def take(self, form: struct.Struct) -> tuple[Any, ...]:
         self.skip(form.size)
@@ -213,10 +216,15 @@ def _points_bin(path: Path) -> Float[np.ndarray, "n 3"]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file and their numbers, without comments."""
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.startswith("#"):
-                yield number, line.rstrip("\r\n")
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), 1):
+                if len(line) == _LONGEST_LINE:
+                    raise SceneError(f"{path}: line {number} does not end; copy the file again.")
+                if not line.startswith("#"):
+                    yield number, line.rstrip("\r\n")
+    except OSError as error:
+        raise SceneError(f"{path} can't be read: {error.strerror}.") from error
 
 
 def _cameras_txt(path: Path) -> Iterator[Row]:

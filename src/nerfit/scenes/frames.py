@@ -1,6 +1,5 @@
 """What the transforms files of Blender, instant-ngp and nerfstudio scenes share: a list of frames, each a picture and its pose."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from nerfit.errors import SceneError
+from nerfit.scenes.files import read_json
 from nerfit.scenes.images import SUFFIXES
+from nerfit.scenes.scene import pick
 
 
 def read_frames(file: Path) -> dict[str, Any]:
@@ -16,12 +17,7 @@ def read_frames(file: Path) -> dict[str, Any]:
 
     Raises SceneError for a file that can't be read, is no JSON object, or lists no frames with a path and a matrix.
     """
-    try:
-        meta = json.loads(file.read_text())
-    except OSError as error:
-        raise SceneError(f"{file} can't be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SceneError(f"{file} is not valid JSON ({error}).") from error
+    meta = read_json(file)
     frames = meta.get("frames") if isinstance(meta, dict) else None
     if not isinstance(frames, list) or not frames:
         raise SceneError(f"{file} lists no frames.")
@@ -40,18 +36,41 @@ def read_frames(file: Path) -> dict[str, Any]:
     return meta
 
 
-def image_path(folder: Path, file_path: str) -> Path:
+def read_splits(
+    folder: Path, train_views: tuple[int, int, int], testskip: int
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], dict[str, list[int]]]:
+    """The transforms_train/val/test.json of a folder by split, the frames chosen from them, and the places of each split's in that list.
+
+    Every ``testskip``-th frame of val and test is chosen; where one of these two files is missing, so is the split.
+    """
+    metas: dict[str, dict[str, Any]] = {}
+    frames: list[dict[str, Any]] = []
+    splits: dict[str, list[int]] = {}
+    for split in ("train", "val", "test"):
+        file = folder / f"transforms_{split}.json"
+        if split != "train" and not file.exists():
+            continue
+        metas[split] = read_frames(file)
+        own = metas[split]["frames"]
+        chosen = pick(len(own), train_views if split == "train" else (0, -1, max(testskip, 1)))
+        splits[split] = list(range(len(frames), len(frames) + len(chosen)))
+        frames += [own[i] for i in chosen]
+    return metas, frames, splits
+
+
+def image_path(folder: Path, file_path: str, allow_outside: bool = False) -> Path:
     """The picture that a frame names, which need not exist; a name without a picture's suffix stands for the first kind that is there.
 
-    Raises SceneError for a path out of the folder, which only a scene in nerfit's own cache may name.
+    Raises SceneError for a path out of the folder, by a link too, unless that is allowed, as it is in nerfit's own cache.
     """
     path = folder / file_path
     if path.suffix.lower() not in SUFFIXES:
         named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
         path = next((p for p in (path, *named) if exists(p)), named[0])
-    inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
-    if not (inside or Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(cache_folder()))):
-        raise SceneError(f"the frame '{file_path}' points outside {folder}.")
+    real = os.path.realpath if exists(path) else os.path.abspath
+    here = Path(real(folder))
+    if not (allow_outside or Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
+        raise SceneError(f"the frame '{file_path}' points outside {folder}; add --scene.allow-outside if that is meant.")
     return path
 
 

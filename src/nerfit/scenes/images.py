@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from torch import Tensor
 
 from nerfit.errors import RunError, SceneError
+from nerfit.scenes.files import check_regular
 
 Picture = Tensor | np.ndarray
 """An image [height, width] or [height, width, 1, 3 or 4]: uint8, or floats in [0, 1]."""
@@ -92,6 +93,7 @@ def quarter_turns(path: Path) -> int:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """An image file with its header read: a Pillow image, or for floating-point kinds that Pillow can't read PyAV's container."""
+    check_regular(path)
     try:
         with path.open("rb") as file, _container(file) as image:
             yield image
@@ -119,7 +121,7 @@ def _container(file: BinaryIO) -> Any:
         if magic.startswith(_FLOAT_ONLY[0]) and _exr_lacks_chunks(file):
             raise ValueError("it is cut short") from None
         file.seek(0)
-        image = av.open(file, stream_options=[{"max_pixels": str(MOST_PIXELS)}])
+        image = av.open(file)
         codec = image.streams.video[0].codec_context
         width, height = codec.width, codec.height
         if not width * height or "f32" not in str(codec.pix_fmt):

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,9 @@ _MODELS = {
     "EQUIRECTANGULAR": "equirectangular",
 }
 _FLAGS = {"is_fisheye": "OPENCV_FISHEYE", "latlong": "EQUIRECTANGULAR", "equirectangular": "EQUIRECTANGULAR"}
-_RATIONAL = {"d1": "k4", "d2": "k5", "d3": "k6", "k4": ""}
-_PRISM = {"s1": "sx1", "s3": "sy1", "s2": "", "s4": ""}
+_KEYS = {"k1": "k1", "k2": "k2", "k3": "k3", "p1": "p1", "p2": "p2", "s1": "sx1", "s3": "sy1"}
+_LAST = {"FULL_OPENCV": {"d1": "k4", "d2": "k5", "d3": "k6"}}
+"""Names of `LENS_PARAMETERS` in files; k4, k5 and k6 differ from model to model."""
 
 
 class Intrinsics(NamedTuple):
@@ -59,6 +61,19 @@ def read_intrinsics(what: str, frame: dict[str, Any], meta: dict[str, Any], size
     return Intrinsics(fx * sx, fy * sy, cx * sx, cy * sy, LENSES.index(lens), distortion)
 
 
+def read_lenses(
+    file: Path, meta: dict[str, Any], frames: list[dict[str, Any]], sizes: Sequence[tuple[int, int]], small: Sequence[tuple[int, int]]
+) -> list[Intrinsics]:
+    """`read_intrinsics` of all frames of a file."""
+    if any(place.get("equirectangular") for place in (meta, *frames)):
+        warnings.warn(
+            f"{file}: 'equirectangular' is taken at its word, rows even in latitude, where instant-ngp has them even in its sine.",
+            stacklevel=3,
+        )
+    views = zip(frames, sizes, small, strict=True)
+    return [read_intrinsics(f"{file}, {frame['file_path']}", frame, meta, size, shrunk) for frame, size, shrunk in views]
+
+
 def cameras_of(
     c2w: Float[Tensor, "views 3 4"], intrinsics: Sequence[Intrinsics], sizes: Sequence[tuple[int, int]], pixel_offset: float
 ) -> Cameras:
@@ -75,17 +90,11 @@ def _model(what: str, *places: dict[str, Any]) -> str:
     """The camera model of the first place that names one, OPENCV without."""
     for place in places:
         flag = next((key for key in _FLAGS if place.get(key)), None)
-        model = _FLAGS[flag] if flag else str(place.get("camera_model", "")).upper()
+        model = _FLAGS[flag] if flag else str(place.get("camera_model") or "").upper()
         model = next((key for key in place if key.startswith("ftheta_")), model)
         if model and model not in _MODELS:
-            raise SceneError(
-                f"{what}: a lens of the kind {model} is not supported; undistort the pictures, or write one of {', '.join(_MODELS)}."
-            )
-        if flag == "equirectangular":
-            warnings.warn(
-                f"{what}: 'equirectangular' is taken at its word, rows even in latitude, where instant-ngp has them even in its sine.",
-                stacklevel=2,
-            )
+            known = ", ".join(_MODELS)
+            raise SceneError(f"{what}: the lens {model} is not supported; undistort the pictures, or describe them as one of {known}.")
         if model:
             return model
     return "OPENCV"
@@ -93,13 +102,11 @@ def _model(what: str, *places: dict[str, Any]) -> str:
 
 def _distortion(what: str, model: str, *places: dict[str, Any]) -> list[float]:
     """`LENS_PARAMETERS` by the names that a camera model gives them."""
-    names = {name: name for name in LENS_PARAMETERS if name not in ("d1", "d2", "d3")} | _PRISM
-    if model == "FULL_OPENCV":
-        names |= _RATIONAL
+    names = _KEYS | _LAST.get(model, {"k4": "k4"})
     for key in ("k5", "k6"):
-        if model != "FULL_OPENCV" and number(what, key, *places):
+        if key not in names.values() and number(what, key, *places):
             raise SceneError(f"{what}: the lens parameter {key} belongs to the camera_model FULL_OPENCV, not {model}.")
-    return [number(what, names.get(name, ""), *places) or 0.0 for name in LENS_PARAMETERS]
+    return [number(what, names[name], *places) or 0.0 if name in names else 0.0 for name in LENS_PARAMETERS]
 
 
 def _centre(what: str, key: str, side: float, *places: dict[str, Any]) -> float:

@@ -17,6 +17,7 @@ from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.poses import average_pose, recentre, scale_of, spherify, transform_poses
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError
+from nerfit.scenes.files import read_npy
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
 from nerfit.scenes.scene import Scene, SceneConfig, pick
@@ -126,14 +127,9 @@ def read_poses(path: Path) -> Poses:
     The matrix holds the camera's axes down, right, backwards, its position, and (height, width, focal) in pixels.
     Raises SceneError for anything else.
     """
-    try:
-        table = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise SceneError(f"{path} does not exist; an LLFF scene needs it beside its pictures.") from None
-    except Exception as error:  # a damaged header makes NumPy raise nearly anything
-        raise SceneError(f"{path} is damaged or not a NumPy file of numbers; make it again.") from error
-    if not isinstance(table, np.ndarray) or table.dtype.kind not in "fiu" or table.ndim != 2 or table.shape[1] != 17 or not len(table):
-        shape = f"{' x '.join(map(str, table.shape))} {table.dtype}" if isinstance(table, np.ndarray) else "several arrays"
+    table = read_npy(path)
+    if table.dtype.kind not in "fiu" or table.ndim != 2 or table.shape[1] != 17 or not len(table):
+        shape = f"{' x '.join(map(str, table.shape))} {table.dtype}"
         raise SceneError(f"{path} holds {shape}, not the N x 17 numbers (15 for the pose, 2 depth bounds) of an LLFF scene.")
     table = torch.from_numpy(table.astype(np.float64))
     for view in (~table.isfinite().all(1)).nonzero()[:1, 0].tolist():

@@ -79,16 +79,15 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def find_masks(paths: Sequence[Path]) -> list[Path | None]:
-    """The mask that lies beside each picture, in the first of the usual places; says so when only some pictures have one.
+    """The mask that lies beside each picture, in the first of the usual places; says how many there are, if any.
 
     ``dynamic_mask_<stem>.png`` beside the picture (instant-ngp; hides what is not black), or in a folder ``masks`` beside the
     folder ``images`` (``masks_4`` or ``masks`` beside ``images_4``) ``<name>.png`` or ``<stem>.png`` (COLMAP, nerfstudio;
     hides what is black).
     """
     masks = [next(filter(exists, _mask_places(path)), None) for path in paths]
-    if any(masks) and not all(masks):
-        lone = [path for path, mask in zip(paths, masks, strict=True) if mask is None]
-        warnings.warn(f"{len(lone)} of {len(paths)} pictures have no mask and are used whole, the first is {lone[0]}.", stacklevel=2)
+    if found := [mask for mask in masks if mask]:
+        warnings.warn(f"what masks hide is left out, in {len(found)} of {len(paths)} pictures, the first by {found[0]}.", stacklevel=2)
     return masks
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import SceneError
+from nerfit.scenes.files import check_regular
 from nerfit.scenes.images import replacing
 
 _TYPES = {
@@ -21,6 +22,7 @@ _LONGEST_HEADER = 65_536
 def read_ply(path: Path) -> Float[Tensor, "n 3"]:
     """The finite points of a PLY file's vertices, which must be its first element, float64; raises SceneError for anything else."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             head = file.read(_LONGEST_HEADER)
             order, count, names, types = _header(head)
@@ -32,7 +34,8 @@ def read_ply(path: Path) -> Float[Tensor, "n 3"]:
                     raise ValueError(f"it is cut short of its {count} vertices")
                 file.seek(start)
                 table = np.fromfile(file, kind, count)
-                xyz = np.stack([table[axis].astype(np.float64) for axis in "xyz"], -1)
+                with np.errstate(invalid="ignore"):  # signalling NaN
+                    xyz = np.stack([table[axis].astype(np.float64) for axis in "xyz"], -1)
             else:
                 if 2 * count * len(names) > path.stat().st_size - start + 1:
                     raise ValueError(f"it is cut short of its {count} vertices")

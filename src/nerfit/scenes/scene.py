@@ -67,8 +67,9 @@ class Scene:
     masked: bool = False
 
     def __post_init__(self) -> None:
-        if not self.near < self.far:
-            raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}).")
+        if not -_ENDLESS < self.near < self.far < _ENDLESS:
+            raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}), and both finite.")
+        self._check_cameras()
         if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
             kind = LENSES[int(self.cameras.lens.max())]
             raise SceneError(f"{self.name}: normalised device coordinates need perspective cameras, not {kind} ones; turn ndc off.")
@@ -77,6 +78,18 @@ class Scene:
         self.masked &= self.pixels is None or self.pixels.shape[1] == 4
         if self.pixels is not None and self.pixels.shape[0] != int(sizes.sum()):
             raise SceneError(f"{self.name}: the images hold {self.pixels.shape[0]} pixels, the cameras {int(sizes.sum())}.")
+
+    def _check_cameras(self) -> None:
+        """SceneError for a pose or intrinsics that float32 can't compute with."""
+        c = self.cameras
+        lens = torch.stack([c.fx, c.fy, c.cx, c.cy], -1)
+        fine = (lens[:, :2] > 1 / _ENDLESS).all(-1) & (torch.cat([lens, c.c2w.flatten(1)], -1).abs() < _ENDLESS).all(-1)
+        for view in (~fine).nonzero()[:1, 0].tolist():
+            what = self.view_names[view] if self.view_names else f"view {view}"
+            raise SceneError(
+                f"{self.name}: the camera of {what} stands at ({_numbers(c.centers[view])}) with fx fy cx cy ({_numbers(lens[view])}); "
+                "focal lengths must be larger than 0 and nothing larger than 1e9."
+            )
 
     def image(self, view: int, background: float | None = 1.0) -> Float[Tensor, "height width channels"]:
         """One view as float32 in [0, 1], composited over ``background``; None keeps its 3 or 4 channels."""
@@ -149,6 +162,14 @@ class Scene:
             return cls(cameras=cameras, to_original=to_original, **info)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SceneError(f"{folder} is not a run folder that can be read: {error}.") from error
+
+
+_ENDLESS = 1e9
+"""Larger than any length in a scene."""
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:g}" for value in values.tolist())
 
 
 _PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range", "masked")

@@ -178,12 +178,16 @@ AVERAGE_EVERY = 20
 
 @torch.no_grad()
 def average(optimizer: torch.optim.Optimizer, finish: bool = False) -> None:
-    """Take the weights into their running mean, which is part of the optimiser's state; or with ``finish`` the mean for the weights."""
+    """Take the weights into their running mean, which is part of the optimiser's state; or with ``finish`` the mean for the weights.
+
+    The mean is forgotten then: a run that goes on with a larger budget begins another.
+    """
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state[p]
             if finish and "average" in state:
-                p.copy_(state["average"])
+                p.copy_(state.pop("average"))
+                del state["averaged"]
             elif not finish and "average" in state:
                 state["averaged"] += 1
                 state["average"].lerp_(p, 1 / float(state["averaged"]))

@@ -139,6 +139,7 @@ class Trainer:
                 self._average()
                 self._count(len(batch))
                 self._after_step(rendering, batch, losses, log, bar)
+            self.method.progress = self.progress
             if self.state.step:
                 if self.interrupted is None:
                     average(self.optimizer, finish=True)
@@ -168,6 +169,7 @@ class Trainer:
     def step(self) -> tuple[Rendering, Batch, dict[str, Tensor]]:
         """One optimiser step; on a GPU's out-of-memory the chunk is halved and the step repeated."""
         step = self.state.step
+        self.method.progress = self.progress
         set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.progress))
         while True:
             generator = torch.Generator(self.device).manual_seed(mix(self.state.seed, step + 1))

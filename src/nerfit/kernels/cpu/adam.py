@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nerfit.kernels.cpu.hash_grid import scatter_level
+from nerfit.kernels.cpu.hash_grid import is_mine, scatter_level
 from nerfit.kernels.cpu.runtime import inlined, kernel
 from nerfit.kernels.cpu.vectors import any_nonzero, fma, load16, splat16, square_root, store16, where_nonzero
 
@@ -59,16 +59,12 @@ def scatter_adam(
 ):
     """`scatter` and `adam` in one: a level's gradient is summed in row ``part`` of ``sums``, and used while it is in cache.
 
-    ``marks`` [parts, entries/4] says which 16 floats have a gradient; both are zero before and after. Levels go to threads
-    in a snake from the finest on, so that each gets as many touched entries.
+    ``marks`` [parts, entries/4] says which 16 floats have a gradient; both are zero before and after.
     """
     sums, marks = sums[part], marks[part]
-    levels = resolutions.size
-    for k in range(levels):
-        turn = k % (2 * parts)
-        if (turn if turn < parts else 2 * parts - 1 - turn) != part:
+    for level in range(resolutions.size - 1, -1, -1):
+        if not is_mine(level, resolutions.size, part, parts):
             continue
-        level = levels - 1 - k
         scatter_level(level, rows, count, gradient, resolutions[level], offsets[0], entries, depth, sums, marks)
         first = 4 * np.int64(offsets[level])
         words = marks.view(np.uint64)

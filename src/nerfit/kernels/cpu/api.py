@@ -185,7 +185,7 @@ def pack_occupancy(grid: Tensor, threshold: float) -> Occupancy:
     distance = torch.empty(cascades * marching.BLOCKS**3, dtype=torch.uint8)
     matter = np.empty(len(distance) // 64, np.uint64)
     run_parallel(sampling.pack_bits, _array(grid), _f32(threshold), _array(bits), matter)
-    run_parallel(sampling.block_distances, matter, _array(distance))
+    run_parallel(sampling.block_distances, matter, marching.FARTHEST, _array(distance))
     return Occupancy(bits, distance, marching.occupied_box(distance))
 
 

@@ -163,12 +163,20 @@ def scatter_level(level, rows, count, gradient, resolution, offset, entries, dep
                     store4(table_gradient, to, fma(g, splat4(weight[k * LANES + i]), load4(table_gradient, to)))
 
 
+@part_of_kernel
+def is_mine(level, levels, part, parts):
+    """Whether a level's gradient is for this part to sum: levels go to parts in a snake from the finest on, the one that takes longest."""
+    turn = (levels - 1 - level) % (2 * parts)
+    return part == (turn if turn < parts else 2 * parts - 1 - turn)
+
+
 @kernel
 def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, table_gradient, depth):
     """Add the table's gradient for feature gradients, level by level (`scatter_level`)."""
     unmarked = np.empty(0, np.uint8)
-    for level in range(part, resolutions.size, parts):
-        scatter_level(level, rows, count, gradient, resolutions[level], offsets[level], entries, depth, table_gradient, unmarked)
+    for level in range(resolutions.size):
+        if is_mine(level, resolutions.size, part, parts):
+            scatter_level(level, rows, count, gradient, resolutions[level], offsets[level], entries, depth, table_gradient, unmarked)
 
 
 @kernel

@@ -19,7 +19,7 @@ from numba import types
 from nerfit.kernels.cpu.runtime import inlined, intrinsic, part_of_kernel
 from nerfit.kernels.cpu.vectors import _call, _index, _pointer, fma, i32x16, load16, positive_part, splat16, store16, transpose16
 
-LANES = 64
+LANES = 128
 """Samples of a block."""
 
 

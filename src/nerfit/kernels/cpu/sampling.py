@@ -5,8 +5,6 @@ import numpy as np
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 
-FARTHEST = 15
-"""Largest distance to matter, in blocks of 2x2x2 cells, that the march knows of."""
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
 
@@ -165,18 +163,18 @@ def pack_bits(part, parts, grid, threshold, bits, matter):
 
 
 @kernel
-def block_distances(part, parts, matter, distance):
-    """Each block's (Chebyshev) distance to one with matter; growing all matter by a block takes a few operations on words."""
+def block_distances(part, parts, matter, farthest, distance):
+    """Each block's (Chebyshev) distance to one with matter, at most ``farthest``; growing all matter by a block takes few operations."""
     one = np.uint64(1)
     cascades = matter.size // 4096
     wide, tall = np.empty(4096, np.uint64), np.empty(4096, np.uint64)
     for cascade in range(part, cascades, parts):
         grown = matter[4096 * cascade : 4096 * (cascade + 1)].copy()
         away_from = distance[64 * 4096 * cascade : 64 * 4096 * (cascade + 1)]
-        away_from[:] = FARTHEST
+        away_from[:] = farthest
         for word in range(4096):
             _mark(away_from, word, grown[word], 0)
-        for away in range(1, FARTHEST):
+        for away in range(1, farthest):
             for word in range(4096):
                 w = grown[word]
                 wide[word] = w | (w << one) | (w >> one)

@@ -1,0 +1,139 @@
+"""Blender scenes at several resolutions at once, as mip-NeRF trains and judges on (Barron et al. 2021): metadata.json and pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from nerfit.errors import ConfigError, SceneError
+from nerfit.scenes import blender
+from nerfit.scenes.files import read_json
+from nerfit.scenes.frames import exists, image_path
+from nerfit.scenes.images import image_size, resize_area, write_png
+from nerfit.scenes.pinhole import View, pinhole_scene
+from nerfit.scenes.scene import Scene, SceneConfig, pick, write_json
+
+_KEYS = ("file_path", "cam2world", "width", "height", "pix2cam", "near", "far")
+
+
+@dataclass
+class Config(SceneConfig):
+    """Options of multi-scale scenes; near and far are the files' least and largest unless given."""
+
+    testskip: int = 1
+    """Keep every Nth validation and test picture; with 4 scales a multiple of 4 keeps full size only."""
+
+
+def detect(source: str) -> bool:
+    """A folder whose metadata.json has a train split with pix2cam."""
+    file = Path(source) / "metadata.json"
+    if not file.is_file():
+        return False
+    try:
+        match read_json(file):
+            case {"train": {"pix2cam": _}}:
+                return True
+    except SceneError:
+        pass
+    return False
+
+
+def load(source: str, config: Config) -> Scene:
+    """Read the splits of metadata.json: each maps names of quantities to lists with an entry for every picture.
+
+    ``lossmult``, the area of a pixel in pixels of full size, isn't read: pixels drawn from a view drawn uniformly, whatever
+    its size, have that weight already. Raises SceneError for files and ConfigError for settings without sense.
+    """
+    if config.testskip < 0:
+        raise ConfigError("scene.testskip must be at least 0.")
+    folder = Path(source)
+    file = folder / "metadata.json"
+    meta = read_json(file)
+    views: list[View] = []
+    splits: dict[str, list[int]] = {}
+    ends: list[tuple[float, float]] = []
+    for split in ("train", "val", "test"):
+        if split != "train" and split not in meta:
+            continue
+        table = _table(file, meta, split)
+        rows = list(zip(*(table[key] for key in _KEYS), strict=True))
+        chosen = pick(len(rows), config.train_views if split == "train" else (0, -1, max(config.testskip, 1)))
+        splits[split] = list(range(len(views), len(views) + len(chosen)))
+        for i in chosen:
+            view, near, far = _view(f"{file}, picture {i} of {split}", folder, rows[i])
+            views.append(view)
+            ends.append((near, far))
+    return pinhole_scene(
+        folder, views, min(near for near, _ in ends), max(far for _, far in ends), config, format="multiscale", splits=splits
+    )
+
+
+def _table(file: Path, meta: Any, split: str) -> dict[str, list[Any]]:
+    table = meta.get(split) if isinstance(meta, dict) else None
+    columns = [table.get(key) for key in _KEYS] if isinstance(table, dict) else []
+    if not columns or not all(isinstance(column, list) and len(column) == len(columns[0]) > 0 for column in columns):
+        raise SceneError(f"{file}: {split} must have lists of one length named {', '.join(_KEYS)}.")
+    return dict(zip(_KEYS, columns, strict=True))
+
+
+def _view(what: str, folder: Path, row: tuple[Any, ...]) -> tuple[View, float, float]:
+    """A picture's view, near and far; pix2cam takes (x, y, 1), in pixels from the corner, to a direction of depth -1."""
+    name, *numbers = row
+    if not isinstance(name, str):
+        raise SceneError(f"{what}: file_path must be a name.")
+    try:
+        c2w, width, height, pix2cam, near, far = (np.array(value, dtype=np.float64) for value in numbers)
+    except (TypeError, ValueError, OverflowError):
+        raise SceneError(f"{what}: all but file_path must be numbers.") from None
+    shapes = [v.shape for v in (c2w, width, height, pix2cam, near, far)]
+    if shapes != [(4, 4), (), (), (3, 3), (), ()] or not all(np.isfinite(v).all() for v in (c2w, pix2cam, near, far)):
+        raise SceneError(f"{what}: cam2world must be 4x4, pix2cam 3x3 and the rest one number each, all finite.")
+    if not (pix2cam[0, 0] > 0 > pix2cam[1, 1] and np.allclose(pix2cam, _pix2cam(*(lens := _lens(pix2cam))))):
+        raise SceneError(f"{what}: pix2cam is not that of a pinhole camera.")
+    file = image_path(folder, name)
+    if not exists(file):
+        raise SceneError(f"{what}: {file} is not there.")
+    if (size := image_size(file)) != (width, height):
+        raise SceneError(f"{what}: {file} is {size[0]}x{size[1]}, not {width:g}x{height:g}.")
+    return View(file, size, c2w, lens), float(near), float(far)
+
+
+def _lens(pix2cam: Float[np.ndarray, "3 3"]) -> tuple[float, float, float, float]:
+    """fx fy cx cy of a pix2cam."""
+    return 1 / pix2cam[0, 0], -1 / pix2cam[1, 1], -pix2cam[0, 2] / pix2cam[0, 0], -pix2cam[1, 2] / pix2cam[1, 1]
+
+
+def _pix2cam(fx: float, fy: float, cx: float, cy: float) -> Float[np.ndarray, "3 3"]:
+    return np.array([[1 / fx, 0, -cx / fx], [0, -1 / fy, cy / fy], [0, 0, -1]])
+
+
+def make_multiscale(source: str, out: Path, scales: int = 4) -> int:
+    """Write a Blender scene into the folder ``out`` at ``scales`` sizes, each half the one before; returns the number of pictures.
+
+    Each pixel is the mean of the four below it, with colours premultiplied by alpha (mip-NeRF itself averages them straight).
+    Raises ConfigError where a size doesn't come out whole, and for an ``out`` that has a metadata.json.
+    """
+    scene = blender.load(source, blender.Config())
+    width, height = int(scene.cameras.width[0]), int(scene.cameras.height[0])
+    step = 2 ** (scales - 1) if scales > 0 else 0
+    if step == 0 or width % step or height % step:
+        raise ConfigError(f"{source}: pictures of {width}x{height} can't be halved {scales - 1} times; choose another number of scales.")
+    if (out / "metadata.json").exists():
+        raise ConfigError(f"{out} has a metadata.json already; choose another folder.")
+    meta: dict[str, dict[str, list[Any]]] = {}
+    for split, views in scene.splits.items():
+        table = meta.setdefault(split, {key: [] for key in (*_KEYS, "focal", "label", "lossmult")})
+        for i, view in enumerate(views):
+            image = (scene.image(view, None) * 255).round().byte().numpy()
+            for label in range(scales):
+                w, h, focal = width >> label, height >> label, float(scene.cameras.fx[view]) / 2**label
+                name = f"images_{split}/{i:03d}_d{label}.png"
+                write_png(out / name, resize_area(image, w, h))
+                pose = [*scene.cameras.c2w[view].tolist(), [0.0, 0.0, 0.0, 1.0]]
+                row = (name, pose, w, h, _pix2cam(focal, focal, w / 2, h / 2).tolist(), scene.near, scene.far, focal, label, 4.0**label)
+                for column, value in zip(table.values(), row, strict=True):
+                    column.append(value)
+    write_json(out / "metadata.json", meta)
+    return sum(len(table["file_path"]) for table in meta.values())
