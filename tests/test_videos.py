@@ -158,9 +158,9 @@ def test_files_that_are_no_videos_are_refused_in_a_sentence(tmp_path: Path) -> N
             video.load(str(tmp_path / name), video.Config())
     with pytest.raises(SceneError, match="neither"):
         jobs.poses(jobs.PosesOptions(source=str(tmp_path / "absent.mp4")))
-    for wrong in ({"fps": 0.0}, {"fps": math.nan}, {"most_frames": 2}):
+    for wrong in (VideoConfig(fps=0.0), VideoConfig(fps=math.nan), VideoConfig(most_frames=2)):
         with pytest.raises(ConfigError):
-            extract(tmp_path / "whole.mp4", VideoConfig(**wrong))
+            extract(tmp_path / "whole.mp4", wrong)
 
 
 def test_what_a_damaged_video_still_shows_is_used(tmp_path: Path) -> None:

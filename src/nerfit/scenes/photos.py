@@ -17,6 +17,10 @@ from nerfit.scenes.scene import Scene, write_json
 class Config(PoseConfig, transforms.Config):
     """How a folder of photographs is posed and read."""
 
+    def unused(self) -> dict[str, str]:
+        """Keys of files that list their pictures."""
+        return {"allow_outside": "the photographs are those of the folder", "depths": "photographs come without depth maps"}
+
 
 def detect(source: str) -> bool:
     """A folder with two pictures or more, or with a folder ``images`` of that kind."""

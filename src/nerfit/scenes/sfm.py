@@ -134,7 +134,7 @@ def _prepare(folder: Path, pictures: Sequence[Path], config: PoseConfig) -> tupl
     done: list[View | str] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         keys = (f"{i:06d}.png" for i in range(len(pictures)))
-        for result in pool.map(lambda args: _view(folder, *args, config.feature_size), zip(keys, pictures, strict=True)):
+        for result in pool.map(lambda key, picture: _view(folder, key, picture, config.feature_size), keys, pictures):
             done.append(result)
             tick(len(done), len(pictures), "pictures read")
     views: list[View] = []

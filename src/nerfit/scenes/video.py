@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -116,7 +117,7 @@ def _write_frames(video: Path, folder: Path, config: VideoConfig) -> None:
                 Image.fromarray(upright(frame)).save(folder / f"frame_{number:06d}.jpg", quality=95, subsampling=0)
                 taken += 1
                 tick(taken, take, "frames taken of the video")
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             if not taken:
                 raise
             warnings.warn(f"{video} is damaged ({error.strerror}): only {taken} frames of {take} can be used.", stacklevel=5)
@@ -139,7 +140,7 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
             if stream.codec_context.width * stream.codec_context.height > _MOST_PIXELS:
                 raise SceneError(f"{video} has frames of more than {_MOST_PIXELS // 10**6} million pixels.")
             yield container, stream
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise SceneError(f"{video} can't be read as a video: {error.strerror}.") from error
     except OSError as error:
         raise SceneError(f"{video} can't be read or its frames can't be kept: {error.strerror}.") from error
