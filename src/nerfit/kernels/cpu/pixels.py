@@ -47,6 +47,7 @@ def _undistort(ud, vd, k, iterations):
         r2 = u * u + v * v
         below = 1 + r2 * (d1 + r2 * (d2 + r2 * d3))
         fine = below > 1e-6
+        eu = ev = a = b = c = d = det = 0.0
         if fine:
             radial = (1 + r2 * (k1 + r2 * (k2 + r2 * (k3 + r2 * k4)))) / below
             slope = 2 * (k1 + r2 * (2 * k2 + r2 * (3 * k3 + r2 * 4 * k4)) - radial * (d1 + r2 * (2 * d2 + r2 * 3 * d3))) / below
