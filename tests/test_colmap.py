@@ -342,7 +342,8 @@ def test_transparent_pictures_are_an_object_and_masked_ones_are_not(capture):
     (capture / "masks").mkdir()
     for name in NAMES:
         Image.fromarray(picture(2)[..., 0] // 128 * 255).save(capture / "masks" / f"{name}.png")
-    scene = load(capture)
+    with pytest.warns(UserWarning, match="what masks hide is left out"):
+        scene = colmap.load(str(capture), colmap.Config())
     assert (scene.masked, scene.bounds) == (True, "unbounded")
 
 
