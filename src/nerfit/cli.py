@@ -482,9 +482,9 @@ def convert(argv: list[str]) -> int:
     from nerfit.scenes.multiscale import make_multiscale
 
     kinds = ("multiscale",)
+    if argv[:1] in (["-h"], ["--help"]):
         print("nerfit convert multiscale SCENE OUT [--scales 4]")
         print("  a Blender scene at several sizes, each half the one before, as mip-NeRF trains on")
-        )
         return 0
     word = argv[0] if argv else ""
     if word not in kinds:
