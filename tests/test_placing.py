@@ -16,9 +16,9 @@ from conftest import around, assert_close, rotation
 from nerfit.cameras import Cameras
 from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import scale_of, transform_poses
-from nerfit.errors import SceneError
+from nerfit.errors import ConfigError, SceneError
 from nerfit.sampling.space import OccupiedSpace
-from nerfit.scenes.placing import place
+from nerfit.scenes.placing import PlacedConfig, place
 from nerfit.scenes.ply import read_ply, write_ply
 from nerfit.scenes.scene import Scene
 
@@ -171,6 +171,36 @@ def test_a_forward_facing_place_without_ndc_has_room_for_what_is_seen():
 
 
 # --- PLY ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.01, 30.0])
+def test_forward_facing_places_with_points_are_taken_to_ndc(scale):
+    """The nearest depths lie a third beyond the plane at distance 1, the cameras around the origin, looking along -z."""
+    world = np.eye(4)
+    world[:3, :3], world[:3, 3] = scale * rotation(np.random.default_rng(3)), 5.0
+    cameras, points = capture(side_by_side), torch.from_numpy(cloud(2) @ world[:3, :3].T + world[:3, 3])
+    cameras = replace(cameras, c2w=transform_poses(cameras.c2w, torch.from_numpy(world)))
+    placed = place(cameras, points, ndc=None)
+    moved = transform_poses(cameras.c2w, placed.transform)
+    assert placed.ndc and (placed.near, placed.far, placed.default_path) == (0.0, 1.0, "spiral")
+    assert moved[:, :, 3].mean(0).abs().max() < 1e-9
+    assert_close(moved[:, :, 2], torch.tensor([0.0, 0, 1]).expand(VIEWS, 3), 1e-9)
+    depths = slow_depths(capture(side_by_side), cloud(2))
+    assert placed.depth_range == pytest.approx((1 / 0.75, max(depths) / min(depths) / 0.75), rel=0.02)
+
+
+def test_ndc_is_left_out_where_it_does_not_suit():
+    points = torch.from_numpy(cloud(2))
+    assert not place(capture(side_by_side), None, ndc=None).ndc
+    assert not place(capture(side_by_side), points).ndc
+    assert not place(capture(ring), torch.zeros(30, 3), ndc=None).ndc
+    fisheye = replace(capture(side_by_side), lens=torch.ones(VIEWS, dtype=torch.long))
+    assert not place(fisheye, points, ndc=None).ndc
+    for cameras, known in ((fisheye, points), (capture(side_by_side), None), (capture(ring), points)):
+        with pytest.raises(ConfigError, match="normalised device coordinates need"):
+            place(cameras, known, ndc=True)
+    settings = [PlacedConfig(), PlacedConfig(near=0.1), PlacedConfig(centre=False), PlacedConfig(near=0.1, ndc=True)]
+    assert [config.wants_ndc for config in settings] == [None, False, False, True]
 
 
 def test_points_survive_a_ply_file(tmp_path: Path):

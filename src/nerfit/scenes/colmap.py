@@ -62,7 +62,7 @@ def load(source: str, config: Config) -> Scene:
     masks = find_masks(files)
     pixels = load_pixels(files, small, masks)
     cut_out = pixels.shape[1] == 4 and not any(masks)
-    placed = placing.place(views, read_points(model), config.bounds or ("object" if cut_out else None), config.centre)
+    placed = placing.place(views, read_points(model), config.bounds or ("object" if cut_out else None), config.centre, config.wants_ndc)
     views.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
     return Scene(
         name=base.resolve().name,
@@ -73,6 +73,7 @@ def load(source: str, config: Config) -> Scene:
         splits=splits,
         pixels=pixels,
         masked=any(masks),
+        ndc=placed.ndc,
         bounds=placed.bounds,
         background=config.background,
         default_path=placed.default_path,

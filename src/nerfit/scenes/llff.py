@@ -20,6 +20,7 @@ from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes.files import read_npy
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
+from nerfit.scenes.placing import looks_one_way
 from nerfit.scenes.scene import Scene, SceneConfig, pick
 
 
@@ -156,16 +157,6 @@ def normalise(c2w: Float[Tensor, "views 3 4"], nearest: float, config: Config) -
             c2w, moved = step(c2w)
             transform = moved @ transform
     return c2w, transform
-
-
-def looks_one_way(cameras: Cameras) -> bool:
-    """Whether normalised device coordinates suit these cameras: all look within 45° of -z, and every pixel's ray runs towards -z."""
-    if (cameras.c2w[:, 2, 2] < math.cos(math.radians(45))).any():
-        return False
-    views = torch.arange(len(cameras))
-    right, bottom = cameras.width - 1, cameras.height - 1
-    corners = [(x, y) for x in (torch.zeros_like(right), right) for y in (torch.zeros_like(bottom), bottom)]
-    return all(bool((cameras.directions(views, x, y)[:, 2] < 0).all()) for x, y in corners)
 
 
 def split(c2w: Float[Tensor, "views 3 4"], hold: int) -> tuple[list[int], list[int]]:

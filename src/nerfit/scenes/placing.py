@@ -1,14 +1,14 @@
 """Where a capture lies in the scene's world, and how far one looks in it, from its cameras and the points that are known of it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.cameras import Cameras
-from nerfit.cameras.poses import Meeting, rays_meet, scale_of, to_4x4, transform_poses, view_frame, world_up
+from nerfit.cameras.poses import Meeting, rays_meet, recentre, scale_of, to_4x4, transform_poses, view_frame, world_up
 from nerfit.errors import ConfigError
 from nerfit.scenes.scene import Bounds, SceneConfig
 
@@ -25,6 +25,7 @@ class PlacedConfig(SceneConfig):
 
     Unless near and far are given, an unbounded or forward-facing scene reaches from 0.05 to 100 times the cameras' mean distance
     from the point that they look at, an object 0.75 times it on either side of that point. Points known of the scene narrow that.
+    In normalised device coordinates near and far are 0 and 1.
     """
 
     factor: int = 1
@@ -36,6 +37,14 @@ class PlacedConfig(SceneConfig):
     within 45° one way from places side by side, else unbounded."""
     centre: bool = True
     """Put the point that the cameras look at in the origin, their mean distance to it at 1, and up along z."""
+    ndc: bool | None = None
+    """Normalised device coordinates; none = where a capture is forward-facing and points of it are known, unless near, far or no-centre is
+    given."""
+
+    @property
+    def wants_ndc(self) -> bool | None:
+        """What `place` is asked for; None leaves it to the capture."""
+        return False if self.ndc is None and (not self.centre or (self.near, self.far) != (None, None)) else self.ndc
 
     def check(self) -> None:
         """Raise ConfigError for settings without sense."""
@@ -54,17 +63,33 @@ class Placing:
     default_path: str
     depth_range: tuple[float, float] | None
     """Nearest and farthest depth of the points in view; None without points."""
+    ndc: bool = False
+    """Whether rays are to be taken to normalised device coordinates."""
 
 
-def place(cameras: Cameras, points: Float[Tensor, "n 3"] | None = None, bounds: Bounds | None = None, centre: bool = True) -> Placing:
-    """A place for cameras and, where known, points of the file's world; ``bounds`` None is for this function to tell.
+def place(
+    cameras: Cameras,
+    points: Float[Tensor, "n 3"] | None = None,
+    bounds: Bounds | None = None,
+    centre: bool = True,
+    ndc: bool | None = False,
+) -> Placing:
+    """A place for cameras and, where known, points of the file's world; ``bounds`` and ``ndc`` None are for this function to tell.
 
-    Poses may be float64. ``centre`` false keeps the file's world as it is, with near and far in its units.
+    Poses may be float64. ``centre`` false keeps the file's world as it is, with near and far in its units. Raises ConfigError where
+    ``ndc`` is asked for and can't be.
     """
     c2w = to_4x4(cameras.c2w)[:, :3]
     meeting = rays_meet(cameras)
     bounds = bounds or ("forward-facing" if _side_by_side(c2w) else "unbounded")
     depths = _depths(cameras, points)
+    if ndc or (ndc is None and bounds == "forward-facing"):
+        placed = None if depths is None else _before_a_plane(cameras, depths)
+        if placed is not None:
+            return placed
+        if ndc:
+            what = "perspective cameras that all look one way and points that they see (a COLMAP model, ply_file_path)"
+            raise ConfigError(f"normalised device coordinates need {what}; leave --scene.ndc out.")
     origin = meeting.point if meeting.in_front > 0.5 else c2w[:, :, 3].mean(0)
     if bounds == "forward-facing" and depths is not None:  # nearly parallel axes meet anywhere
         origin = c2w[:, :, 3].mean(0) - depths.median() * torch.nn.functional.normalize(c2w[:, :, 2].mean(0), dim=0)
@@ -81,6 +106,33 @@ def place(cameras: Cameras, points: Float[Tensor, "n 3"] | None = None, bounds: 
         near, far, seen = near / unit, far / unit, seen and (seen[0] / unit, seen[1] / unit)
         transform = torch.eye(4, dtype=torch.float64)
     return Placing(transform, bounds, near, far, path, seen)
+
+
+def _before_a_plane(cameras: Cameras, depths: Float[Tensor, "seen"]) -> Placing | None:
+    """LLFF's place for normalised device coordinates: the frame of the average pose, the nearest depth at 1/0.75; None if unsuitable."""
+    if cameras.lens is not None and bool(cameras.lens.any()):
+        return None
+    low, high = torch.quantile(depths, _PERCENTILES).tolist()
+    scale = 1 / (_NEAREST * low)
+    shrink = torch.diag(torch.tensor([scale, scale, scale, 1.0], dtype=torch.float64))
+    c2w, moved = recentre(transform_poses(cameras.c2w, shrink))
+    if not looks_one_way(replace(cameras, c2w=c2w.to(torch.float32))):
+        return None
+    return Placing(moved @ shrink, "forward-facing", 0.0, 1.0, "spiral", (low * scale, high * scale), ndc=True)
+
+
+_NEAREST = 0.75
+"""Where the plane of normalised device coordinates stands, as a share of the nearest depth (LLFF's bd_factor)."""
+
+
+def looks_one_way(cameras: Cameras) -> bool:
+    """Whether normalised device coordinates suit these cameras: all look within 45° of -z, and every pixel's ray runs towards -z."""
+    if (cameras.c2w[:, 2, 2] < math.cos(math.radians(45))).any():
+        return False
+    views = torch.arange(len(cameras))
+    right, bottom = cameras.width - 1, cameras.height - 1
+    corners = [(x, y) for x in (torch.zeros_like(right), right) for y in (torch.zeros_like(bottom), bottom)]
+    return all(bool((cameras.directions(views, x, y)[:, 2] < 0).all()) for x, y in corners)
 
 
 _PERCENTILES = torch.tensor([0.001, 0.999], dtype=torch.float64)

@@ -79,7 +79,7 @@ def load(source: str, config: Config) -> Scene:
     pixels = load_pixels(paths, small, masks)
     cut_out = pixels.shape[1] == 4 and not any(masks)
     bounds: Bounds | None = "object" if cut_out or meta.get("aabb_scale") == 1 else None
-    placed = placing.place(cameras, _points(file, meta), config.bounds or bounds, config.centre)
+    placed = placing.place(cameras, _points(file, meta), config.bounds or bounds, config.centre, config.wants_ndc)
     cameras.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
     to_original = torch.linalg.inv(placed.transform @ applied)
     depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
@@ -92,6 +92,7 @@ def load(source: str, config: Config) -> Scene:
         splits=splits,
         pixels=pixels,
         masked=any(masks),
+        ndc=placed.ndc,
         bounds=placed.bounds,
         background=config.background,
         default_path=placed.default_path,
