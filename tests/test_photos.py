@@ -129,7 +129,7 @@ def test_photographs_are_posed_and_those_that_are_not_have_a_reason(album: Path,
 
     report = photos.estimate(str(album), PoseConfig())[1]
     assert report.photographs == VIEWS + 4 and report.cameras == 1 and report.points > 100 and report.error < 1
-    assert report.missing["photo 9.png"] == "the same file as photo 1.png"
+    assert report.missing["photo 9.png"] == "the same picture as photo 1.png"
     assert "can't be read" in report.missing["torn.png"]
     assert "dark" in report.missing["dark.png"] and "features" in report.missing["dark.png"]
     assert "other pictures" in report.missing["elsewhere.png"]

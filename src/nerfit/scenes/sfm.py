@@ -129,7 +129,7 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
 
 
 def _prepare(folder: Path, pictures: Sequence[Path], config: PoseConfig) -> tuple[list[View], dict[str, str]]:
-    """Copies of the pictures for matching; and those that are not used, with the reason: unreadable, or the same file twice."""
+    """Copies of the pictures for matching; and those that are not used, with the reason: unreadable, or the same picture twice."""
     folder.mkdir(exist_ok=True)
     done: list[View | str] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -144,7 +144,7 @@ def _prepare(folder: Path, pictures: Sequence[Path], config: PoseConfig) -> tupl
         if isinstance(found, str):
             unused[name] = found
         elif found.digest in first:
-            unused[name] = f"the same file as {first[found.digest]}"
+            unused[name] = f"the same picture as {first[found.digest]}"
         else:
             first[found.digest] = name
             views.append(found)
@@ -168,7 +168,7 @@ def _view(folder: Path, key: str, path: Path, longest: int) -> View | str:
         grey = np.asarray(image.convert("L"), np.float32)
         thumbnail = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX)).ravel().tolist()
         scale = max(width, height) / max(image.size)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(grey.tobytes()).hexdigest()
     return View(path.name, path, key, width, height, scale, _exif_focal(path), float(grey.mean()), sharpness(grey), digest, thumbnail)
 
 

@@ -136,6 +136,8 @@ def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise SceneError(f"{video} holds no pictures; is it a sound recording?")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise SceneError(f"{video} can't be read as a video: nothing here decodes it.")
             stream.thread_type, stream.codec_context.thread_count = "AUTO", torch.get_num_threads()
             if stream.codec_context.width * stream.codec_context.height > _MOST_PIXELS:
                 raise SceneError(f"{video} has frames of more than {_MOST_PIXELS // 10**6} million pixels.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nerfit.errors import SceneError
+from nerfit.scenes.files import check_regular
 
 
 def tick(done: int, of: int, what: str, last: bool | None = None) -> None:
@@ -19,8 +20,17 @@ def tick(done: int, of: int, what: str, last: bool | None = None) -> None:
 
 
 def fingerprint(files: Sequence[Path], *settings: Any) -> str:
-    """A name for what is made of ``files`` with ``settings``; another one as soon as a file's path, date or size changes."""
-    facts = [(str(file.resolve()), (s := file.stat()).st_mtime_ns, s.st_size) for file in files]
+    """A name for what is made of ``files`` with ``settings``; another one as soon as a file's path, date or size changes.
+
+    Raises SceneError for what is no file.
+    """
+    facts = []
+    for file in files:
+        check_regular(file)
+        try:
+            facts.append((str(file.resolve()), (s := file.stat()).st_mtime_ns, s.st_size))
+        except (OSError, RuntimeError) as error:  # the latter for links in a ring, before Python 3.13
+            raise SceneError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}.") from error
     return hashlib.sha256(repr((facts, settings)).encode()).hexdigest()[:32]
 
 
