@@ -150,6 +150,14 @@ def require_at_least(config: Any, **least: int) -> None:
             raise ConfigError(f"model.{key} must be at least {value}, not {given}.")
 
 
+def require_inverse_depth(lindisp: bool, scene: Scene) -> None:
+    """Raise ConfigError where samples are to be spaced in an inverse depth that a scene doesn't have."""
+    if lindisp and scene.ndc:
+        raise ConfigError("model.lindisp has no meaning in NDC, whose depth is inverse already: add --scene.no-ndc or drop it.")
+    if lindisp and scene.near <= 0:
+        raise ConfigError("model.lindisp needs a near distance above 0: set --scene.near.")
+
+
 @torch.no_grad()
 def render_view(method: Method, scene: Scene, cameras: Cameras, view: int, chunk: int, look: Cameras | None = None) -> Rendering:
     """A whole view as a Rendering whose tensors have leading axes [height, width], on the CPU, without weights."""
