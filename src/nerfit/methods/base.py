@@ -89,6 +89,10 @@ class Method(nn.Module, ABC):
         """Numbers for the log beside the losses, such as ``psnr_coarse``."""
         return {}
 
+    def histograms(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Edges in [0, 1] and weights along the batch's rays of each level of sampling, the field's last; none by default."""
+        return []
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; ``lr_scale`` multiplies the learning rate of a group.
 

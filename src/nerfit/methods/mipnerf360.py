@@ -166,6 +166,10 @@ class MipNerf360(Method):
     def _activate(self, raw: Tensor) -> Tensor:
         return F.softplus(raw.float() + self.config.density_bias)
 
+    def histograms(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Of the proposals and of the field, on the scale that samples are spaced on."""
+        return self._march(batch)[0]
+
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Charbonnier loss of the colours, proposals above the field's weights, and one surface on each ray (section 4)."""
         assert batch.target is not None
