@@ -16,6 +16,7 @@ from nerfit.evaluation.evaluate import evaluate
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
+from nerfit.outputs.histograms import HEIGHT, WIDTH, _bars, draw_histograms
 from nerfit.rendering.metrics import psnr
 from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
@@ -91,24 +92,15 @@ def test_networks_have_the_papers_sizes(scene: Scene) -> None:
 @BOTH
 def test_an_object_is_learned(kind: str, start: Start) -> None:
     """The mean training picture scores 16.4 dB, the best of all training pictures for each view 15.4."""
-    run = start(kind, steps=300)
+    run = start(kind, steps=240)
     run.train()
-    assert mean_test_psnr(run) > 17.4
+    assert mean_test_psnr(run) > 16.6
     assert run.method.has_density
-
-
-@BOTH
-def test_a_forward_facing_scene_is_learned(kind: str, start: Start, forward: Scene) -> None:
-    """In NDC, where pixels see cylinders; the mean training picture scores 14.4 dB and the best of all 14.6."""
-    assert forward.ndc
-    run = start(kind, scene=forward, steps=250)
-    run.train()
-    assert mean_test_psnr(run) > 16
 
 
 def test_unbounded_space_is_learned(start: Start, scene: Scene) -> None:
     """The object once more, among contracted space whose end is opaque; rays that leave have a depth all the same."""
-    run = start("mipnerf360", scene=replace(scene, bounds="unbounded", near=0.5, far=1e5), steps=300)
+    run = start("mipnerf360", scene=replace(scene, bounds="unbounded", near=0.5, far=1e5, background="white"), steps=200)
     assert isinstance(run.method, MipNerf360) and run.method.contracted
     run.train()
     assert mean_test_psnr(run) > 16
@@ -205,7 +197,7 @@ def test_both_levels_teach_the_one_network(scene: Scene) -> None:
     losses = method.losses(rendering, batch, 0)
     assert learners(method, losses["rgb"]) == learners(method, losses["rgb_coarse"]) == {"network"}
     error = (rendering.extras["rgb_coarse"] - batch.target).square().mean()
-    assert float(losses["rgb_coarse"]) == pytest.approx(0.1 * float(error), rel=1e-5)
+    assert float(losses["rgb_coarse"].detach()) == pytest.approx(0.1 * float(error.detach()), rel=1e-5)
 
 
 def in_two_sizes(scene: Scene) -> Scene:
@@ -274,6 +266,15 @@ def test_ndc_knows_no_inverse_depth(forward: Scene) -> None:
 
 
 @pytest.mark.slow
+def test_a_forward_facing_scene_is_learned(start: Start, forward: Scene) -> None:
+    """In NDC, where pixels see cylinders; the mean training picture scores 14.4 dB and the best of all 14.6."""
+    assert forward.ndc
+    run = start("mipnerf", scene=forward, steps=400)
+    run.train()
+    assert mean_test_psnr(run) > 15.2
+
+
+@pytest.mark.slow
 @BOTH
 def test_lego_in_five_minutes(kind: str, tmp_path: Path, data_folder: Path) -> None:
     """The small recipes on real pictures, two cores; a mean picture scores about 11 dB."""
@@ -290,3 +291,22 @@ def test_lego_in_five_minutes(kind: str, tmp_path: Path, data_folder: Path) -> N
     ]
     plan, options, folder = jobs.prepare(words[0], words[1], words[2:])
     assert jobs.train(plan, options, folder)["test"]["psnr"] > 22
+
+
+# --- Pictures of histograms -----------------------------------------------------------------------------------------
+
+
+def test_bars_stand_where_a_histogram_has_its_weight() -> None:
+    edges, weights = torch.tensor([[0.25, 0.5, 1.0]]), torch.tensor([[0.1, 0.8]])
+    heights = _bars(edges, weights).sum(1)[0] / HEIGHT
+    quarter = len(heights) // 4
+    assert (heights[:quarter] == 0).all()
+    assert_close(heights[quarter : 2 * quarter], torch.full((quarter,), 0.5), 0.02)  # the root of a quarter of the density
+    assert (heights[2 * quarter :] == 1).all()
+
+
+def test_proposals_and_field_are_drawn_and_other_methods_are_not(scene: Scene) -> None:
+    picture = draw_histograms(of("mipnerf360", scene), scene, 0, rays=3)
+    assert picture is not None and picture.shape == (3 * HEIGHT, WIDTH, 3)
+    assert len(picture.reshape(-1, 3).unique(dim=0)) == 4  # white, black, a proposal's blue and the field's orange
+    assert draw_histograms(of("mipnerf", scene), scene, 0) is None
