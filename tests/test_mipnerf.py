@@ -92,9 +92,9 @@ def test_networks_have_the_papers_sizes(scene: Scene) -> None:
 @BOTH
 def test_an_object_is_learned(kind: str, start: Start) -> None:
     """The mean training picture scores 16.4 dB, the best of all training pictures for each view 15.4."""
-    run = start(kind, steps=240)
+    run = start(kind, steps=300)
     run.train()
-    assert mean_test_psnr(run) > 16.6
+    assert mean_test_psnr(run) > 16.9
     assert run.method.has_density
 
 
@@ -140,20 +140,22 @@ def test_chunks_are_what_they_are_in_one_piece_and_judging_is_not_random(kind: s
 
 
 @BOTH
-def test_an_even_fog_lets_the_background_through_as_it_should(kind: str, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Density softplus(-1 - 1) and colour ½ everywhere between near and far, whatever the samples; depth as of a fog."""
-    method = of(kind, scene)
-    for p in method.parameters():
-        p.data.zero_()
-    method.config = replace(method.config, density_bias=-2.0)
-    batch = method.view_batch(scene, scene.cameras, 0, torch.arange(64))
-    rays = batch.rays
-    with torch.no_grad():
-        seen = method.render(batch)
-    length = (rays.far - rays.near) * rays.directions.norm(dim=-1)
-    through = torch.exp(-length * torch.nn.functional.softplus(torch.tensor(-2.0)))
-    assert_close(seen.rgb, (0.5 * (1 - through) + through)[:, None].expand(-1, 3), 1e-3)
-    assert (seen.depth / seen.opacity > rays.near).all() and (seen.depth / seen.opacity < rays.far).all()
+def test_an_even_fog_lets_the_background_through_as_it_should(kind: str, scene: Scene, forward: Scene) -> None:
+    """Density softplus(-2) and colour ½ everywhere from near to far, in NDC too: opacity knows the length, not the samples."""
+    for place in (scene, forward):
+        method = of(kind, place, density_bias=-2.0)
+        for p in method.parameters():
+            p.data.zero_()
+        batch = method.view_batch(place, place.cameras, 0, torch.arange(64))
+        rays = batch.rays
+        with torch.no_grad():
+            seen = method.render(batch)
+        length = (rays.far - rays.near) * rays.directions.norm(dim=-1)
+        through = torch.exp(-length * torch.nn.functional.softplus(torch.tensor(-2.0)))
+        tolerance = 1e-3 if kind == "mipnerf" else 5e-3  # the outermost intervals may end a little inside
+        assert_close(seen.opacity, 1 - through, tolerance)
+        assert_close(seen.rgb, (0.5 * (1 - through) + through * batch.background)[:, None].expand(-1, 3), tolerance)
+        assert (seen.depth / seen.opacity > rays.near).all() and (seen.depth / seen.opacity < rays.far).all()
 
 
 def wide(batch: Batch, factor: float) -> Batch:
