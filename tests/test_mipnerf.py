@@ -100,10 +100,10 @@ def test_an_object_is_learned(kind: str, start: Start) -> None:
 
 def test_unbounded_space_is_learned(start: Start, scene: Scene) -> None:
     """The object once more, among contracted space whose end is opaque; rays that leave have a depth all the same."""
-    run = start("mipnerf360", scene=replace(scene, bounds="unbounded", near=0.5, far=1e5, background="white"), steps=200)
+    run = start("mipnerf360", scene=replace(scene, bounds="unbounded", near=0.5, far=1e5, background="white"), steps=350)
     assert isinstance(run.method, MipNerf360) and run.method.contracted
     run.train()
-    assert mean_test_psnr(run) > 16
+    assert mean_test_psnr(run) > 16.8
     seen = render_view(run.method, run.scene, run.scene.cameras, 0, 4096)
     assert seen.opacity is not None and seen.depth is not None
     assert_close(seen.opacity, torch.ones(32, 32))
