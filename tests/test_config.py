@@ -19,6 +19,8 @@ from nerfit import jobs
 from nerfit.config import RunConfig, arguments, flatten, load_recipe, merge, parse, shipped_recipes, to_dict
 from nerfit.errors import ConfigError, NerfitError, nearest
 from nerfit.methods.image import ImageConfig
+from nerfit.methods.mipnerf import MipNerfConfig
+from nerfit.methods.mipnerf360 import MipNerf360Config
 from nerfit.methods.nerf import NerfConfig
 from nerfit.plugins import available, find
 from nerfit.runs import Plan, config_type, default_config
@@ -29,7 +31,7 @@ from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import Trainer
 
-METHODS = ("instant", "nerf", "image")
+METHODS = ("instant", "nerf", "mipnerf", "mipnerf360", "image")
 FORMATS = tuple(available("nerfit.scenes"))
 
 
@@ -134,6 +136,10 @@ def put(config: Any, key: str, value: Any) -> Any:
     return replace(config, **{head: put(getattr(config, head), rest, value) if rest else value})
 
 
+QUICK_MIP = MipNerfConfig(depth=2, width=8, skips=[], samples=4, rays=16)
+QUICK_360 = MipNerf360Config(
+    depth=2, width=8, skips=[], proposal_depth=1, proposal_width=4, proposal_samples=[4], samples=3, contracted=True, rays=16
+)
 QUICK_NERF = NerfConfig(depth=2, width=8, skips=[], samples=4, fine_samples=4, rays=16)
 SMALL_SCENE = ProceduralConfig(size=12, views=3, val_views=1, test_views=1, samples=1)
 
@@ -169,6 +175,8 @@ BASES: dict[str, tuple[str, RunConfig[Any, Any]]] = {
     "nerf without a fine network": ("nerf", RunConfig(model=replace(QUICK_NERF, fine_samples=0, precrop_steps=0), scene=SMALL_SCENE)),
     "nerf on an occupancy grid": ("nerf", RunConfig(model=replace(QUICK_NERF, occupancy=True, march_steps=64), scene=SMALL_SCENE)),
     "nerf without directions": ("nerf", RunConfig(model=replace(QUICK_NERF, viewdirs=False), scene=SMALL_SCENE)),
+    "mipnerf": ("mipnerf", RunConfig(model=QUICK_MIP, scene=SMALL_SCENE)),
+    "mipnerf360": ("mipnerf360", RunConfig(model=QUICK_360, scene=SMALL_SCENE)),
     "image": ("image", RunConfig(model=ImageConfig(depth=1, width=8, pixels=16), scene=scene_format("image").Config())),
 }
 TOLD: dict[str, Any] = {"skips": [0], "precrop_steps": 1, "raw_noise": 0.5, "fine_width": 6}
@@ -179,7 +187,7 @@ TOLD: dict[str, Any] = {"skips": [0], "precrop_steps": 1, "raw_noise": 0.5, "fin
 def test_every_key_of_a_method_acts_or_is_declared_without_effect(base: str, picture: str, tmp_path: Path) -> None:
     method, config = BASES[base]
     config = replace(config, steps=3, optim=OptimConfig(lr=0.01), device="cpu", log=LogConfig(image_every=0))
-    source = "procedural" if method == "nerf" else picture
+    source = picture if method == "image" else "procedural"
     plain = trained(config, method, source, tmp_path / "plain")
     unused = config.model.unused() if hasattr(config.model, "unused") else {}
     hints = get_type_hints(type(config.model))
@@ -226,6 +234,7 @@ def test_every_key_of_the_optimiser_acts_or_is_declared_without_effect(
 SECTIONS = [
     *OPTIM.values(),
     *(NerfConfig(), NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5), NerfConfig(occupancy=True)),
+    *(MipNerfConfig(depth=2), MipNerf360Config(depth=2)),
     *(scene_format(form).Config() for form in FORMATS if hasattr(scene_format(form).Config, "unused")),
 ]
 """Sections in states in which some of their keys have no effect."""
@@ -237,16 +246,17 @@ def test_keys_without_effect_exist(section: Any) -> None:
     assert all(why and not why.endswith(".") for why in section.unused().values())
 
 
+NUMBERED = ("nerf", "mipnerf", "mipnerf360", "image")
 NUMBERS = [
     (base, key)
-    for base in ("nerf", "image")
+    for base in NUMBERED
     for key, value in flatten(to_dict(BASES[base][1])).items()
     if (isinstance(value, int | float) and not isinstance(value, bool)) or value is None
 ]
 
 
 @pytest.mark.parametrize("number", [0, -1, 1])
-@pytest.mark.parametrize("base", ["nerf", "image"])
+@pytest.mark.parametrize("base", NUMBERED)
 def test_any_number_trains_or_is_refused_in_one_sentence(base: str, number: int, picture: str, tmp_path: Path) -> None:
     method, config = BASES[base]
     config = replace(config, steps=2, device="cpu", threads=1, optim=OptimConfig(schedule="cosine", warmup_steps=1))
@@ -258,7 +268,7 @@ def test_any_number_trains_or_is_refused_in_one_sentence(base: str, number: int,
         tried = put(config, key, float(number) if isinstance(flatten(to_dict(config))[key], float) else number)
         try:
             configs.check(tried, {key})
-            trained(tried, method, "procedural" if base == "nerf" else picture, tmp_path / key)
+            trained(tried, method, picture if base == "image" else "procedural", tmp_path / key)
             trained_keys.add(key)
         except NerfitError as error:
             assert "\n" not in str(error) and str(error).endswith("."), key

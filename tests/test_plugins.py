@@ -104,7 +104,19 @@ def test_broken_plug_ins_are_named_and_disturb_nothing_else(packages: Path) -> N
         "train nerf /no/where",
     )
     told = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
-    assert listed.returncode == 0 and set(told) == {"auto", "instant", "nerf", "image", "fog", "gone", "loud", "absent", "plain"}
+    assert listed.returncode == 0 and set(told) == {
+        "auto",
+        "instant",
+        "nerf",
+        "mipnerf",
+        "mipnerf360",
+        "image",
+        "fog",
+        "gone",
+        "loud",
+        "absent",
+        "plain",
+    }
     assert told["fog"].startswith("A fog") and told["nerf"].startswith("Coarse and fine")
     assert told["loud"] == "plug-in 'loud' (nerfit_loud:Loud) can't be imported: first line second line."
     for name, answer in zip(("gone", "loud", "absent", "plain"), tried, strict=True):

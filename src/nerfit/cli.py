@@ -247,10 +247,14 @@ def _train_text(summary: dict[str, Any]) -> str:
 
 def _metrics_text(metrics: dict[str, Any]) -> str:
     names = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "lpips_vgg": "LPIPS(vgg) {:.4f}", "lpips_alex": "LPIPS(alex) {:.4f}"}
-    means = ", ".join(text.format(metrics[name]) for name, text in names.items() if name in metrics)
-    missing = "".join(f"\nnot judged: {what}" for what in metrics["missing"])
-    count = len(metrics["views"])
-    return f"{metrics['split']}: {means}, {metrics['seconds_per_view']:.2f} s per view ({count} views; {metrics['protocol']}){missing}"
+
+    def means(of: dict[str, Any]) -> str:
+        return ", ".join(text.format(of[name]) for name, text in names.items() if name in of)
+
+    rest = "".join(f"\n  {size}: {means(of)}" for size, of in metrics["by_size"].items())
+    rest += "".join(f"\nnot judged: {what}" for what in metrics["missing"])
+    count, seconds = len(metrics["views"]), metrics["seconds_per_view"]
+    return f"{metrics['split']}: {means(metrics)}, {seconds:.2f} s per view ({count} views; {metrics['protocol']}){rest}"
 
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:

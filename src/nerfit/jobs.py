@@ -26,12 +26,14 @@ from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.bench import machine
+from nerfit.outputs.histograms import draw_histograms
 from nerfit.outputs.inspect import inspect_part, matrix_peak
 from nerfit.outputs.pictures import checked_quantities, render_path
 from nerfit.outputs.results import Results
 from nerfit.plugins import AUTO, find
 from nerfit.runs import Plan, default_config, initialise_from, last_folder, new_folder, open_run, refuse_existing, with_budget
 from nerfit.scenes import detect_format, photos, video
+from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.scenes.work import tick
 from nerfit.training.devices import peak_memory, pick_device, set_threads
@@ -233,7 +235,8 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
         _check_same_scene(scene, folder, plan.source)
     else:
         folder = new_folder(folder, numbered=options.out is None)
-    callbacks = [Callback(plan.config.log.test_every, _draw_test), Callback(plan.config.log.video_every, _draw_path)]
+    due = plan.config.log
+    callbacks = [Callback(due.test_every, _draw_test), Callback(due.video_every, _draw_path), Callback(due.image_every, _log_histograms)]
     made: list[Method] = []
 
     def make_method() -> Method:
@@ -305,6 +308,14 @@ def _draw_path(trainer: Trainer) -> None:
     render_path(trainer.method, trainer.scene, cameras, 4 * trainer.state.chunk, ["rgb", "disparity"], folder, look)
 
 
+def _log_histograms(trainer: Trainer) -> None:
+    """Where along some rays proposals and field have their weight, for the log."""
+    scene = trainer.scene
+    picture = draw_histograms(trainer.method, scene, (scene.splits.get("test") or scene.splits["train"])[0])
+    if picture is not None and trainer.log is not None:
+        trainer.log.images(trainer.state.step, {"rays/histograms": picture})
+
+
 def _path(scene: Scene, kind: str, frames: int | None) -> Any:
     default = scene.default_path if scene.default_path != "test" else "spiral"
     return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default)
@@ -317,6 +328,9 @@ def evaluate(options: Any) -> dict[str, Any]:
     pictures = options.run / "renders" / f"eval_{options.split}"
     metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say)
     update_metrics(options.run, options.split, metrics)
+    picture = draw_histograms(run.method, run.scene, run.scene.splits[options.split][0])
+    if picture is not None:
+        write_png(pictures / "histograms.png", picture)
     return metrics
 
 

@@ -15,6 +15,8 @@ _BUILT_IN = {
     "nerfit.methods": {
         "instant": "nerfit.methods.instant:Instant",
         "nerf": "nerfit.methods.nerf:Nerf",
+        "mipnerf": "nerfit.methods.mipnerf:MipNerf",
+        "mipnerf360": "nerfit.methods.mipnerf360:MipNerf360",
         "image": "nerfit.methods.image:Image",
     },
     "nerfit.scenes": {

@@ -36,7 +36,8 @@ def evaluate(
     """PSNR, SSIM, LPIPS (where wished and weights are at hand) and seconds per view of a split.
 
     ``pictures`` is a folder for PNGs of each view and strips of truth | prediction | error. Returns what metrics.json
-    keeps: means, ``views`` with each view's own, ``protocol`` in words, and ``missing`` saying what could not be judged.
+    keeps: means, ``by_size`` with those of each size where sizes differ, ``views`` with each view's own, ``protocol`` in words,
+    and ``missing`` saying what could not be judged.
     """
     views = [view for view in scene.splits.get(split, ()) if scene.visible(view).any()]
     if not views:
@@ -61,6 +62,7 @@ def evaluate(
         judged = torch.where(known[..., None], prediction, truth)
         row: dict[str, Any] = {
             "view": scene.view_names[view] if scene.view_names else str(view),
+            "size": f"{truth.shape[1]}x{truth.shape[0]}",
             "psnr": min(psnr(prediction[known], truth[known]), 100.0),
         }
         row["ssim"] = ssim(judged, truth)
@@ -77,15 +79,26 @@ def evaluate(
             write_png(pictures / "strips" / f"{number:03d}.png", error_strip(truth, judged))
     over = f" over {'black' if background == 0 else 'white'}" if scene.has_alpha else ""
     over += ", but for the pixels that masks hide (SSIM and LPIPS see the truth there)" if scene.masked else ""
-    names = [name for name in rows[0] if name not in ("view", "seconds")]
-    means: dict[str, Any] = {name: float(np.mean([row[name] for row in rows])) for name in names if all(name in row for row in rows)}
-    return means | {
+    return _means(rows) | {
+        "by_size": _by_size(rows),
         "seconds_per_view": float(np.mean([row["seconds"] for row in rows])),
         "split": split,
         "protocol": PROTOCOL.format(split=split, scene=scene.name, background=over),
         "missing": missing,
         "views": rows,
     }
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each measure that all rows have."""
+    names = [name for name in rows[0] if name not in ("view", "size", "seconds")]
+    return {name: float(np.mean([row[name] for row in rows])) for name in names if all(name in row for row in rows)}
+
+
+def _by_size(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Means of the views of each size, the largest first; nothing where all are alike."""
+    sizes = sorted({row["size"] for row in rows}, key=lambda size: -int(size.split("x")[0]))
+    return {size: _means([row for row in rows if row["size"] == size]) for size in sizes if len(sizes) > 1}
 
 
 def error_strip(truth: Tensor, prediction: Tensor) -> np.ndarray:

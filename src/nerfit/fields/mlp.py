@@ -22,32 +22,53 @@ def linear(layer: nn.Linear, *inputs: Tensor) -> Tensor:
 
 
 def initialise(net: nn.Module, how: str) -> None:
-    """Glorot-uniform weights and zero biases (Keras, the original NeRF) for "glorot"; "torch" leaves PyTorch's own."""
-    if how == "glorot":
-        for module in net.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+    """Glorot-uniform ("glorot": Keras, the original NeRF) or He-uniform ("he") weights and zero biases; "torch" leaves PyTorch's own."""
+    if how == "torch":
+        return
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight) if how == "glorot" else nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+
+
+def perceptron(inputs: int, depth: int, width: int, outputs: int, init: str) -> nn.Sequential:
+    """``depth`` ReLU layers of ``width`` and a linear one."""
+    sizes = [inputs] + [width] * depth
+    hidden = [module for a, b in zip(sizes, sizes[1:], strict=False) for module in (nn.Linear(a, b), nn.ReLU())]
+    net = nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+    initialise(net, init)
+    return net
 
 
 class NerfMLP(nn.Module):
     """NeRF's network (figure 7, as the original code built it): encoded position (and direction) to density and colour.
 
     ``depth`` ReLU layers of ``width``; after the layers named in ``skips`` the encoded position joins again. With
-    directions: a linear density head, a linear bottleneck, one layer of width/2 that sees the direction, then colour.
-    Without: one linear layer to colour and density. 595,844 parameters at depth 8, width 256, 63 + 27 inputs.
+    directions: a linear density head, a linear bottleneck, one layer of width/2 that sees the direction, then colour (the last two of
+    other sizes on demand). Without: one linear layer to colour and density. 595,844 parameters at depth 8, width 256, 63 + 27 inputs.
     """
 
-    def __init__(self, position_size: int, direction_size: int, depth: int, width: int, skips: list[int], init: str) -> None:
+    def __init__(
+        self,
+        position_size: int,
+        direction_size: int,
+        depth: int,
+        width: int,
+        skips: list[int],
+        init: str,
+        bottleneck: int | None = None,
+        view_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.skips = frozenset(skips)
         sizes = [position_size] + [width + (position_size if i in self.skips else 0) for i in range(depth)]
         self.trunk = nn.ModuleList([nn.Linear(size, width) for size in sizes[:-1]])
         if direction_size:
             self.density = nn.Linear(sizes[-1], 1)
-            self.bottleneck = nn.Linear(sizes[-1], width)
-            self.view = nn.Linear(width + direction_size, width // 2)
-            self.rgb = nn.Linear(width // 2, 3)
+            bottleneck, view_width = bottleneck or width, view_width or width // 2
+            self.bottleneck = nn.Linear(sizes[-1], bottleneck)
+            self.view = nn.Linear(bottleneck + direction_size, view_width)
+            self.rgb = nn.Linear(view_width, 3)
         else:
             self.output = nn.Linear(sizes[-1], 4)
         self.uses_directions = direction_size > 0

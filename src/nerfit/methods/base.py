@@ -89,6 +89,10 @@ class Method(nn.Module, ABC):
         """Numbers for the log beside the losses, such as ``psnr_coarse``."""
         return {}
 
+    def histograms(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Edges in [0, 1] and weights along the batch's rays of each level of sampling, the field's last; none by default."""
+        return []
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; ``lr_scale`` multiplies the learning rate of a group.
 
@@ -148,6 +152,14 @@ def require_at_least(config: Any, **least: int) -> None:
         given = getattr(config, key)
         if given is not None and given < value:
             raise ConfigError(f"model.{key} must be at least {value}, not {given}.")
+
+
+def require_inverse_depth(lindisp: bool, scene: Scene) -> None:
+    """Raise ConfigError where samples are to be spaced in an inverse depth that a scene doesn't have."""
+    if lindisp and scene.ndc:
+        raise ConfigError("model.lindisp has no meaning in NDC, whose depth is inverse already: add --scene.no-ndc or drop it.")
+    if lindisp and scene.near <= 0:
+        raise ConfigError("model.lindisp needs a near distance above 0: set --scene.near.")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from nerfit.fields.mlp import NerfMLP
 from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import Samples, keep_visible
-from nerfit.methods.base import Batch, Method, require_at_least
+from nerfit.methods.base import Batch, Method, require_at_least, require_inverse_depth
 from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_packed, render_weights
@@ -113,10 +113,7 @@ class Nerf(Method):
         require_at_least(config, frequencies=0, view_frequencies=0, raw_noise=0, precrop_steps=0, march_steps=16)
         if not 0 < config.precrop_fraction <= 1:
             raise ConfigError(f"model.precrop_fraction must be above 0 and at most 1, not {config.precrop_fraction:g}.")
-        if config.lindisp and scene.ndc:
-            raise ConfigError("model.lindisp has no meaning in NDC, whose depth is inverse already: add --scene.no-ndc or drop it.")
-        if config.lindisp and scene.near <= 0:
-            raise ConfigError("model.lindisp needs a near distance above 0: set --scene.near.")
+        require_inverse_depth(config.lindisp, scene)
         if config.samples < 3 and config.fine_samples and not config.occupancy:
             raise ConfigError("model.samples must be at least 3 to place importance samples.")
         # A density that is never zero would end every ray opaque, so where space ends at far, rays do too.

@@ -5,6 +5,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def spaced(
+    near: Float[Tensor, "rays"], far: Float[Tensor, "rays"], s: Float[Tensor, "*rays samples"], lindisp: bool
+) -> Float[Tensor, "rays samples"]:
+    """Distances at the shares ``s`` in [0, 1] of the way from near to far, measured in depth, or in inverse depth with ``lindisp``."""
+    near, far = near[:, None], far[:, None]
+    return 1 / (1 / near * (1 - s) + 1 / far * s) if lindisp else near * (1 - s) + far * s
+
+
 def stratified(
     near: Float[Tensor, "rays"],
     far: Float[Tensor, "rays"],
@@ -17,8 +25,7 @@ def stratified(
     With ``uniform`` numbers in [0, 1) each sample moves anywhere between the mid-points to its neighbours.
     """
     s = torch.linspace(0, 1, samples, device=near.device, dtype=near.dtype)
-    near, far = near[:, None], far[:, None]
-    t = 1 / (1 / near * (1 - s) + 1 / far * s) if lindisp else near * (1 - s) + far * s
+    t = spaced(near, far, s, lindisp)
     if uniform is None:
         return t
     mids = 0.5 * (t[:, 1:] + t[:, :-1])

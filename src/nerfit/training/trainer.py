@@ -88,6 +88,7 @@ class Trainer:
         self._make_method = make_method
         self.state = LoopState(seed=settings.seed)
         self.interrupted: int | None = None
+        self.log: RunLog | None = None
         self._skipped_in_a_row = 0
         self._build()
         self.state.chunk = settings.chunk or automatic_chunk(self.method, self.device)
@@ -131,6 +132,7 @@ class Trainer:
             RunLog(self.folder, self.settings, self.state.step) as log,
             ProgressLine(self.quiet) as bar,
         ):
+            self.log = log
             self._clock = time.perf_counter()
             self._saved = self.state.seconds
             self._rate_from = (self.state.seconds, 0)
