@@ -34,7 +34,7 @@ def scene() -> Scene:
 
 @pytest.fixture(scope="module")
 def baked(scene: Scene) -> Baked:
-    return bake(Ball(60.0), scene, BakeConfig(resolution=48), 4096)
+    return bake(Ball(60.0), scene, BakeConfig(resolution=96), 4096)
 
 
 def test_the_grid_holds_the_field(baked: Baked) -> None:

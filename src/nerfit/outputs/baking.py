@@ -71,7 +71,7 @@ def bake(method: Method, scene: Scene, config: BakeConfig, chunk: int, report: A
     config.check()
     if scene.ndc:
         raise ConfigError("a field in normalised device coordinates can't be baked: train with --scene.no-ndc.")
-    surfaces = see_surfaces(method, scene, config.views, 2 * config.resolution, chunk, report)
+    surfaces = see_surfaces(method, scene, config.views, config.resolution, chunk, report)
     grid = make_grid(scene, surfaces, config.resolution, config.box, original=False)
     nodes = near_surfaces(surfaces, grid)
     alpha = torch.zeros(len(grid))
@@ -159,7 +159,8 @@ def draw(baked: Baked, cameras: Cameras, view: int, background: float) -> Float[
 def likeness(method: Method, scene: Scene, baked: Baked, chunk: int, pictures: int = 3, longest_side: int = 400) -> list[float]:
     """PSNR of `draw` against the field's own pictures, of a few test views (else training views) made small."""
     views = scene.splits.get("test") or scene.splits["train"]
-    cameras = scene.cameras[[views[i * len(views) // pictures] for i in range(min(pictures, len(views)))]]
+    count = min(pictures, len(views))
+    cameras = scene.cameras[[views[i * len(views) // count] for i in range(count)]]
     cameras = cameras.rescale(min(1.0, longest_side / int(torch.maximum(cameras.width, cameras.height).max())))
     background = 0.0 if scene.background == "black" else 1.0
     pairs = [(draw(baked, cameras, i, background), render_view(method, scene, cameras, i, chunk).rgb) for i in range(len(cameras))]
