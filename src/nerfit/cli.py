@@ -72,23 +72,6 @@ class RenderOptions(Common):
 
 
 @dataclass
-class ExportCamerasOptions(Common):
-    """nerfit export cameras RUN: the cameras of a run's scene for other programs, in the coordinates of the scene's own files.
-
-    Examples:
-      nerfit export cameras runs/fox-instant
-      nerfit export cameras runs/fox-instant --format colmap --out fox/colmap
-    """
-
-    run: tyro.conf.Positional[Path] = field(default_factory=Path)
-    """Run folder."""
-    format: Literal["transforms", "colmap", "colmap-text", "poses_bounds"] = "transforms"
-    """transforms.json (nerfstudio, instant-ngp), a COLMAP model in sparse/0, or LLFF's poses_bounds.npy."""
-    out: Path | None = None
-    """Folder; none = exports/<format> in the run."""
-
-
-@dataclass
 class DemoOptions(Common):
     """nerfit demo: a made-up scene, trained and filmed in a few minutes."""
 
@@ -321,6 +304,38 @@ def poses(argv: list[str]) -> int:
     options = _parse(jobs.PosesOptions, argv, "poses")
     answer, text = jobs.poses(options)
     _answer(options, answer, text)
+    """nerfit export mesh|points|web|cameras RUN."""
+    from nerfit.exporting import EXPORTS
+    from nerfit.scenes.work import tick
+
+    if argv[:1] in (["-h"], ["--help"]):
+        print(_EXPORT_HELP)
+        return 0
+    word = argv[0] if argv else ""
+    if word not in EXPORTS:
+        raise ConfigError(f"export what? One of {', '.join(EXPORTS)}{nearest(word, EXPORTS)}.")
+    options = _parse(EXPORTS[word].options, argv[1:], f"export {word}")
+    answer = EXPORTS[word].write(options, lambda done, of: tick(done, of, "views"))
+    details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in answer.items() if name != "written")
+    _answer(options, answer, "\n".join(filter(None, [answer["written"], details])))
+    return 0
+
+
+def import_(argv: list[str]) -> int:
+    """nerfit import CHECKPOINT --scene SCENE."""
+    from nerfit import jobs
+    from nerfit.config import typed_value
+
+    if not argv or {"-h", "--help"} & set(argv):
+        print(_IMPORT_HELP)
+        return 0 if argv else 1
+    source = typed_value(argv, "--scene")
+    if source is None or argv[0].startswith("-"):
+        raise ConfigError("a CHECKPOINT and its scene are needed: nerfit import CHECKPOINT --scene SCENE.")
+    place = next(i for i, word in enumerate(argv) if word.partition("=")[0] == "--scene")
+    rest = argv[1:place] + argv[place + (1 if "=" in argv[place] else 2) :]
+    options, answer = jobs.import_weights(Path(argv[0]), source, rest)
+    _answer(options, answer, f"{answer['networks']} networks after {answer['steps']} steps -> {answer['run']}")
     return 0
 
 
@@ -552,6 +567,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "render": render,
     "export": export,
+    "import": import_,
     "inspect": inspect,
     "bench": bench,
     "convert": convert,
@@ -569,7 +585,8 @@ _HELP = """nerfit: neural radiance fields that anyone can train
                [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
-  nerfit export cameras RUN [--format colmap]  the cameras for other programs: transforms.json, COLMAP, poses_bounds.npy
+  nerfit export mesh|points|web|cameras RUN    take it away: triangles, points, a page, poses
+  nerfit import CHECKPOINT --scene SCENE       weights of nerf-pytorch or bmild/nerf become a run
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
   nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on
@@ -579,6 +596,28 @@ Every command: --help, --json, --debug. Examples:
   nerfit train auto photos/garden
   nerfit train nerf data/lego --recipe nerf-small --seconds 900
   nerfit train image photo.jpg --recipe image
+"""
+
+_EXPORT_HELP = """nerfit export: a trained run for other programs
+
+  nerfit export mesh RUN                       triangles with colours: .ply, .obj, .glb
+  nerfit export points RUN                     coloured points with normals: .ply
+  nerfit export web RUN                        a page that shows the field in a browser: .html
+  nerfit export cameras RUN [--format colmap]  poses and lenses: transforms.json, COLMAP, poses_bounds.npy
+
+Each: --help, --json, --out. Examples:
+  nerfit export mesh runs/lego-instant --resolution 384 --largest --out lego.obj
+  nerfit export points runs/lego-instant --count 200000
+"""
+
+_IMPORT_HELP = """nerfit import CHECKPOINT --scene SCENE [--recipe R] [--out RUN] [--any.config.key V]
+
+The weights of an older program become a run of the method nerf, which renders, evaluates and goes on:
+a .tar of nerf-pytorch, or model_<step>.npy of bmild/nerf (model_fine_<step>.npy is read from beside it).
+The networks' sizes are told by the weights; the recipe says how they were trained and how rays are sampled.
+
+Example:
+  nerfit import logs/lego_test/200000.tar --scene data/lego --recipe lego
 """
 
 _BENCH_HELP = """nerfit bench: measurements on this machine

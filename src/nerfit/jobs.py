@@ -24,6 +24,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.config import M, Recipe, RunConfig, S
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
+from nerfit.legacy_weights import read_weights
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.bench import machine
 from nerfit.outputs.histograms import draw_histograms
@@ -36,7 +37,9 @@ from nerfit.scenes import detect_format, photos, video
 from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.scenes.work import tick
-from nerfit.training.devices import peak_memory, pick_device, set_threads
+from nerfit.training.checkpoints import LoopState, restore, save_checkpoint
+from nerfit.training.devices import automatic_chunk, peak_memory, pick_device, set_threads
+from nerfit.training.optim import make_optimizer
 from nerfit.training.trainer import Callback, Trainer, update_metrics
 
 EVALUATE_WITHIN = 600.0
@@ -270,6 +273,21 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
         trainer.method.eval()
         summary |= _judge_if_quick(trainer, scene, folder, options.lpips_weights)
     return summary
+
+
+def import_weights(checkpoint: Path, source: str, argv: list[str]) -> tuple[TrainCommand[Any, Any], dict[str, Any]]:
+    """A run of `nerf` with the weights of an older program; its optimiser begins anew."""
+    weights = read_weights(checkpoint)
+    plan, options, folder = prepare("nerf", source, [*weights.flags(), *argv])
+    scene = plan.load_scene()
+    method = plan.make_method(scene)
+    restore({f"model.{name}": t for name, t in weights.state().items()}, method)
+    folder = new_folder(folder, numbered=options.out is None)
+    scene.save(folder)
+    plan.save(folder)
+    state = LoopState(weights.step, seed=plan.config.seed, chunk=plan.config.chunk or automatic_chunk(method, method.device))
+    save_checkpoint(folder / "checkpoints", state, method, make_optimizer(plan.config.optim, method))
+    return options, {"run": str(folder), "steps": weights.step, "networks": 1 if weights.fine is None else 2}
 
 
 def _check_same_scene(scene: Scene, folder: Path, source: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 import yaml
 
 from nerfit import __version__
+from nerfit.cameras import Cameras
 from nerfit.config import RunConfig, arguments, parse, to_dict
 from nerfit.errors import ConfigError, RunError
-from nerfit.methods.base import Method
+from nerfit.methods.base import Method, render_view
 from nerfit.plugins import find
+from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
 from nerfit.scenes.scene import Scene, write_whole
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
@@ -111,7 +114,7 @@ def last_folder(scene: str, method: str) -> Path:
     return max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A trained run opened for judging or drawing."""
 
@@ -121,6 +124,32 @@ class Run:
     method: Method
     state: LoopState
     chunk: int
+
+    @classmethod
+    def open(cls, folder: str | Path, device: str = "auto") -> "Run":
+        """The newest whole checkpoint of a run folder, without the scene's pictures; raises RunError where there is none."""
+        return open_run(Path(folder), images=False, device=device)
+
+    def render(self, cameras: Cameras, view: int = 0) -> Rendering:
+        """What a camera sees: ``rgb`` [height, width, 3], ``depth``, ``opacity`` and ``disparity``, on the CPU."""
+        return render_view(self.method, self.scene, cameras, view, self.chunk)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json says of the training, and of each split that was judged; empty where there is none."""
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        yield "folder", str(self.folder)
+        yield "method", self.plan.method
+        yield "scene", self.scene.name
+        yield "views", len(self.scene.cameras)
+        yield "steps", self.state.step
+        yield "psnr", {name: round(of["psnr"], 2) for name, of in self.metrics.items() if "psnr" in of}
+
+    def __repr__(self) -> str:
+        return f"Run({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 def open_run(folder: Path, images: bool, source: str | None = None, threads: int | None = None, device: str = "auto") -> Run:

@@ -127,6 +127,10 @@ class Method(nn.Module, ABC):
         """Volume density (per unit of scene length) at points of the scene."""
         raise ConfigError(f"{type(self).__name__.lower()} has no density: normals and meshes need a radiance field.")
 
+    def radiance(self, points: Float[Tensor, "n 3"], viewdirs: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
+        """The same density, and colour in [0, 1], at points seen along unit directions."""
+        raise ConfigError(f"{type(self).__name__.lower()} has no colours at single points, which a baked field is made of.")
+
     def view_batch(self, scene: Scene, cameras: Cameras, view: int, pixels: Tensor, look: Cameras | None = None) -> Batch:
         """The batch that judges or draws pixels (flat row-major indices) of one view of ``cameras``, in scene background."""
         width = cameras.width[view]

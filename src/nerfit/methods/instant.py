@@ -193,6 +193,12 @@ class Instant(Method):
         x, inside = self.space.to_cascades(points)
         return torch.where(inside, self._density(x) / self.space.side, 0.0)
 
+    def radiance(self, points: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
+        """Density per scene unit, and colour; nothing outside the box."""
+        x, inside = self.space.to_cascades(points)
+        density, rgb = self.field(contract(x, self.space.cascades), viewdirs, self.half_precision)
+        return torch.where(inside, density / self.space.side, 0.0), rgb
+
     def samples_per_ray(self) -> int:
         """Densities asked for, of the latest step."""
         return round(self.space.scalars()["samples_per_ray"])

@@ -230,7 +230,14 @@ class Nerf(Method):
 
     def density(self, points: Tensor) -> Tensor:
         """Density of the finest network at points (in NDC for forward-facing scenes); nothing outside the grid, if there is one."""
-        density = self._network_density(points)
+        return self._in_grid(points, self._network_density(points))
+
+    def radiance(self, points: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
+        """The finest network's density, as `density` gives it, and colour."""
+        density, rgb = self._evaluate(self.fine or self.coarse, points[:, None], viewdirs, None)
+        return self._in_grid(points, density[:, 0]), rgb[:, 0]
+
+    def _in_grid(self, points: Tensor, density: Tensor) -> Tensor:
         return density if self.space is None else torch.where(self.space.to_cascades(points)[1], density, 0.0)
 
     def _network_density(self, points: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nerfit.errors import SceneError
@@ -68,10 +68,29 @@ def _header(head: bytes) -> tuple[str, int, list[str], list[str]]:
     return _ORDERS[words[0][1]], count, names, types
 
 
-def write_ply(path: Path, points: Float[Tensor, "n 3"]) -> Path:
-    """Write points as a binary PLY file of float32; raises RunError when that can't be done."""
+def write_ply(
+    path: Path,
+    points: Float[Tensor, "n 3"],
+    normals: Float[Tensor, "n 3"] | None = None,
+    colors: UInt8[Tensor, "n 3"] | None = None,
+    faces: Int[Tensor, "f 3"] | None = None,
+) -> Path:
+    """Write points, or a mesh, as a binary PLY file of float32 and bytes; raises RunError when that can't be done."""
+    layout = [(axis, "<f4") for axis in "xyz"]
+    layout += [] if normals is None else [("n" + axis, "<f4") for axis in "xyz"]
+    layout += [] if colors is None else [(name, "u1") for name in ("red", "green", "blue")]
+    table = np.empty(len(points), layout)
+    columns = torch.cat([part.double() for part in (points, normals, colors) if part is not None], 1)
+    for (name, _), column in zip(layout, columns.T, strict=True):
+        table[name] = column.numpy()
     head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n"
-    head += "".join(f"property float {axis}\n" for axis in "xyz") + "end_header\n"
+    head += "".join(f"property {'uchar' if kind == 'u1' else 'float'} {name}\n" for name, kind in layout)
+    body = table.tobytes()
+    if faces is not None:
+        head += f"element face {len(faces)}\nproperty list uchar int vertex_indices\n"
+        triangles = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+        triangles["count"], triangles["corners"] = 3, faces.numpy()
+        body += triangles.tobytes()
     with replacing(path) as temporary:
-        temporary.write_bytes(head.encode() + points.numpy().astype("<f4").tobytes())
+        temporary.write_bytes(head.encode() + b"end_header\n" + body)
     return path

@@ -1,0 +1,163 @@
+"""What `nerfit export` does: a run as a mesh, points, a web page or cameras, each as one function from options to plain data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import tyro
+
+from nerfit.errors import RunError
+from nerfit.outputs.baking import BakeConfig, bake, likeness
+from nerfit.outputs.exports import CameraFormat, export_cameras
+from nerfit.outputs.mesh import MeshConfig, make_mesh, pieces, write_mesh
+from nerfit.outputs.points import PointsConfig, make_points, write_points
+from nerfit.outputs.web import write_web
+from nerfit.runs import Run, numbered_folders, open_run
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(kw_only=True)
+class ExportOptions:
+    """Options of every export."""
+
+    run: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder."""
+    out: Path | None = None
+    """Where to write; none = into exports/ in the run."""
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+    json: bool = False
+    """Print the answer as JSON, for programs."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def open(self) -> Run:
+        """The trained run."""
+        return open_run(self.run, images=False, threads=self.threads, device=self.device)
+
+    def place(self, name: str) -> Path:
+        """Where to write what is called ``name`` by default: a file or folder that is not there yet."""
+        if self.out is not None:
+            if self.out.exists():
+                raise RunError(f"{self.out} exists already: choose another --out.")
+            return self.out
+        stem, suffix = Path(name).stem, Path(name).suffix
+        folders = numbered_folders(self.run / "exports" / stem)
+        return next(p.with_name(p.name + suffix) for p in folders if not p.with_name(p.name + suffix).exists())
+
+
+@dataclass(kw_only=True)
+class MeshOptions(ExportOptions, MeshConfig):
+    """nerfit export mesh RUN: triangles with colours, as .ply, .obj or .glb, in the coordinates of the scene's own files.
+
+    Examples:
+      nerfit export mesh runs/lego-instant
+      nerfit export mesh runs/lego-instant --resolution 384 --largest --faces 200000 --out lego.glb
+      nerfit export mesh runs/garden-instant --box -1 -1 -0.5 1 1 0.5 --coordinates normalised
+    """
+
+
+@dataclass(kw_only=True)
+class PointsOptions(ExportOptions, PointsConfig):
+    """nerfit export points RUN: a .ply of coloured points with normals, in the coordinates of the scene's own files.
+
+    Examples:
+      nerfit export points runs/lego-instant --count 200000
+    """
+
+
+@dataclass(kw_only=True)
+class CamerasOptions:
+    """nerfit export cameras RUN: the cameras of a run's scene for other programs, in the coordinates of the scene's own files.
+
+    Examples:
+      nerfit export cameras runs/fox-instant
+      nerfit export cameras runs/fox-instant --format colmap --out fox/colmap
+    """
+
+    run: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder."""
+    format: CameraFormat = "transforms"
+    """transforms.json (nerfstudio, instant-ngp), a COLMAP model in sparse/0, or LLFF's poses_bounds.npy."""
+    out: Path | None = None
+    """Folder; none = exports/<format> in the run."""
+    json: bool = False
+    """Print the answer as JSON, for programs."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(kw_only=True)
+class WebOptions(ExportOptions, BakeConfig):
+    """nerfit export web RUN: one HTML file that shows the field in any browser with WebGL 2, to turn and to come near.
+
+    What lies beyond the box is left out. The answer says how near its pictures are to the field's own (PSNR of three test
+    views, of at most 400 pixels, within the box).
+
+    Examples:
+      nerfit export web runs/lego-instant
+      nerfit export web runs/garden-instant --box -1 -1 -0.5 1 1 0.5 --resolution 256
+    """
+
+
+def export_mesh(options: MeshOptions, report: Report) -> dict[str, Any]:
+    """Write a mesh; returns where it is and how large."""
+    options.check()
+    path = options.place("mesh.ply")
+    run = options.open()
+    mesh = make_mesh(run.method, run.scene, options, run.chunk, report)
+    write_mesh(path, mesh)
+    parts = pieces(mesh.faces, len(mesh.vertices)).bincount()
+    share = round(float(parts.max() / parts.sum()), 4)
+    return {"written": str(path), "vertices": len(mesh.vertices), "faces": len(mesh.faces), "largest_piece": share} | _extent(mesh.vertices)
+
+
+def export_points(options: PointsOptions, report: Report) -> dict[str, Any]:
+    """Write a point cloud; returns where it is and how large."""
+    options.check()
+    path = options.place("points.ply")
+    run = options.open()
+    cloud = make_points(run.method, run.scene, options, run.chunk, report)
+    return {"written": str(write_points(path, cloud)), "points": len(cloud.points)} | _extent(cloud.points)
+
+
+def write_cameras(options: CamerasOptions, report: Report) -> dict[str, Any]:
+    """Write the views' cameras; returns where they are."""
+    return {"written": str(export_cameras(options.run, options.format, options.out))}
+
+
+def export_web(options: WebOptions, report: Report) -> dict[str, Any]:
+    """Write a page; returns where it is, how large, and how near its pictures are to the field's own."""
+    options.check()
+    path = options.place("web.html")
+    run = options.open()
+    baked = bake(run.method, run.scene, options, run.chunk, report)
+    write_web(path, run.scene, baked)
+    return {"written": str(path), "megabytes": round(path.stat().st_size / 1e6, 2), "blocks": len(baked.blocks)} | {
+        "psnr": [round(p, 2) for p in likeness(run.method, run.scene, baked, run.chunk)]
+    }
+
+
+def _extent(points: torch.Tensor) -> dict[str, Any]:
+    low, high = points.amin(0), points.amax(0)
+    return {"low": [round(x, 6) for x in low.tolist()], "high": [round(x, 6) for x in high.tolist()]}
+
+
+class Export(NamedTuple):
+    """A kind of export: its options, and what writes it."""
+
+    options: type
+    write: Callable[[Any, Report], dict[str, Any]]
+
+
+EXPORTS = {
+    "mesh": Export(MeshOptions, export_mesh),
+    "points": Export(PointsOptions, export_points),
+    "cameras": Export(CamerasOptions, write_cameras),
+    "web": Export(WebOptions, export_web),
+}
