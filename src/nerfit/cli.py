@@ -39,6 +39,10 @@ class EvalOptions(Common):
     """test, val or train."""
     scene: str | None = None
     """Read the scene from here instead of where it was trained."""
+    reference_poses: str | None = None
+    """Scene with the true cameras of the training views, by name; none = of learned cameras the given ones."""
+    pose_steps: int = 0
+    """First move each view's camera by so many photometric steps (NeRF--, BARF: 100 and more)."""
     lpips_weights: Path | None = None
     """Folder with alex.safetensors and vgg.safetensors."""
     threads: int | None = None
@@ -248,9 +252,14 @@ def _train_text(summary: dict[str, Any]) -> str:
 def _metrics_text(metrics: dict[str, Any]) -> str:
     names = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "lpips_vgg": "LPIPS(vgg) {:.4f}", "lpips_alex": "LPIPS(alex) {:.4f}"}
     means = ", ".join(text.format(metrics[name]) for name, text in names.items() if name in metrics)
+    cameras = ""
+    if "cameras" in metrics:
+        off = "{rotation_degrees:.3f} degrees, {translation_percent:.2f} % of their extent, {focal_percent:.2f} % in focal length"
+        cameras = "\ncameras are off by " + off.format(**metrics["cameras"])
     missing = "".join(f"\nnot judged: {what}" for what in metrics["missing"])
     count = len(metrics["views"])
-    return f"{metrics['split']}: {means}, {metrics['seconds_per_view']:.2f} s per view ({count} views; {metrics['protocol']}){missing}"
+    judged = f"{metrics['seconds_per_view']:.2f} s per view ({count} views; {metrics['protocol']})"
+    return f"{metrics['split']}: {means}, {judged}{cameras}{missing}"
 
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
