@@ -111,7 +111,7 @@ class LearnedCameras(nn.Module):
 
     def forward(self, progress: float = 1.0) -> Cameras:
         """All cameras, those of the training views with gradients while they move."""
-        moves = self.training and self.config.learn_from <= progress < self.config.learn_until
+        moves = self.training and self.config.learn_from <= progress <= self.config.learn_until
         with torch.set_grad_enabled(torch.is_grad_enabled() and moves):
             rotation = ROTATIONS[self.config.rotation][0](self.turn)
             c2w = self.first.to(self.turn).index_copy(0, self.views, _moved(rotation, self.shift, self.first[self.views].to(self.turn)))
@@ -181,8 +181,12 @@ class LearnedCameras(nn.Module):
             )
 
 
-def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int]) -> LearnedCameras | None:
-    """The cameras to learn; None where they are taken as they are."""
+def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], boxed: bool) -> LearnedCameras | None:
+    """The cameras to learn; None where they are taken as they are. ``boxed`` says that the field's box was put where given poses look."""
+    if config.learn and config.start == "identity" and boxed:
+        raise ConfigError(
+            "model.camera.start identity needs a forward-facing scene in NDC here; the method nerf without occupancy takes others."
+        )
     return LearnedCameras(config, cameras, train) if config.learn else None
 
 

@@ -124,7 +124,8 @@ class Nerf(Method):
             raise ConfigError("model.samples must be at least 3 to place importance samples.")
         # A density that is never zero would end every ray opaque, so where space ends at far, rays do too.
         self.rays_end = config.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
-        self.cameras = learned_cameras(config.camera, scene.cameras, scene.splits["train"])
+        boxed = config.occupancy and not scene.ndc
+        self.cameras = learned_cameras(config.camera, scene.cameras, scene.splits["train"], boxed)
         self.coarse = self._network(config.depth, config.width)
         self.fine: NerfMLP | None = None
         self.space = OccupiedSpace(scene, config.march_steps, young_decay=YOUNG_DECAY) if config.occupancy else None
