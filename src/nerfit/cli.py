@@ -39,6 +39,10 @@ class EvalOptions(Common):
     """test, val or train."""
     scene: str | None = None
     """Read the scene from here instead of where it was trained."""
+    reference_poses: str | None = None
+    """Scene with the true cameras of the training views, by name; none = of learned cameras the given ones."""
+    pose_steps: int = 0
+    """First move each view's camera by so many photometric steps (NeRF--, BARF: 100 and more)."""
     lpips_weights: Path | None = None
     """Folder with alex.safetensors and vgg.safetensors."""
     threads: int | None = None
@@ -235,6 +239,9 @@ def _metrics_text(metrics: dict[str, Any]) -> str:
         return ", ".join(text.format(of[name]) for name, text in names.items() if name in of)
 
     rest = "".join(f"\n  {size}: {means(of)}" for size, of in metrics["by_size"].items())
+    if "cameras" in metrics:
+        off = "{rotation_degrees:.3f} degrees, {translation_percent:.2f} % of their extent, {focal_percent:.2f} % in focal length"
+        rest += "\ncameras are off by " + off.format(**metrics["cameras"])
     rest += "".join(f"\nnot judged: {what}" for what in metrics["missing"])
     count, seconds = len(metrics["views"]), metrics["seconds_per_view"]
     return f"{metrics['split']}: {means(metrics)}, {seconds:.2f} s per view ({count} views; {metrics['protocol']}){rest}"

@@ -24,6 +24,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.config import M, Recipe, RunConfig, S
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
+from nerfit.evaluation.poses import judge_cameras
 from nerfit.legacy_weights import read_weights
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.bench import machine
@@ -33,7 +34,7 @@ from nerfit.outputs.pictures import checked_quantities, render_path
 from nerfit.outputs.results import Results
 from nerfit.plugins import AUTO, find
 from nerfit.runs import Plan, default_config, initialise_from, last_folder, new_folder, open_run, refuse_existing, with_budget
-from nerfit.scenes import detect_format, photos, video
+from nerfit.scenes import detect_format, photos, scene_format, video
 from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.scenes.work import tick
@@ -261,6 +262,9 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
     if trainer.progress >= 1:
         say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
     trainer.train()
+    placed = trainer.method.place(scene)
+    if placed is not scene:
+        placed.save(folder, given=scene.cameras)
     summary: dict[str, Any] = {
         "run": str(folder),
         "method": plan.method,
@@ -271,7 +275,7 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
     }
     if options.evaluate and trainer.interrupted is None and scene.splits.get("test"):
         trainer.method.eval()
-        summary |= _judge_if_quick(trainer, scene, folder, options.lpips_weights)
+        summary |= _judge_if_quick(trainer, placed, folder, options.lpips_weights)
     return summary
 
 
@@ -292,7 +296,7 @@ def import_weights(checkpoint: Path, source: str, argv: list[str]) -> tuple[Trai
 
 def _check_same_scene(scene: Scene, folder: Path, source: str) -> None:
     """Refuse to go on with a run on other cameras than it began with; the same scene may have moved."""
-    began = Scene.load(folder)
+    began = Scene.load(folder, given=True)
     same = (began.format, began.ndc, len(began.cameras)) == (scene.format, scene.ndc, len(scene.cameras))
     if not same or not torch.allclose(began.cameras.c2w, scene.cameras.c2w, atol=1e-5):
         raise RunError(f"{source} is not the scene that {folder} was trained on: its cameras differ.")
@@ -310,20 +314,23 @@ def _judge_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weights:
         say(f"judging {len(views)} test views would take about {estimate / 60:.0f} minutes: nerfit eval {folder}")
         return {}
     metrics = judge(trainer.method, scene, chunk, "test", lpips_weights, folder / "renders" / "eval_test")
+    metrics |= judge_cameras(trainer.method, scene, None)
     update_metrics(folder, "test", metrics)
     return {"test": metrics}
 
 
 def _draw_test(trainer: Trainer) -> None:
-    cameras = trainer.scene.cameras[trainer.scene.splits.get("test") or trainer.scene.splits["train"][:1]]
+    scene = trainer.method.place(trainer.scene)
+    cameras = scene.cameras[scene.splits.get("test") or scene.splits["train"][:1]]
     folder = trainer.folder / "renders" / f"test_{trainer.state.step:08d}"
-    render_path(trainer.method, trainer.scene, cameras, 4 * trainer.state.chunk, ["rgb"], folder)
+    render_path(trainer.method, scene, cameras, 4 * trainer.state.chunk, ["rgb"], folder)
 
 
 def _draw_path(trainer: Trainer) -> None:
-    cameras, look = _path(trainer.scene, trainer.scene.default_path, None)
-    folder = trainer.folder / "renders" / f"{trainer.scene.default_path}_{trainer.state.step:08d}"
-    render_path(trainer.method, trainer.scene, cameras, 4 * trainer.state.chunk, ["rgb", "disparity"], folder, look)
+    scene = trainer.method.place(trainer.scene)
+    cameras, look = _path(scene, scene.default_path, None)
+    folder = trainer.folder / "renders" / f"{scene.default_path}_{trainer.state.step:08d}"
+    render_path(trainer.method, scene, cameras, 4 * trainer.state.chunk, ["rgb", "disparity"], folder, look)
 
 
 def _log_histograms(trainer: Trainer) -> None:
@@ -344,7 +351,15 @@ def evaluate(options: Any) -> dict[str, Any]:
     _needs_run(options.run)
     run = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)
     pictures = options.run / "renders" / f"eval_{options.split}"
-    metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say)
+    reference = None
+    if options.reference_poses is not None:
+        form = scene_format(detect_format(options.reference_poses))
+        reference = form.load(options.reference_poses, form.Config())
+    if options.pose_steps < 0:
+        raise ConfigError(f"--pose-steps must not be negative, but is {options.pose_steps}.")
+    errors = judge_cameras(run.method, run.scene, reference)
+    metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say, pose_steps=options.pose_steps)
+    metrics |= errors
     update_metrics(options.run, options.split, metrics)
     picture = draw_histograms(run.method, run.scene, run.scene.splits[options.split][0])
     if picture is not None:

@@ -156,7 +156,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     """The newest whole checkpoint of a run, in evaluation mode; ``images`` also reads the scene's files."""
     plan = Plan.load(folder)
     set_threads(threads or plan.config.threads)
-    scene = plan.load_scene(source) if images else Scene.load(folder)
+    scene = plan.load_scene(source) if images else Scene.load(folder, given=True)
     keep_freed_memory()
     where = pick_device(device)
     method = plan.make_method(scene).to(where)
@@ -168,7 +168,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     method.eval()
     if where.type == pick_device(plan.config.device).type:
         method.precision = pick_precision(plan.config.precision, where)
-    return Run(folder, plan, scene, method, state, plan.config.chunk or 4 * state.chunk)
+    return Run(folder, plan, method.place(scene), method, state, plan.config.chunk or 4 * state.chunk)
 
 
 def initialise_from(folder: Path, method: Method) -> None:

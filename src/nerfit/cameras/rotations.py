@@ -88,6 +88,14 @@ def quaternion_to_matrix(q: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 3 3"]:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
+def six_to_matrix(six: Float[Tensor, "*n 6"]) -> Float[Tensor, "*n 3 3"]:
+    """Rotation whose first two columns are, orthonormalised, the halves of ``six`` (Zhou et al. 2019, equation 15)."""
+    x = torch.nn.functional.normalize(six[..., :3], dim=-1)
+    y = six[..., 3:]
+    y = torch.nn.functional.normalize(y - (x * y).sum(-1, keepdim=True) * x, dim=-1)
+    return torch.stack([x, y, torch.linalg.cross(x, y)], -1)
+
+
 def matrix_to_quaternion(matrix: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 4"]:
     """Unit quaternion (w ≥ 0, x, y, z): the longest row of 4·q·qᵀ, whose entries are sums of the matrix's."""
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in matrix.unbind(-2))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nerfit.errors import SceneError
+from nerfit.evaluation.poses import optimised_pose
 from nerfit.methods.base import Method, render_view
 from nerfit.rendering.lpips import find_weights, load_lpips
 from nerfit.rendering.metrics import psnr, quantise, ssim
@@ -32,9 +33,11 @@ def evaluate(
     pictures: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
     lpips: bool = True,
+    pose_steps: int = 0,
 ) -> dict[str, Any]:
     """PSNR, SSIM, LPIPS (where wished and weights are at hand) and seconds per view of a split.
 
+    ``pose_steps`` first moves each view's camera by so many photometric steps (`optimised_pose`).
     ``pictures`` is a folder for PNGs of each view and strips of truth | prediction | error. Returns what metrics.json
     keeps: means, ``by_size`` with those of each size where sizes differ, ``views`` with each view's own, ``protocol`` in words,
     and ``missing`` saying what could not be judged.
@@ -55,7 +58,10 @@ def evaluate(
     rows = []
     for number, view in enumerate(views):
         start = time.perf_counter()
-        rendering = render_view(method, scene, scene.cameras, view, chunk)
+        if pose_steps:
+            rendering = render_view(method, scene, optimised_pose(method, scene, view, pose_steps), 0, chunk)
+        else:
+            rendering = render_view(method, scene, scene.cameras, view, chunk)
         seconds = time.perf_counter() - start
         prediction, truth = quantise(rendering.rgb), quantise(scene.image(view, background))
         known = scene.visible(view)
@@ -83,7 +89,7 @@ def evaluate(
         "by_size": _by_size(rows),
         "seconds_per_view": float(np.mean([row["seconds"] for row in rows])),
         "split": split,
-        "protocol": PROTOCOL.format(split=split, scene=scene.name, background=over),
+        "protocol": PROTOCOL.format(split=split, scene=scene.name, background=over) + _poses(method, split, pose_steps),
         "missing": missing,
         "views": rows,
     }
@@ -99,6 +105,13 @@ def _by_size(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Means of the views of each size, the largest first; nothing where all are alike."""
     sizes = sorted({row["size"] for row in rows}, key=lambda size: -int(size.split("x")[0]))
     return {size: _means([row for row in rows if row["size"] == size]) for size in sizes if len(sizes) > 1}
+
+
+def _poses(method: Method, split: str, pose_steps: int) -> str:
+    """The protocol's words about where the views' poses come from, where that is not the scene."""
+    carried = "given poses carried into the learned world by the similarity that fits the training positions"
+    own = "" if method.cameras is None else "; learned poses" if split == "train" else f"; {carried}"
+    return own + (f"; each pose optimised on its own picture for {pose_steps} photometric steps" if pose_steps else "")
 
 
 def error_strip(truth: Tensor, prediction: Tensor) -> np.ndarray:

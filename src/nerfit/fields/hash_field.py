@@ -34,6 +34,16 @@ class HashField(nn.Module):
         """Density per unit length of the cube, and colour in [0, 1], seen along unit directions."""
         return field(x, d, self.table, self.weights, self.shape, half)
 
-    def density(self, x: Float[Tensor, "n 3"], half: bool) -> Float[Tensor, "n"]:
+    def weights_behind(self, opened: Float[Tensor, "levels"] | None) -> Tensor:
+        """The networks' weights where the grid's levels count with the weights ``opened``: the first matrix's columns take them."""
+        if opened is None:
+            return self.weights
+        rows, columns = self.shape.matrices[0]
+        share = torch.zeros(columns, device=self.weights.device)
+        share[: 4 * len(opened)] = opened.to(share).repeat_interleave(4)
+        rest = torch.ones(len(self.weights) - rows * columns, device=self.weights.device)
+        return self.weights * torch.cat([share.repeat(rows), rest])
+
+    def density(self, x: Float[Tensor, "n 3"], half: bool, opened: Float[Tensor, "levels"] | None = None) -> Float[Tensor, "n"]:
         """Density alone, without gradients."""
-        return field_density(x, self.table, self.weights, self.shape, half)
+        return field_density(x, self.table, self.weights_behind(opened).detach(), self.shape, half)

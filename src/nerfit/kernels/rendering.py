@@ -11,7 +11,7 @@ from nerfit.kernels.adam import FactoredGradient
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import dialect
 from nerfit.kernels.field import FieldShape, field
-from nerfit.kernels.marching import Occupancy, Samples, visible_samples
+from nerfit.kernels.marching import Occupancy, Samples, contract, visible_samples
 
 
 @dataclass
@@ -53,26 +53,43 @@ def render_rays(
 ) -> Rendered:
     """`visible_samples`, their `field` and `composite_packed`, differentiable in table and weights.
 
+    Where ``origins`` want gradients, so it is in origins and directions too: the samples stay at their distances t and move
+    with their rays; what the colours owe to ``viewdirs`` is left out.
+
     ``viewdirs`` are unit directions. A table that has a ``grad`` gets its gradient added there directly. Nearer than
     ``soft_near`` along a ray, the gradients of a sample's density and colour shrink with the square of the distance: there are more samples
     near a camera than anywhere else (Philip and Deschaintre 2023). ``packed`` asks for the samples and their weights.
     """
     march = (near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light)
-    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+    learned = torch.is_grad_enabled() and origins.requires_grad
+    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32 and not learned:
         color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, viewdirs, *march, soft_near)
         samples, order = slots.samples() if packed else (None, None)
         found = None if order is None else light.reshape(-1)[order]
         return Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated, samples, found)
-    samples = visible_samples(origins, directions, *march)
+    samples = visible_samples(origins.detach(), directions.detach(), *march)
     ray = samples.ray_indices.long()
+    if learned:
+        samples.x = contract(origins[ray] + samples.middles[:, None] * directions[ray], occupancy.cascades)
     density, rgb = _evaluate(samples, viewdirs[ray], table, weights, shape, half)
-    length, middle = samples.lengths(directions.norm(dim=-1)), samples.middles
+    norm, middle = directions.norm(dim=-1), samples.middles
+    density, length = with_lengths(density, samples, norm)
     if soft_near > 0:
         share = (middle / soft_near).square().clamp(max=1)
         density, rgb = _with_gradient(density, share), _with_gradient(rgb, share[:, None])
     color, opacity, depth, light = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
     found = Rendered(color, opacity, depth, len(samples), samples.evaluated)
     return replace(found, samples=samples, weights=light) if packed else found
+
+
+def with_lengths(density: Float[Tensor, "samples"], samples: Samples, norm: Float[Tensor, "rays"]) -> tuple[Tensor, Tensor]:
+    """Densities and the samples' lengths, for `composite_packed`, through which only the densities have a gradient.
+
+    Light depends on their product alone, so the densities take over what is due to ``norm``, the length of the directions.
+    """
+    if norm.requires_grad:
+        density = density * (norm / norm.detach())[samples.ray_indices.long()]
+    return density, samples.lengths(norm.detach())
 
 
 def _with_gradient(value: Tensor, share: Tensor) -> Tensor:

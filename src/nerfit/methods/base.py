@@ -3,7 +3,7 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerfit.cameras import Cameras, Rays
+from nerfit.cameras.learned import LearnedCameras
+from nerfit.cameras.poses import scale_of
 from nerfit.errors import ConfigError, RunError
 from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.scene import Scene
@@ -73,6 +75,11 @@ class Method(nn.Module, ABC):
     progress: float = 1.0
     """Share of the run's budget that is spent, for what changes with it; the trainer sets it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.cameras: LearnedCameras | None = None
+        """Cameras that are learned with the scene."""
+
     @abstractmethod
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """The batch of a training step, on the model's device; depends on ``step`` and ``generator`` alone."""
@@ -96,9 +103,22 @@ class Method(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; ``lr_scale`` multiplies the learning rate of a group.
 
+        Learned cameras have a group of their own (`LearnedCameras.parameter_group`), which is not among them.
         A group with ``sparse`` True holds tables most of whose entries have no gradient in a step (optimizer sparse-adam).
         """
-        return [{"params": list(self.parameters())}]
+        return [{"params": [p for name, p in self.named_parameters() if not name.startswith("cameras.")]}]
+
+    def training_cameras(self) -> Cameras | None:
+        """Learned cameras at this point of the budget, with gradients; None where the scene's are taken as they are."""
+        return None if self.cameras is None else self.cameras(self.progress)
+
+    def place(self, scene: Scene) -> Scene:
+        """The scene with its cameras where the method has learned them to be; the scene itself if it learns none."""
+        if self.cameras is None:
+            return scene
+        cameras, moved = self.cameras.placed()
+        depths = scene.depth_range and tuple(scale_of(moved) * depth for depth in scene.depth_range)
+        return replace(scene, cameras=cameras, to_original=scene.to_original @ torch.linalg.inv(moved), depth_range=depths)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Entered before the training clock starts: the place to compile, and to share out threads."""

@@ -1,6 +1,7 @@
 """Instant neural graphics primitives (Müller et al. 2022): a hash-grid field, sampled where an occupancy grid says matter is."""
 
 import contextlib
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nerfit.cameras.learned import CameraConfig, learned_cameras
+from nerfit.encodings.frequency import opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape
@@ -71,6 +74,8 @@ class InstantConfig:
     """Cells looked at in each update; half as many more for each further cascade."""
     occupancy_threshold: float = 0.01
     """Optical thickness of a step from which a cell counts as occupied."""
+    camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
+    """Learning the cameras too."""
 
 
 class Instant(Method):
@@ -90,6 +95,7 @@ class Instant(Method):
         unbounded = self.space.cascades > 1
         finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
+        self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], boxed=not scene.ndc)
         self.soft_near = (0.15 * self.space.side if unbounded else 0.0) if c.soft_near is None else c.soft_near
         self.distortion = (1e-3 if unbounded else 0.0) if c.distortion is None else c.distortion
         self.near, self.far = scene.near, scene.far
@@ -102,7 +108,7 @@ class Instant(Method):
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, fewer of the empty ones; as many as give ``samples`` visible samples."""
-        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device)
+        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device, self.training_cameras())
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
@@ -128,7 +134,11 @@ class Instant(Method):
 
     def _density(self, x: Tensor) -> Tensor:
         """Density per side of the unit box, at cascade coordinates."""
-        return self.field.density(contract(x, self.space.cascades), self.half_precision)
+        return self.field.density(contract(x, self.space.cascades), self.half_precision, self._opened())
+
+    def _opened(self) -> Tensor | None:
+        """How far each grid level is open; None = all are."""
+        return opened_levels(self.config.levels, self.config.camera.opened(self.progress))
 
     def render(self, batch: Batch) -> Rendering:
         """March to the visible samples, evaluate the field there, composite."""
@@ -149,7 +159,7 @@ class Instant(Method):
             space.step_length,
             space.cone,
             self.field.table,
-            self.field.weights,
+            self.field.weights_behind(self._opened()),
             self.field.shape,
             self.half_precision,
             c.least_weight,

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.cameras import Rays
-from nerfit.encodings.frequency import encoded_size, frequency_encoding
+from nerfit.cameras.learned import CameraConfig, learned_cameras
+from nerfit.encodings.frequency import encoded_size, frequency_encoding, opened_levels
 from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP
 from nerfit.kernels.dispatch import warm_up
@@ -80,6 +81,8 @@ class NerfConfig:
     """Skip empty space with an occupancy grid, instead of coarse and fine samples; one network."""
     march_steps: int = 512
     """March steps along the diagonal of the occupancy grid's box."""
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    """Learning the cameras too."""
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
@@ -118,6 +121,8 @@ class Nerf(Method):
             raise ConfigError("model.samples must be at least 3 to place importance samples.")
         # A density that is never zero would end every ray opaque, so where space ends at far, rays do too.
         self.rays_end = config.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
+        boxed = config.occupancy and not scene.ndc
+        self.cameras = learned_cameras(config.camera, scene.cameras, scene.splits["train"], boxed)
         self.coarse = self._network(config.depth, config.width)
         self.fine: NerfMLP | None = None
         self.space = OccupiedSpace(scene, config.march_steps, young_decay=YOUNG_DECAY) if config.occupancy else None
@@ -133,7 +138,7 @@ class Nerf(Method):
         """Rays of one random image, or of all, from the central crop at first (section 5.3 and the released configs)."""
         c = self.config
         crop = c.precrop_fraction if step < c.precrop_steps else 1.0
-        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop)
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop, self.training_cameras())
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels of the march."""
@@ -176,8 +181,8 @@ class Nerf(Method):
 
     def _evaluate(self, network: NerfMLP, points: Tensor, viewdirs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Densities and colours at points [rays, samples, 3], noisy with a generator."""
-        position = frequency_encoding(points, self.config.frequencies)
-        direction = frequency_encoding(viewdirs, self.config.view_frequencies)
+        position = self._encode(points)
+        direction = self._encode_direction(viewdirs)
         with self.autocast():
             raw_density, raw_rgb = network(position, direction if self.config.viewdirs else None)
         raw_density, raw_rgb = raw_density.float(), raw_rgb.float()
@@ -240,9 +245,16 @@ class Nerf(Method):
     def _in_grid(self, points: Tensor, density: Tensor) -> Tensor:
         return density if self.space is None else torch.where(self.space.to_cascades(points)[1], density, 0.0)
 
+    def _encode(self, points: Tensor) -> Tensor:
+        return frequency_encoding(points, n := self.config.frequencies, opened_levels(n, self.config.camera.opened(self.progress)))
+
+    def _encode_direction(self, viewdirs: Tensor) -> Tensor:
+        n = self.config.view_frequencies
+        return frequency_encoding(viewdirs, n, opened_levels(n, self.config.camera.opened(self.progress)))
+
     def _network_density(self, points: Tensor) -> Tensor:
         with self.autocast():
-            raw = (self.fine or self.coarse).raw_density(frequency_encoding(points, self.config.frequencies))
+            raw = (self.fine or self.coarse).raw_density(self._encode(points))
         return self._activate(raw.float())
 
     def _most_samples(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nerfit.cameras import Cameras
 from nerfit.errors import SceneError
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.methods.base import Batch
@@ -25,12 +26,14 @@ def pixel_batch(
     generator: torch.Generator,
     device: torch.device,
     crop: float = 1.0,
+    cameras: Cameras | None = None,
 ) -> Batch:
     """``count`` training pixels with rays and target colours, drawn without replacement.
 
     ``batching`` "image": from one random view (fewer if the view is smaller). "all": a shuffled walk through all
     training pixels in the order of ``seed``; ``crop`` < 1 keeps to each image's central part (rows H/2 ± H/2·crop, the same for columns).
-    Pixels hidden by masks are drawn but left out.
+    Pixels hidden by masks are drawn but left out. ``cameras`` (`Method.training_cameras`) replace the scene's own; so they do
+    in `random_pixels`.
     """
     views = torch.tensor(scene.splits["train"])
     width, height = scene.cameras.width[views], scene.cameras.height[views]
@@ -56,10 +59,12 @@ def pixel_batch(
         y = top[chosen] + torch.div(inside, width[chosen], rounding_mode="floor")
         return views[chosen], x, y, scene.colors(views[chosen], x, y)
 
-    return _batch(scene, draw, seed, generator, device)
+    return _batch(scene, draw, seed, generator, device, cameras)
 
 
-def random_pixels(scene: Scene, count: int, empty: float, generator: torch.Generator, device: torch.device) -> Batch:
+def random_pixels(
+    scene: Scene, count: int, empty: float, generator: torch.Generator, device: torch.device, cameras: Cameras | None = None
+) -> Batch:
     """``count`` training pixels drawn with replacement; of the fully transparent ones about the share ``empty``.
 
     Pixels hidden by masks are passed over, and left out where twelve in a row are hidden.
@@ -70,10 +75,17 @@ def random_pixels(scene: Scene, count: int, empty: float, generator: torch.Gener
     def draw(key: int, seed: int) -> Drawn:
         return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty)
 
-    return _batch(scene, draw, 0, generator, device)
+    return _batch(scene, draw, 0, generator, device, cameras)
 
 
-def _batch(scene: Scene, draw: Callable[[int, int], Drawn], seed: int, generator: torch.Generator, device: torch.device) -> Batch:
+def _batch(
+    scene: Scene,
+    draw: Callable[[int, int], Drawn],
+    seed: int,
+    generator: torch.Generator,
+    device: torch.device,
+    cameras: Cameras | None,
+) -> Batch:
     """Rays and colours of the pixels that ``draw`` takes with a key and a seed, over the scene's background or a random one each."""
     view, x, y, colors = _known(scene, draw, seed, generator.initial_seed())
     colors = colors.to(device)
@@ -81,7 +93,8 @@ def _batch(scene: Scene, draw: Callable[[int, int], Drawn], seed: int, generator
         background = torch.rand((len(colors), 3), generator=generator, device=device)
     else:
         background = 1.0 if scene.background == "white" else 0.0
-    rays = scene.rays(view, x, y).to(device)
+    where = view.device if cameras is None else cameras.c2w.device
+    rays = scene.rays(view.to(where), x.to(where), y.to(where), cameras).to(device)
     return Batch(rays=rays, target=composite(colors, background), background=background, generator=generator)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.marching import Samples
+from nerfit.kernels.rendering import with_lengths
 
 
 @dataclass
@@ -92,6 +93,6 @@ def render_packed(
 
     ``density`` is per unit of t times ``norm``. A ray ends where its transmittance falls below ``least_light``.
     """
-    length = samples.lengths(norm)
+    density, length = with_lengths(density, samples, norm)
     color, opacity, depth, _ = composite_packed(density, rgb, length, samples.middles, samples.offsets, least_light)
     return over_background(color, opacity, depth, background)

@@ -79,6 +79,7 @@ class OccupiedSpace(nn.Module):
             generator = torch.Generator(self.origin.device).manual_seed(mix(seed, step, 0x0CC))
             self.grid.update(density, self.step_length, probes * (self.cascades + 1) // 2, generator)
 
+    @torch.no_grad()
     def march(self, rays: Rays, jitter: Float[Tensor, "rays"] | None, most: int | None = None) -> Samples:
         """All samples of rays in occupied cells; where they are more than ``most`` a ray on average, in steps longer by that much.
 

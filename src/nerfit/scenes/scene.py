@@ -144,19 +144,25 @@ class Scene:
         """The cameras with their poses in the coordinates of the user's files, float64."""
         return replace(self.cameras, c2w=transform_poses(self.cameras.c2w, self.to_original))
 
-    def save(self, folder: Path) -> None:
-        """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images."""
+    def save(self, folder: Path, given: Cameras | None = None) -> None:
+        """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images.
+
+        Where this scene's cameras have been learned, ``given`` are those of the user's files.
+        """
         info = {k: getattr(self, k) for k in _PLAIN} | {"to_original": self.to_original.tolist()}
         write_json(folder / "scene.json", info)
         cameras = {"normalised": self.cameras.state(), "original_c2w": self.original_cameras.c2w.tolist(), "axes": "OpenGL"}
+        if given is not None:
+            cameras["given"] = given.state()
         write_json(folder / "cameras.json", cameras)
 
     @classmethod
-    def load(cls, folder: Path) -> "Scene":
-        """The scene of a run folder, without its images."""
+    def load(cls, folder: Path, given: bool = False) -> "Scene":
+        """The scene of a run folder, without its images; ``given`` asks for the user's cameras where others have been learned."""
         try:
             info: dict[str, Any] = json.loads((folder / "scene.json").read_text())
-            cameras = Cameras.from_state(json.loads((folder / "cameras.json").read_text())["normalised"])
+            state = json.loads((folder / "cameras.json").read_text())
+            cameras = Cameras.from_state(state["given" if given and "given" in state else "normalised"])
             to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
             info["depth_range"] = info["depth_range"] and tuple(info["depth_range"])
             return cls(cameras=cameras, to_original=to_original, **info)

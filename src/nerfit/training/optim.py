@@ -100,6 +100,8 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
     if config.schedule == "multi-step" and not config.milestones:
         raise ConfigError("optim.schedule multi-step needs --optim.milestones.")
     groups = [{"lr_scale": 1.0} | group for group in method.parameter_groups()]
+    if method.cameras is not None:
+        groups.append(method.cameras.parameter_group())
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     make = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sparse-adam": SparseAdam}[config.optimizer]
@@ -195,7 +197,11 @@ def average(optimizer: torch.optim.Optimizer, finish: bool = False) -> None:
                 state |= {"average": p.detach().clone(), "averaged": torch.ones(())}
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group ``lr`` times its own scale."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, progress: float) -> None:
+    """Give every group ``lr`` times its own scale; one with ``rates`` goes log-linearly from the first to the second instead."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        if "rates" in group:
+            first, last = group["rates"]
+            group["lr"] = first ** (1 - progress) * last**progress
+        else:
+            group["lr"] = lr * group["lr_scale"]

@@ -172,7 +172,7 @@ class Trainer:
         """One optimiser step; on a GPU's out-of-memory the chunk is halved and the step repeated."""
         step = self.state.step
         self.method.progress = self.progress
-        set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.progress))
+        set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.progress), self.progress)
         while True:
             generator = torch.Generator(self.device).manual_seed(mix(self.state.seed, step + 1))
             self.method.before_step(step)
@@ -195,7 +195,9 @@ class Trainer:
             rendering = self.method.render(chunk)
             share = len(chunk) / len(batch)
             losses = {name: value * share for name, value in self.method.losses(rendering, chunk, step).items()}
-            self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            # rays of learned cameras are a graph that the chunks share
+            again = batch.rays is not None and batch.rays.origins.requires_grad
+            self.scaler.scale(torch.stack(list(losses.values())).sum()).backward(retain_graph=again)
             totals = {name: value.detach() + totals.get(name, 0.0) for name, value in losses.items()}
             seen.append(join([rendering]))
         return join(seen), totals
@@ -283,6 +285,9 @@ class Trainer:
         if rendering.opacity is not None:
             values["opacity"] = float(rendering.opacity.detach().mean())
         values |= self.method.scalars(rendering, batch)
+        if self.method.cameras is not None:
+            values |= self.method.cameras.scalars()
+            self.method.cameras.watch(self.progress, values["psnr_fine"])
         log.scalars(self.state.step, values)
         return values
 
@@ -297,13 +302,14 @@ class Trainer:
     def _look_at_holdout(self, log: RunLog) -> None:
         """Picture and PSNR of one held-out view, shrunk to a size that costs little."""
         view = (self.scene.splits.get("val") or self.scene.splits.get("test") or self.scene.splits["train"])[0]
-        camera = self.scene.cameras[view]
+        scene = self.method.place(self.scene)
+        camera = scene.cameras[view]
         pixels = int(camera.width[0] * camera.height[0])
         camera = camera.rescale(min(1.0, (self.settings.log.image_pixels / pixels) ** 0.5))
         width, height = int(camera.width[0]), int(camera.height[0])
         truth = self.scene.image(view, 0.0 if self.scene.background == "black" else 1.0)
         truth = torch.nn.functional.adaptive_avg_pool2d(truth.permute(2, 0, 1), (height, width)).permute(1, 2, 0)
-        rendering = render_view(self.method, self.scene, camera, 0, self.state.chunk)
+        rendering = render_view(self.method, scene, camera, 0, self.state.chunk)
         known = torch.nn.functional.adaptive_avg_pool2d(self.scene.visible(view)[None].float(), (height, width))[0] > 0.99
         self.state.holdout_psnr = psnr(rendering.rgb[known], truth[known])
         images = {"holdout/rgb": rendering.rgb, "holdout/truth": truth}

@@ -1,0 +1,208 @@
+"""Cameras that are learned together with the scene: NeRF-- (Wang et al. 2021) and BARF (Lin et al. 2021)."""
+
+import math
+import warnings
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nerfit.cameras.cameras import Cameras
+from nerfit.cameras.poses import align, transform_poses
+from nerfit.cameras.rotations import axis_angle_to_matrix, quaternion_to_matrix, six_to_matrix
+from nerfit.errors import ConfigError, SceneError
+
+ROTATIONS = {
+    "axis-angle": (axis_angle_to_matrix, (0.0, 0.0, 0.0)),
+    "6d": (six_to_matrix, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+    "quaternion": (quaternion_to_matrix, (1.0, 0.0, 0.0, 0.0)),
+}
+"""Each way to write a rotation: its matrix, and the numbers of no rotation."""
+FOCALS = {
+    "square": (torch.square, torch.sqrt),
+    "ratio": (torch.clone, torch.clone),
+    "exp": (torch.exp, torch.log),
+}
+"""Each way to write a focal length over the picture's size: from the parameter, and back."""
+WATCH_UNTIL = 0.2
+"""Share of the budget after which a search for poses that found nothing is called hopeless."""
+
+
+@dataclass
+class CameraConfig:
+    """Learning the cameras of the training views with the scene."""
+
+    learn: bool = False
+    """Learn poses, and focal lengths where focal says so."""
+    start: Literal["given", "identity"] = "given"
+    """Where cameras begin: at the scene's poses, or all at the origin, looking along -z."""
+    disturb: float = 0.0
+    """Move the first poses by random turns and shifts of this standard deviation (radians, scene units), to try the search."""
+    rotation: Literal["axis-angle", "6d", "quaternion"] = "axis-angle"
+    """How the turn of a camera is written."""
+    focal: Literal["given", "square", "ratio", "exp"] = "given"
+    """Keep the scene's focal lengths, or learn one for all views, written as its square root, itself or its logarithm."""
+    fov: float | None = None
+    """Field of view across the picture's width that a learned focal length begins at, in degrees; none = the scene's mean."""
+    separate: bool = False
+    """Learn horizontal and vertical focal lengths apart."""
+    lr: float = 1e-3
+    """Learning rate of the cameras at the start."""
+    lr_final: float = 1e-5
+    """Learning rate of the cameras at the end; it falls log-linearly."""
+    learn_from: float = 0.0
+    """Share of the budget until which cameras stand still."""
+    learn_until: float = 1.0
+    """Share of the budget after which they stand still again."""
+    coarse_from: float = 0.0
+    """Share of the budget until which only the coarsest octave or grid level begins to open."""
+    coarse_until: float = 0.0
+    """Share of the budget at which all are open; 0 = they always are."""
+
+    def unused(self) -> dict[str, str]:
+        """Keys that have no effect beside the others, and why."""
+        if not self.learn:
+            return {f.name: "learn is off" for f in fields(self) if f.name != "learn"}
+        return dict.fromkeys(("fov", "separate"), "focal is given") if self.focal == "given" else {}
+
+    def opened(self, progress: float) -> float:
+        """How far the encoding is open, from 0 to 1, when a share ``progress`` of the budget is spent (BARF, section 4.2)."""
+        if not self.learn or progress >= self.coarse_until:
+            return 1.0
+        return max(progress - self.coarse_from, 0.0) / (self.coarse_until - self.coarse_from)
+
+
+class LearnedCameras(nn.Module):
+    """Cameras whose poses are small motions of the world on top of their first poses, c2w = (R | t)·first.
+
+    Motions belong to the training ``views``; the other views' poses, where they are known, are carried along (`placed`).
+    """
+
+    first: Tensor
+    given: Tensor
+    views: Tensor
+
+    def __init__(self, config: CameraConfig, cameras: Cameras, train: list[int]) -> None:
+        super().__init__()
+        for key in ("lr", "lr_final"):
+            if not getattr(config, key) > 0:
+                raise ConfigError(f"model.camera.{key} must be above 0, not {getattr(config, key):g}.")
+        if not 0 <= config.learn_from < config.learn_until:
+            raise ConfigError("model.camera.learn_from must be at least 0 and below learn_until.")
+        if not (0 <= config.coarse_from < config.coarse_until <= 1 or config.coarse_from == config.coarse_until == 0):
+            raise ConfigError("model.camera.coarse_from must be at least 0 and below coarse_until, which is at most 1.")
+        if config.disturb < 0:
+            raise ConfigError(f"model.camera.disturb must not be negative, but is {config.disturb:g}.")
+        if config.fov is not None and not 0 < config.fov < 180:
+            raise ConfigError(f"model.camera.fov must lie between 0 and 180 degrees, not {config.fov:g}.")
+        if config.focal != "given" and cameras.lens is not None and bool(cameras.lens.any()):
+            raise ConfigError("model.camera.focal must be given: focal lengths can be learned of perspective cameras alone.")
+        self.config, self.cameras = config, cameras
+        first = torch.eye(3, 4).expand(len(cameras), 3, 4) if config.start == "identity" else cameras.c2w
+        self.register_buffer("views", torch.tensor(train))
+        self.register_buffer("given", cameras.c2w.clone())
+        self.register_buffer("first", _moved(axis_angle_to_matrix(_noise(cameras, config)), _noise(cameras, config), first))
+        self.turn = nn.Parameter(torch.tensor(ROTATIONS[config.rotation][1]).repeat(len(train), 1))
+        self.shift = nn.Parameter(torch.zeros(len(train), 3))
+        if config.focal != "given":
+            self.focal = nn.Parameter(FOCALS[config.focal][1](_first_focal(config, cameras)))
+
+    def forward(self, progress: float = 1.0) -> Cameras:
+        """All cameras, those of the training views with gradients while they move."""
+        moves = self.training and self.config.learn_from <= progress <= self.config.learn_until
+        with torch.set_grad_enabled(torch.is_grad_enabled() and moves):
+            rotation = ROTATIONS[self.config.rotation][0](self.turn)
+            c2w = self.first.to(self.turn).index_copy(0, self.views, _moved(rotation, self.shift, self.first[self.views].to(self.turn)))
+            cameras = replace(self.cameras.to(c2w.device), c2w=c2w)
+            if self.config.focal == "given":
+                return cameras
+            focal = FOCALS[self.config.focal][0](self.focal)
+            fx = focal[0] * cameras.width
+            return replace(cameras, fx=fx, fy=focal[1] * cameras.height if self.config.separate else fx)
+
+    @torch.no_grad()
+    def placed(self) -> tuple[Cameras, Float[Tensor, "4 4"]]:
+        """All cameras in the learned world, on the CPU, and the similarity (float64) that takes the given world there.
+
+        Views that were not trained on stand where the similarity that fits the training views' positions best takes their
+        given poses. Without 3 given positions that differ it is the identity.
+        """
+        learned, train = self(1.0).to("cpu"), self.views.cpu()
+        given = self.given.cpu()
+        try:
+            moved = align(given[train, :, 3], learned.c2w[train, :, 3])
+        except SceneError:
+            moved = torch.eye(4, dtype=torch.float64)
+        c2w = transform_poses(given, moved).to(torch.float32)
+        c2w[train] = learned.c2w[train]
+        return replace(learned, c2w=c2w), moved
+
+    def parameter_group(self) -> dict[str, Any]:
+        """A group of the optimiser with its own ``rates``."""
+        c = self.config
+        own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
+        return {"params": list(self.parameters()), "lr": c.lr, "rates": (c.lr, c.lr_final), "lr_scale": 1.0} | own
+
+    @torch.no_grad()
+    def scalars(self) -> dict[str, float]:
+        """How far cameras have moved on average (scene units, degrees), and the mean focal length over the width."""
+        turn = ROTATIONS[self.config.rotation][0](self.turn)
+        cosine = ((turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)
+        cameras = self(1.0)
+        return {
+            "camera/shift": float(self.shift.norm(dim=-1).mean()),
+            "camera/turn_degrees": math.degrees(float(cosine.acos().mean())),
+            "camera/focal": float((cameras.fx / cameras.width).mean()),
+        }
+
+    def watch(self, progress: float, psnr: float) -> None:
+        """Look at the search; one that began nowhere and found nothing in the first part of the budget is said aloud, once.
+
+        Nothing is found where the positions' spread stays below a hundredth of a unit, or PSNR rises by less than half a dB.
+        """
+        looks = self.__dict__.setdefault("_looks", [])
+        if self.config.start != "identity" or looks is None:
+            return
+        looks.append(psnr)
+        if progress < WATCH_UNTIL or len(looks) < 4:
+            return
+        spread = float(self(1.0).centers[self.views].detach().std(0).norm()) if len(self.views) > 1 else math.inf
+        quarter = len(looks) // 4
+        rise = sum(looks[-quarter:]) / quarter - sum(looks[:quarter]) / quarter
+        self.__dict__["_looks"] = None
+        if spread < 0.01 or rise < 0.5:
+            why = f"the cameras' positions spread by {spread:.2g} only" if spread < 0.01 else f"PSNR rose by {rise:.1f} dB only"
+            warnings.warn(
+                f"the search for camera poses is probably hopeless: {why} in the first {progress:.0%} of the run; try another --seed, "
+                "a lower --model.camera.lr, a --model.camera.fov nearer the truth, fewer or closer photos, or a longer budget.",
+                stacklevel=2,
+            )
+
+
+def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], boxed: bool) -> LearnedCameras | None:
+    """The cameras to learn; None where they are taken as they are. ``boxed`` says that the field's box was put where given poses look."""
+    if config.learn and config.start == "identity" and boxed:
+        raise ConfigError(
+            "model.camera.start identity needs a forward-facing scene in NDC here; the method nerf without occupancy takes others."
+        )
+    return LearnedCameras(config, cameras, train) if config.learn else None
+
+
+def _moved(rotation: Tensor, shift: Tensor, c2w: Tensor) -> Tensor:
+    """Poses ([n, 3, 4]) after the world's motion x → R·x + t."""
+    return torch.cat([rotation @ c2w[:, :, :3], rotation @ c2w[:, :, 3:] + shift[:, :, None]], -1)
+
+
+def _noise(cameras: Cameras, config: CameraConfig) -> Float[Tensor, "views 3"]:
+    return config.disturb * torch.randn(len(cameras), 3)
+
+
+def _first_focal(config: CameraConfig, cameras: Cameras) -> Tensor:
+    """Focal lengths to begin with, over width and, where they are learned apart, over height."""
+    across = (cameras.fx / cameras.width).mean(), (cameras.fy / cameras.height).mean()
+    if config.fov is not None:
+        wide = 0.5 / math.tan(0.5 * math.radians(config.fov))
+        across = torch.tensor(wide), wide * (cameras.width / cameras.height).mean()
+    return torch.stack(across if config.separate else across[:1])
