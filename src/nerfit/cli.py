@@ -89,6 +89,30 @@ class ExportCamerasOptions(Common):
 
 
 @dataclass
+class ViewOptions(Common):
+    """nerfit view RUN|SCENE: a run's field in the browser, or a scene's cameras and pictures before any training.
+
+    Examples:
+      nerfit view runs/lego-instant
+      nerfit view data/lego --port 8080
+      nerfit view runs/lego-instant --host 0.0.0.0
+    """
+
+    source: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder, or what nerfit train takes as SCENE."""
+    host: str = "127.0.0.1"
+    """Address to serve on; 0.0.0.0 = reachable from other machines."""
+    port: int = 7007
+    """Port; the next free one is taken where it is in use."""
+    scene: str | None = None
+    """Read a run's pictures from here instead of where it was trained."""
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass
 class DemoOptions(Common):
     """nerfit demo: a made-up scene, trained and filmed in a few minutes."""
 
@@ -231,8 +255,7 @@ def train(argv: list[str]) -> int:
 
     method, source, rest = _positionals(argv)
     plan, options, folder = jobs.prepare(method, source, rest)
-    summary = jobs.train(plan, options, folder)
-    _answer(options, summary, _train_text(summary))
+    summary = jobs.train(plan, options, folder, lambda summary: _answer(options, summary, _train_text(summary)))
     return int(summary["exit_code"])
 
 
@@ -317,6 +340,20 @@ def poses(argv: list[str]) -> int:
     options = _parse(jobs.PosesOptions, argv, "poses")
     answer, text = jobs.poses(options)
     _answer(options, answer, text)
+    return 0
+
+
+def view(argv: list[str]) -> int:
+    """nerfit view RUN|SCENE."""
+    from nerfit.viewing import view
+
+    options = _parse(ViewOptions, argv, "view")
+
+    def tell(viewer: Any) -> None:
+        moved = "" if viewer.port == options.port else f" (port {options.port} is in use)"
+        _answer(options, {"url": viewer.url, "port": viewer.port}, f"{options.source} -> {viewer.url}{moved}; Ctrl-C ends the viewer")
+
+    view(options, tell)
     return 0
 
 
@@ -538,7 +575,7 @@ def doctor(argv: list[str]) -> int:
 
 
 def _answer(options: Any, answer: Any, text: str) -> None:
-    print(json.dumps(answer, indent=1) if options.json else text)
+    print(json.dumps(answer, indent=1) if options.json else text, flush=True)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -547,6 +584,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "render": render,
+    "view": view,
     "export": export,
     "inspect": inspect,
     "bench": bench,
@@ -565,6 +603,7 @@ _HELP = """nerfit: neural radiance fields that anyone can train
                [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
+  nerfit view RUN|SCENE                        walk through it in the browser (while training: nerfit train --viewer)
   nerfit export cameras RUN [--format colmap]  the cameras for other programs: transforms.json, COLMAP, poses_bounds.npy
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory

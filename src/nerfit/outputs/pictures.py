@@ -59,7 +59,7 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
     depth, opacity = rendering.depth, rendering.opacity
     assert depth is not None and opacity is not None
     camera = cameras[index].to(method.device)
-    lens = (camera.fx, camera.fy, camera.width, camera.height)
+    lens = [value.to(method.device) for value in scene.ndc_lens]
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).to(method.device)
     flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1).to(method.device)
     precision, method.precision = method.precision, torch.float32

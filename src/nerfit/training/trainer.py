@@ -88,6 +88,8 @@ class Trainer:
         self._make_method = make_method
         self.state = LoopState(seed=settings.seed)
         self.interrupted: int | None = None
+        self.latest: dict[str, float] = {}
+        """The numbers that were logged last."""
         self._skipped_in_a_row = 0
         self._build()
         self.state.chunk = settings.chunk or automatic_chunk(self.method, self.device)
@@ -281,6 +283,7 @@ class Trainer:
         if rendering.opacity is not None:
             values["opacity"] = float(rendering.opacity.detach().mean())
         values |= self.method.scalars(rendering, batch)
+        self.latest = values
         log.scalars(self.state.step, values)
         return values
 
