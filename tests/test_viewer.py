@@ -381,8 +381,7 @@ class Control:
     on_click = on_upload = on_update
 
     def use(self, value: Any = None) -> None:
-        if value is not None:
-            self.value = value
+        self.value = self.value if value is None else value
         for call in self.calls:
             call(SimpleNamespace(target=self))
 
@@ -497,7 +496,7 @@ def test_a_browser_gets_a_coarse_picture_and_then_sharp_ones(viewer: Viewer) -> 
 def test_several_browsers_each_have_their_own_picture(viewer: Viewer) -> None:
     one, two = visit(viewer, 1), visit(viewer, 2)
     two.move(Viewpoint.of(viewer.scene.cameras, 2))
-    two.gui["show"].use("opacity")
+    two.gui["quantity"].use("opacity")
     draw_all(viewer)
     assert not np.array_equal(one.pictures[-1], two.pictures[-1])
     assert set(np.unique(two.pictures[-1])) == {0, 255}
@@ -535,8 +534,8 @@ def test_a_click_on_a_camera_flies_there_and_lays_its_photo_over(viewer: Viewer)
     browser.move(there)
     browser.gui["leave the photo"].use()
     assert viewer.panels[0].sight.wish.photo is None
-    browser.gui["show"].use(False)
-    assert not browser.scene["/cameras/3"].visible or browser.gui["show"].value is False
+    browser.gui["frusta"].use(False)
+    assert not browser.scene["/cameras/3"].visible
 
 
 def test_a_clicked_point_becomes_what_the_camera_turns_about(viewer: Viewer) -> None:
@@ -688,12 +687,12 @@ def test_a_watched_training_computes_the_same(tmp_path: Path, monkeypatch: pytes
     assert one and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_runs_and_scenes_are_viewed_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_and_scenes_are_viewed_from_the_command_line(blender_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seen: list[Viewer] = []
     monkeypatch.setattr(Viewer, "serve", lambda self, stop: seen.append(self))
-    code, out, _ = nerfit("view", "procedural", "--port", 17_200)
-    assert code == 0 and "procedural -> http://127.0.0.1:172" in out and not seen[0].shows_field
+    code, out, _ = nerfit("view", blender_folder, "--port", 17_200)
+    assert code == 0 and f"{blender_folder} -> http://127.0.0.1:172" in out and not seen[0].shows_field
     words = [*TINY, "--model.depth=1", "--model.width=8", "--model.skips", "--model.samples=4", "--model.fine-samples=0", "--steps=2"]
     assert nerfit("train", "nerf", "procedural", *words, "--no-evaluate", "--out", "run")[0] == 0
     code, out, _ = nerfit("view", "run", "--json", "--port", 17_200)

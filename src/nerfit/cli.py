@@ -63,6 +63,10 @@ class RenderOptions(Common):
     """Frames; none = the path's own number."""
     fps: float = 30.0
     """Frames per second of the videos."""
+    side_by_side: bool = False
+    """One video with all quantities side by side instead of one of each."""
+    video: Literal["mp4", "gif"] = "mp4"
+    """Format of the videos."""
     out: Path | None = None
     """Folder; none = renders/<path> in the run."""
     threads: int | None = None

@@ -404,7 +404,17 @@ def render(options: Any) -> dict[str, Any]:
     folder = new_folder(options.out or options.run / "renders" / Path(kind).stem, numbered=options.out is None)
     names = names or (["rgb", "disparity"] if run.method.has_density else ["rgb"])
     videos = render_path(
-        run.method, run.scene, cameras, run.chunk, names, folder, look, options.fps, lambda done, of: tick(done, of, "frames")
+        run.method,
+        run.scene,
+        cameras,
+        run.chunk,
+        names,
+        folder,
+        look,
+        options.fps,
+        lambda done, of: tick(done, of, "frames"),
+        options.side_by_side,
+        options.video,
     )
     return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": len(cameras)}
 

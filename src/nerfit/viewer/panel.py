@@ -94,7 +94,7 @@ class Panel:
         gui = self.client.gui
         own = 0 if self.scene.background == "black" else 255
         with gui.add_folder("Picture"):
-            self.quantity = gui.add_dropdown("show", QUANTITIES, initial_value="rgb", visible=self.viewer.shows_field)
+            self.quantity = gui.add_dropdown("quantity", QUANTITIES, initial_value="rgb", visible=self.viewer.shows_field)
             self.background = gui.add_rgb("background", (own, own, own))
             self.side = gui.add_slider("longest side", 128, 2048, 64, 768, hint="Pixels of the sharpest picture.")
             self.seconds = gui.add_slider("seconds", 0.5, 30, 0.5, 5, hint="What the sharpest picture may take at rest.")
@@ -110,7 +110,7 @@ class Panel:
         extent = float(np.linalg.norm(centers - centers.mean(0), axis=1).max()) or 1.0
         length = frustum_length(centers, extent) if len(centers) > 1 else 0.2 * extent
         with gui.add_folder("Cameras"):
-            shown = gui.add_checkbox("show", True, hint=f"{len(views)} of {len(self.train)} training cameras; click one to fly there.")
+            shown = gui.add_checkbox("frusta", True, hint=f"{len(views)} of {len(self.train)} training cameras; click one to fly there.")
             self.share = gui.add_slider("photo", 0, 1, 0.01, 0 if self.viewer.shows_field else 1, visible=False)
             leave = gui.add_button("leave the photo", visible=False)
             find = gui.add_button("choose a point", hint="Then click it in the picture: the camera turns about it from there on.")
