@@ -11,11 +11,12 @@ from nerfit.methods.base import Method
 from nerfit.runs import new_folder, open_run
 from nerfit.scenes import detect_format, scene_format
 from nerfit.scenes.scene import Scene
-from nerfit.viewer.server import Viewer
+from nerfit.viewer.server import Viewer, free_port
 
 
 def view(options: Any, tell: Callable[[Viewer], None], stop: Callable[[], bool] = lambda: False) -> None:
     """Serve a run's field, or a scene's cameras and pictures, until Ctrl-C or ``stop()``; ``tell`` is called once browsers may come."""
+    free_port(options.host, options.port)  # before the scene is read
     scene, method, chunk = _opened(options)
     if scene.format == "image":
         raise ConfigError("a single picture can't be walked around in: the viewer needs pictures with camera poses.")

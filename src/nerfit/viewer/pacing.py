@@ -91,8 +91,8 @@ def most_in_need(sights: Iterable[Sight], paces: Mapping[str, Pace], seconds: fl
 class Ration:
     """When drawing may interrupt training again: so long after the last picture that its share of the time is kept."""
 
-    started: float = float("-inf")
-    ended: float = float("-inf")
+    started: float = 0.0
+    ended: float = 0.0
 
     def allows(self, now: float, share: float) -> bool:
         """Whether drawing has taken no more than ``share`` of the time since the last picture was begun."""
