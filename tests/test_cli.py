@@ -224,6 +224,17 @@ def test_a_path_is_drawn_in_every_quantity(run: Path, path: str) -> None:
     assert np.abs(rgb[0] - rgb[1]).max() > 0
 
 
+def test_a_video_may_hold_all_quantities_side_by_side(run: Path) -> None:
+    words = ("--path", "circle", "--what", "rgb,depth,disparity", "--frames", 3, "--side-by-side", "--video", "gif", "--json")
+    answer = nerfit("render", run, *words)
+    assert answer.code == 0 and [Path(video).name for video in answer.data["videos"]] == ["rgb-depth-disparity.gif"]
+    with Image.open(answer.data["videos"][0]) as video:
+        assert (video.size, getattr(video, "n_frames", 1)) == ((72, 24), 3)
+        picture = np.asarray(video.convert("RGB")).astype(int)
+    rgb = np.asarray(Image.open(run / "renders" / "circle" / "rgb" / "0000.png")).astype(int)
+    assert np.abs(picture[:, :24] - rgb).mean() < 10
+
+
 def test_a_path_of_ones_own_and_a_folder_of_ones_own(run: Path) -> None:
     cameras = json.loads((run / "cameras.json").read_text())["normalised"]
     poses = [[*row, [0, 0, 0, 1]] for row in cameras["c2w"][:2]]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nerfit.cameras import Cameras
-from nerfit.cameras.paths import PATHS, circle, ellipse, focus_distance, interpolate, make_path, pose_spherical, sphere, spiral
+from nerfit.cameras.paths import PATHS, circle, ellipse, focus_distance, glide, interpolate, make_path, pose_spherical, sphere, spiral
 from nerfit.cameras.poses import look_at, recentre, spherify, to_4x4, transform_poses
 from nerfit.cameras.rotations import axis_angle_to_matrix
 from nerfit.errors import ConfigError, NerfitError, SceneError
@@ -369,3 +369,43 @@ def test_a_bad_json_path_is_one_sentence_that_names_the_file(tmp_path, data):
 def test_a_missing_json_path_is_named(tmp_path):
     with pytest.raises(SceneError, match=r"gone.json can't be read"):
         make_path(str(tmp_path / "gone.json"), pinholes(dome(0)))
+
+
+# splines
+
+
+@given(seeds, st.integers(2, 6), st.integers(2, 9))
+def test_a_glide_meets_every_key_frame_and_never_jolts(seed, count, between):
+    c2w = dome(seed, n=count)
+    poses = glide(c2w, (count - 1) * between + 1)
+    close(poses[::between], c2w, 1e-9)
+    is_rotation(poses)
+    fine = glide(c2w, (count - 1) * 200 + 1)
+    velocity = fine[:, :, 3].diff(dim=0) * 200
+    assert velocity.diff(dim=0).abs().max() < 0.2 * velocity.abs().max().clamp(min=1e-9)
+
+
+def test_a_glide_is_the_cubic_through_four_points_with_the_outer_ones_directions():
+    p = torch.tensor([0.0, 1.0, 5.0, 4.0], dtype=torch.float64)
+    c2w = torch.eye(4, dtype=torch.float64)[:3].repeat(4, 1, 1)
+    c2w[:, 0, 3] = p
+    for t in (0.25, 0.5, 0.75):
+        square, cube = 2 * p[0] - 5 * p[1] + 4 * p[2] - p[3], 3 * p[1] - p[0] - 3 * p[2] + p[3]
+        slow = 0.5 * (2 * p[1] + (p[2] - p[0]) * t + square * t**2 + cube * t**3)
+        close(glide(c2w, 13)[4 + int(4 * t), 0, 3], slow, 1e-12)
+
+
+def test_a_glide_of_one_or_two_poses_stands_or_goes_straight():
+    c2w = dome(3, n=2)
+    close(glide(c2w[:1], 3), c2w[:1].expand(3, 3, 4), 1e-12)
+    close(glide(c2w, 5)[2, :, 3], c2w[:, :, 3].mean(0), 1e-12)
+
+
+def test_key_frames_in_a_file_are_joined_by_a_glide(tmp_path):
+    poses = dome(6, n=3)
+    file = write(tmp_path, {"c2w": as_list(poses), "frames": 9})
+    path, _ = make_path(file, pinholes(dome(0)))
+    close(path.c2w, glide(poses, 9), 1e-6)
+    assert len(make_path(file, pinholes(dome(0)), 4)[0]) == 4
+    with pytest.raises(SceneError, match="frames must be a positive whole number"):
+        make_path(write(tmp_path, {"c2w": as_list(poses), "frames": 2.5}), pinholes(dome(0)))

@@ -67,8 +67,36 @@ class RenderOptions(Common):
     """Frames; none = the path's own number."""
     fps: float = 30.0
     """Frames per second of the videos."""
+    side_by_side: bool = False
+    """One video with all quantities side by side instead of one of each."""
+    video: Literal["mp4", "gif"] = "mp4"
+    """Format of the videos."""
     out: Path | None = None
     """Folder; none = renders/<path> in the run."""
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass
+class ViewOptions(Common):
+    """nerfit view RUN|SCENE: a run's field in the browser, or a scene's cameras and pictures before any training.
+
+    Examples:
+      nerfit view runs/lego-instant
+      nerfit view data/lego --port 8080
+      nerfit view runs/lego-instant --host 0.0.0.0
+    """
+
+    source: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder, or what nerfit train takes as SCENE."""
+    host: str = "127.0.0.1"
+    """Address to serve on; 0.0.0.0 = reachable from other machines."""
+    port: int = 7007
+    """Port; the next free one is taken where it is in use."""
+    scene: str | None = None
+    """Read a run's pictures from here instead of where it was trained."""
     threads: int | None = None
     """CPU threads."""
     device: str = "auto"
@@ -218,8 +246,7 @@ def train(argv: list[str]) -> int:
 
     method, source, rest = _positionals(argv)
     plan, options, folder = jobs.prepare(method, source, rest)
-    summary = jobs.train(plan, options, folder)
-    _answer(options, summary, _train_text(summary))
+    summary = jobs.train(plan, options, folder, lambda summary: _answer(options, summary, _train_text(summary)))
     return int(summary["exit_code"])
 
 
@@ -343,6 +370,20 @@ def import_(argv: list[str]) -> int:
     rest = argv[1:place] + argv[place + (1 if "=" in argv[place] else 2) :]
     options, answer = jobs.import_weights(Path(argv[0]), source, rest)
     _answer(options, answer, f"{answer['networks']} networks after {answer['steps']} steps -> {answer['run']}")
+    return 0
+
+
+def view(argv: list[str]) -> int:
+    """nerfit view RUN|SCENE."""
+    from nerfit.viewing import view
+
+    options = _parse(ViewOptions, argv, "view")
+
+    def tell(viewer: Any) -> None:
+        moved = "" if viewer.port == options.port else f" (port {options.port} is in use)"
+        _answer(options, {"url": viewer.url, "port": viewer.port}, f"{options.source} -> {viewer.url}{moved}; Ctrl-C ends the viewer")
+
+    view(options, tell)
     return 0
 
 
@@ -564,7 +605,7 @@ def doctor(argv: list[str]) -> int:
 
 
 def _answer(options: Any, answer: Any, text: str) -> None:
-    print(json.dumps(answer, indent=1) if options.json else text)
+    print(json.dumps(answer, indent=1) if options.json else text, flush=True)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -573,6 +614,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "render": render,
+    "view": view,
     "export": export,
     "import": import_,
     "inspect": inspect,
@@ -592,6 +634,7 @@ _HELP = """nerfit: neural radiance fields that anyone can train
                [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
+  nerfit view RUN|SCENE                        walk through it in the browser (while training: nerfit train --viewer)
   nerfit export mesh|points|web|cameras RUN    take it away: triangles, points, a page, poses
   nerfit import CHECKPOINT --scene SCENE       weights of nerf-pytorch or bmild/nerf become a run
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture

@@ -1,5 +1,6 @@
 """What the commands do, each as one function from options to an answer that is plain data."""
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 import tyro
@@ -43,6 +45,9 @@ from nerfit.training.devices import automatic_chunk, peak_memory, pick_device, s
 from nerfit.training.optim import make_optimizer
 from nerfit.training.trainer import Callback, Trainer, update_metrics
 
+if TYPE_CHECKING:
+    from nerfit.viewer.server import Viewer
+
 EVALUATE_WITHIN = 600.0
 """Seconds that judging after a training may take; beyond that the user is told the command instead."""
 
@@ -63,6 +68,12 @@ class TrainCommand(RunConfig[M, S], Generic[M, S]):
     """Judge the test views at the end, where that takes minutes at most."""
     lpips_weights: Path | None = None
     """Folder with alex.safetensors and vgg.safetensors."""
+    viewer: bool = False
+    """Watch the training in the browser; afterwards the viewer stays open until Ctrl-C."""
+    host: str = "127.0.0.1"
+    """Address that the viewer serves on; 0.0.0.0 = reachable from other machines."""
+    port: int = 7007
+    """The viewer's port; the next free one is taken where it is in use."""
     json: bool = False
     """Print the answer as JSON, for programs."""
     debug: bool = False
@@ -142,6 +153,7 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     typed = configs.typed_keys(argv)
     run = with_budget(command.config(), typed, find("nerfit.methods", method).default_steps)
     configs.check(run, typed)
+    _check_viewer(command, typed, form)
     assert source is not None and form is not None
     if run.scene.format not in ("", form):
         raise ConfigError(f"scene.format is {run.scene.format}, but the scene is read as {form}.")
@@ -195,10 +207,24 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     typed = configs.typed_keys(argv)
     config = with_budget(command.config(), typed, find("nerfit.methods", saved.method).default_steps)
     configs.check(config, typed)
+    _check_viewer(command, typed, saved.format)
     began = saved.config.optim.optimizer
     if config.optim.optimizer != began:
         raise ConfigError(f"{folder} goes on with the optimiser it began with, {began}: a new run may start from its weights with --init.")
     return dataclasses.replace(saved, config=config, source=_absolute(source or saved.source)), command, folder
+
+
+def _check_viewer(command: TrainCommand[Any, Any], typed: set[str], form: str | None) -> None:
+    """Refuse a viewer of a single picture, and its address without it."""
+    if command.viewer and form == "image":
+        raise ConfigError("a single picture can't be walked around in: leave out --viewer.")
+    if command.viewer:
+        from nerfit.viewer.server import free_port
+
+        free_port(command.host, command.port)  # before anything is written
+    for key in sorted({"host", "port"} & typed):
+        if not command.viewer:
+            raise ConfigError(f"{key} has no effect here: --viewer is off.")
 
 
 def _check_scene(method: str, form: str | None) -> None:
@@ -229,8 +255,13 @@ def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: boo
     return form
 
 
-def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str, Any]:
-    """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached."""
+def train(
+    plan: Plan, options: TrainCommand[Any, Any], folder: Path, tell: Callable[[dict[str, Any]], None] = lambda _: None
+) -> dict[str, Any]:
+    """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached.
+
+    With a viewer ``tell`` gets the same when all is done, and the viewer is served until Ctrl-C.
+    """
     set_threads(plan.config.threads)
     scene = plan.load_scene()
     if scene.format != "image":
@@ -239,8 +270,47 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
         _check_same_scene(scene, folder, plan.source)
     else:
         folder = new_folder(folder, numbered=options.out is None)
+    with contextlib.ExitStack() as open_ones:
+        viewer = _viewer(scene, options, folder, open_ones) if options.viewer else None
+        trainer, summary = _trained(plan, options, folder, scene, viewer)
+        tell(summary)
+        if viewer is not None and trainer.interrupted is None:
+            viewer.watch(trainer.method, 4 * trainer.state.chunk)
+            say(f"the viewer stays at {viewer.url} until Ctrl-C.")
+            with contextlib.suppress(KeyboardInterrupt), trainer.method.session():
+                viewer.serve()
+    return summary
+
+
+def _viewer(scene: Scene, options: TrainCommand[Any, Any], folder: Path, open_ones: contextlib.ExitStack) -> "Viewer":
+    """A viewer of a training."""
+    from nerfit.viewer.server import Viewer
+
+    make_folder = lambda: new_folder(folder / "renders" / "viewer", numbered=True)  # noqa: E731
+    viewer = open_ones.enter_context(contextlib.closing(Viewer(scene, options.host, options.port, make_folder)))
+    viewer.add_training_controls()
+    say(f"viewer: {viewer.url}" + (f" (port {options.port} is in use)" if viewer.port != options.port else ""))
+    return viewer
+
+
+def _look_up(viewer: "Viewer") -> Callable[[Trainer], None]:
+    """What the trainer does for a viewer after each step."""
+
+    def between_steps(trainer: Trainer) -> None:
+        psnr = trainer.latest.get("psnr_fine")
+        line = f"step {trainer.state.step}, {trainer.state.seconds:.0f} s" + ("" if psnr is None else f", PSNR {psnr:.2f} dB")
+        viewer.between_steps(trainer.method, 4 * trainer.state.chunk, line, lambda: trainer.interrupted is not None)
+
+    return between_steps
+
+
+def _trained(
+    plan: Plan, options: TrainCommand[Any, Any], folder: Path, scene: Scene, viewer: "Viewer | None"
+) -> tuple[Trainer, dict[str, Any]]:
     due = plan.config.log
     callbacks = [Callback(due.test_every, _draw_test), Callback(due.video_every, _draw_path), Callback(due.image_every, _log_histograms)]
+    if viewer is not None:
+        callbacks.append(Callback(1, _look_up(viewer)))
     made: list[Method] = []
 
     def make_method() -> Method:
@@ -276,7 +346,7 @@ def train(plan: Plan, options: TrainCommand[Any, Any], folder: Path) -> dict[str
     if options.evaluate and trainer.interrupted is None and scene.splits.get("test"):
         trainer.method.eval()
         summary |= _judge_if_quick(trainer, placed, folder, options.lpips_weights)
-    return summary
+    return trainer, summary
 
 
 def import_weights(checkpoint: Path, source: str, argv: list[str]) -> tuple[TrainCommand[Any, Any], dict[str, Any]]:
@@ -381,7 +451,17 @@ def render(options: Any) -> dict[str, Any]:
     folder = new_folder(options.out or options.run / "renders" / Path(kind).stem, numbered=options.out is None)
     names = names or (["rgb", "disparity"] if run.method.has_density else ["rgb"])
     videos = render_path(
-        run.method, run.scene, cameras, run.chunk, names, folder, look, options.fps, lambda done, of: tick(done, of, "frames")
+        run.method,
+        run.scene,
+        cameras,
+        run.chunk,
+        names,
+        folder,
+        look,
+        options.fps,
+        lambda done, of: tick(done, of, "frames"),
+        options.side_by_side,
+        options.video,
     )
     return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": len(cameras)}
 

@@ -11,7 +11,7 @@ from nerfit.cameras.cameras import Rays
 def ndc_rays(rays: Rays, fx: Tensor, fy: Tensor, width: Tensor, height: Tensor, near_plane: float = 1.0) -> Rays:
     """Rays warped so that t = 0…1 runs from the near plane z = -n to infinity, linear in inverse depth.
 
-    Intrinsics are per ray ([rays]); NeRF's equations 25 and 26. View directions stay those of the world.
+    Intrinsics are per ray ([rays]) or one for all ([1]); NeRF's equations 25 and 26. View directions stay those of the world.
     The near plane lies at ``near_plane`` in front of the world's origin along -z, so cameras must look along -z.
     """
     o, d = rays.origins, rays.directions

@@ -212,15 +212,46 @@ def ellipse(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tens
     return (frame @ to_4x4(look_at(torch.cat([flat, torch.zeros(frames, 1)], -1), centre, up)))[:, :3]
 
 
-_KEYS = ("c2w", "focal", "fx", "fy", "cx", "cy", "width", "height")
+def glide(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tensor, "frames 3 4"]:
+    """Through the given poses in order without a jolt: Catmull-Rom splines of positions and of unit quaternions.
+
+    Each pose is reached at an equal part of the way, with the velocity that leads from the one before to the one after;
+    a path of two poses is a straight line.
+    """
+    c2w = to_4x4(c2w)
+    q = matrix_to_quaternion(c2w[:, :3, :3])
+    turned = torch.cat([torch.ones(1), torch.where((q[1:] * q[:-1]).sum(-1) < 0, -1.0, 1.0)]).cumprod(0).to(q)
+    knots = torch.cat([c2w[:, :3, 3], q * turned[:, None]], -1)
+    ends = torch.cat([2 * knots[:1] - knots[1:2], knots, 2 * knots[-1:] - knots[-2:-1]]) if len(knots) > 1 else knots.expand(3, -1)
+    velocity = (ends[2:] - ends[:-2]) / 2
+    u = torch.linspace(0, len(knots) - 1, frames, dtype=torch.float64)
+    first = u.floor().long().clamp(max=max(len(knots) - 2, 0))
+    second = (first + 1).clamp(max=len(knots) - 1)
+    t = (u - first)[:, None]
+    rest = 1 - t
+    from_first = rest * rest * ((1 + 2 * t) * knots[first] + t * velocity[first])
+    to_second = t * t * ((1 + 2 * rest) * knots[second] - rest * velocity[second])
+    position, rotation = (from_first + to_second).split([3, 4], -1)
+    return torch.cat([quaternion_to_matrix(rotation), position[..., None]], -1)
+
+
+_KEYS = ("c2w", "frames", "focal", "fx", "fy", "cx", "cy", "width", "height")
+_WHOLE = ("frames", "width", "height")
 
 
 def read_path(path: Path, cameras: Cameras, frames: int | None = None) -> Cameras:
+    """Cameras from a JSON file (`read_key_frames`); ``frames`` (or else the file's own) poses are put along a `glide` through its poses."""
+    keys, own = read_key_frames(path, cameras)
+    frames = frames or own
+    return keys if frames is None else _like_first(keys, glide(keys.c2w, frames))
+
+
+def read_key_frames(path: Path, cameras: Cameras) -> tuple[Cameras, int | None]:
     """Cameras from a JSON file: a list of 4×4 (or 3×4) c2w matrices in scene coordinates with OpenGL axes.
 
     Or an object with that list as ``c2w`` and any of width, height, focal (or fx, fy), cx, cy in pixels; what is not
-    given follows the first of ``cameras``, resized when the size is given. ``frames`` interpolates that many poses
-    between those of the file. Raises SceneError for a file that says none of that.
+    given follows the first of ``cameras``, resized when the size is given. If it holds ``frames`` its poses are key frames of
+    a path of so many; the number is the second value. Raises SceneError for a file that says none of that.
     """
     try:
         data: Any = json.loads(path.read_text())
@@ -238,14 +269,15 @@ def read_path(path: Path, cameras: Cameras, frames: int | None = None) -> Camera
     if c2w.ndim != 3 or not len(c2w) or c2w.shape[1:] not in ((3, 4), (4, 4)):
         raise SceneError(f"{path}: the poses have shape {list(c2w.shape)} where a list of 4x4 matrices is needed.")
     c2w = checked_rotations(c2w, str(path))[:, :3]
-    first = _intrinsics({k: _positive(path, k, v) for k, v in given.items() if k != "c2w"}, _pinhole(cameras[[0]]))
-    return _like_first(first, c2w if frames is None else interpolate(c2w, frames))
+    numbers = {k: _positive(path, k, v) for k, v in given.items() if k != "c2w"}
+    frames = numbers.get("frames")
+    return _like_first(_intrinsics(numbers, _pinhole(cameras[[0]])), c2w), None if frames is None else int(frames)
 
 
 def _positive(path: Path, key: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-    if not number or (key in ("width", "height") and value != int(value)):
-        raise SceneError(f"{path}: {key} must be a positive {'whole ' if key in ('width', 'height') else ''}number, not {value!r}.")
+    if not number or (key in _WHOLE and value != int(value)):
+        raise SceneError(f"{path}: {key} must be a positive {'whole ' if key in _WHOLE else ''}number, not {value!r}.")
     return value
 
 

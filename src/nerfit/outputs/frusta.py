@@ -27,7 +27,7 @@ def draw_cameras(cameras: Cameras, near: float, far: float, size: int = 800) -> 
     centers, forward, middle = c2w[:, :, 3], -c2w[:, :, 2], c2w[:, :, 3].mean(0)
     extent = float(np.linalg.norm(centers - middle, axis=1).max()) or (far if math.isfinite(far) else near) or 1.0
     shown = far if far <= 4 * extent else max(2.5 * extent, 1.5 * near)
-    length = _frustum_length(centers, extent)
+    length = frustum_length(centers, extent)
     origin = np.zeros(3) if np.linalg.norm(middle) < 5 * extent else middle
 
     tints = colorize(np.linspace(0, 0.9, len(centers))[None], 0, 1)[0]
@@ -95,7 +95,7 @@ def _corner_rays(cameras: Cameras) -> Float[np.ndarray, "views 4 3"]:
     return cameras.directions(views, x, y).detach().double().numpy().reshape(-1, 4, 3)
 
 
-def _frustum_length(centers: np.ndarray, extent: float) -> float:
+def frustum_length(centers: np.ndarray, extent: float) -> float:
     """About half the distance between neighbours, so that frusta stay apart, but never specks nor giants."""
     distances = torch.cdist(torch.from_numpy(centers), torch.from_numpy(centers)).fill_diagonal_(math.inf)
     return float((0.5 * distances.amin(1).median()).clamp(0.09 * extent, 0.2 * extent))

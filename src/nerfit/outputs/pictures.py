@@ -59,7 +59,7 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
     depth, opacity = rendering.depth, rendering.opacity
     assert depth is not None and opacity is not None
     camera = cameras[index].to(method.device)
-    lens = (camera.fx, camera.fy, camera.width, camera.height)
+    lens = [value.to(method.device) for value in scene.ndc_lens]
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).to(method.device)
     flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1).to(method.device)
     precision, method.precision = method.precision, torch.float32
@@ -92,10 +92,13 @@ def render_path(
     look: Cameras | None = None,
     fps: float = 30.0,
     report: Callable[[int, int], None] = lambda *_: None,
+    beside: bool = False,
+    video: str = "mp4",
 ) -> list[Path]:
     """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity if there are several frames.
 
-    ``report(done, of)`` is called after each frame. Returns the videos. Memory does not grow with the number of frames.
+    ``beside`` makes one video of all quantities side by side instead; ``video`` is mp4 or gif. ``report(done, of)`` is called
+    after each frame. Returns the videos. Memory does not grow with the number of frames.
     """
     for index in range(len(cameras)):
         rendering = render_view(method, scene, cameras, index, chunk, look)
@@ -112,4 +115,7 @@ def render_path(
     def frames(name: str) -> Iterator[np.ndarray]:
         return (_video_frame(name, folder / name / f"{index:04d}.png", scene) for index in range(len(cameras)))
 
-    return [write_video(folder / f"{name}.mp4", frames(name), fps) for name in names]
+    videos = {name: frames(name) for name in names}
+    if beside:
+        videos = {"-".join(names): (np.concatenate(row, 1) for row in zip(*videos.values(), strict=True))}
+    return [write_video(folder / f"{name}.{video}", pictures, fps) for name, pictures in videos.items()]

@@ -130,7 +130,7 @@ class Scene:
         if look is not None:
             rays.viewdirs = torch.nn.functional.normalize(look.directions(views, x, y), dim=-1)
         if self.ndc:
-            rays = ndc_rays(rays, cameras.fx[views], cameras.fy[views], cameras.width[views], cameras.height[views])
+            rays = ndc_rays(rays, *(value.to(rays.near.device) for value in self.ndc_lens))
         return rays
 
     def describe(self) -> str:
@@ -143,6 +143,12 @@ class Scene:
     def original_cameras(self) -> Cameras:
         """The cameras with their poses in the coordinates of the user's files, float64."""
         return replace(self.cameras, c2w=transform_poses(self.cameras.c2w, self.to_original))
+
+    @property
+    def ndc_lens(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Focal lengths, width and height ([1] each) that make the scene's NDC: the first view's, with whatever lens one looks at it."""
+        first = self.cameras[0]
+        return first.fx, first.fy, first.width, first.height
 
     def save(self, folder: Path, given: Cameras | None = None) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images.

@@ -89,6 +89,8 @@ class Trainer:
         self.state = LoopState(seed=settings.seed)
         self.interrupted: int | None = None
         self.log: RunLog | None = None
+        self.latest: dict[str, float] = {}
+        """The numbers that were logged last."""
         self._skipped_in_a_row = 0
         self._build()
         self.state.chunk = settings.chunk or automatic_chunk(self.method, self.device)
@@ -288,6 +290,7 @@ class Trainer:
         if self.method.cameras is not None:
             values |= self.method.cameras.scalars()
             self.method.cameras.watch(self.progress, values["psnr_fine"])
+        self.latest = values
         log.scalars(self.state.step, values)
         return values
 

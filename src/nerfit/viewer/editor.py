@@ -1,0 +1,118 @@
+"""The camera path editor in one browser's panel: key frames, preview, files, video."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import viser
+
+from nerfit.errors import NerfitError
+from nerfit.outputs.pictures import checked_quantities
+from nerfit.viewer.drawing import Viewpoint
+from nerfit.viewer.keyframes import FPS, KeyFrames
+
+if TYPE_CHECKING:
+    from nerfit.viewer.panel import Panel
+
+COLOUR = (220, 60, 120)
+
+
+class PathEditor:
+    """Controls of a `KeyFrames`, which they change and which is drawn into the scene."""
+
+    def __init__(self, panel: "Panel") -> None:
+        self.panel, self.client, self.viewer = panel, panel.client, panel.viewer
+        cameras, first = panel.scene.cameras, panel.train[0]
+        self.keys = KeyFrames(int(cameras.width[first]), int(cameras.height[first]), Viewpoint.of(cameras, first).fov)
+        self.drawn: list[viser.SceneNodeHandle] = []
+        self.going = False
+        gui = self.client.gui
+        with gui.add_folder("Camera path", expand_by_default=False):
+            self.said = gui.add_markdown("no key frame yet")
+            self._button("add key frame", self._add)
+            self._button("remove the last", self._remove)
+            self.seconds = gui.add_slider("duration", 0.5, 60, 0.5, self.keys.seconds, hint="Seconds of the video.")
+            self.fov = gui.add_slider("field of view", 10, 120, 0.5, round(np.degrees(self.keys.fov), 1), hint="Vertical, in degrees.")
+            self.width = gui.add_number("width", self.keys.width, min=16, max=7680, step=2)
+            self.height = gui.add_number("height", self.keys.height, min=16, max=4320, step=2)
+            self._button("preview", self._preview)
+            self._button("save", self._save)
+            load = gui.add_upload_button("load", mime_type="application/json")
+            self.what = gui.add_text("quantities", "rgb", hint="Any of rgb,depth,disparity,opacity,normal, separated by commas.")
+            self._button("render video", self._render)
+            self.stop = gui.add_button("cancel the video", visible=False)
+        for control in (self.seconds, self.fov, self.width, self.height):
+            control.on_update(lambda _: self._changed())
+        self.stop.on_click(lambda _: self._cancel())
+        load.on_upload(lambda event: self._load(event.target.value))
+
+    def _button(self, label: str, action: Any) -> None:
+        """A button whose action's errors become a notification."""
+
+        @self.client.gui.add_button(label).on_click
+        def _(_: Any) -> None:
+            try:
+                action()
+            except NerfitError as error:
+                self.client.add_notification("That did not work", str(error), color="red", auto_close_seconds=8)
+
+    def _changed(self) -> None:
+        """Take over the numbers, and draw the key frames and the way between them."""
+        keys = self.keys
+        keys.seconds, keys.fov = self.seconds.value, float(np.radians(self.fov.value))
+        keys.width, keys.height = int(self.width.value), int(self.height.value)
+        self.said.content = f"{len(keys.poses)} key frames, {keys.frames} frames of {keys.width} × {keys.height}"
+        for node in self.drawn:
+            node.remove()
+        self.drawn = []
+        scale = 0.05 * self.panel.meeting.distance
+        for place, pose in enumerate(keys.poses):
+            at = Viewpoint.at(pose, keys.fov, keys.width / keys.height)
+            shape = {"fov": at.fov, "aspect": at.aspect, "scale": scale, "color": COLOUR}
+            self.drawn.append(self.client.scene.add_camera_frustum(f"/path/{place}", wxyz=at.wxyz, position=at.position, **shape))
+        if len(keys.poses) > 1:
+            way = keys.path()[:, :, 3].numpy()
+            lines = np.stack([way[:-1], way[1:]], 1)
+            self.drawn.append(self.client.scene.add_line_segments("/path/way", lines, np.array(COLOUR), line_width=2.0))
+
+    def _add(self) -> None:
+        self.keys.poses.append(self.panel.sight.viewpoint.pose())
+        self._changed()
+
+    def _remove(self) -> None:
+        del self.keys.poses[-1:]
+        self._changed()
+
+    def _preview(self) -> None:
+        self.panel.fly(self.keys.path(), self.keys.fov, self.keys.seconds)
+
+    def _save(self) -> None:
+        self.keys.path()
+        self.client.send_file_download("path.json", self.keys.to_json().encode())
+
+    def _load(self, file: Any) -> None:
+        try:
+            keys = KeyFrames.from_json(file.content, self.panel.scene.cameras, file.name)
+        except NerfitError as error:
+            self.client.add_notification("This file can't be used", str(error), color="red", auto_close_seconds=8)
+            return
+        self.keys.poses = keys.poses
+        self.seconds.value, self.fov.value = keys.seconds, round(np.degrees(keys.fov), 2)
+        self.width.value, self.height.value = keys.width, keys.height
+        self._changed()
+
+    def _render(self) -> None:
+        names = checked_quantities(self.what.value)
+        cameras = self.keys.cameras(self.panel.scene.cameras.pixel_offset)
+        self.going = self.stop.visible = True
+        self.viewer.record(cameras, names, FPS, self._report, self._done)
+
+    def _report(self, text: str) -> bool:
+        self.said.content = text
+        return self.going
+
+    def _done(self, video: bytes) -> None:
+        self._cancel()
+        self.client.send_file_download("path.mp4", video)
+
+    def _cancel(self) -> None:
+        self.going = self.stop.visible = False

@@ -1,0 +1,210 @@
+"""The viewer: a web server for any number of browsers, and pictures drawn by whoever owns the field."""
+
+import contextlib
+import errno
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import viser
+from jaxtyping import UInt8
+
+from nerfit.cameras import Cameras
+from nerfit.cameras.poses import rays_meet, world_up
+from nerfit.errors import ConfigError, NerfitError
+from nerfit.methods.base import Method
+from nerfit.outputs.pictures import render_path
+from nerfit.scenes.images import resize_area, to_bytes
+from nerfit.scenes.scene import Scene
+from nerfit.viewer.drawing import QUANTITIES, Viewpoint, draw, orbit
+from nerfit.viewer.pacing import MOVING_SHARE, TRAINING_SHARE, Pace, Ration, Sight, most_in_need
+from nerfit.viewer.panel import Panel
+
+PORT = 7007
+PORTS_TRIED = 100
+THUMBNAIL = 96
+"""Longest side in pixels of the photos on the frusta."""
+REFRESH = 1.0
+"""Seconds that a picture may take while training."""
+IDLE = 0.5
+"""Seconds after which whoever waits looks around without being woken."""
+
+
+def free_port(host: str, port: int) -> int:
+    """``port``, or the next one that is not in use; ConfigError where the host can't be served on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, min(port + PORTS_TRIED, 1 << 16)):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+                return candidate
+            except (OSError, OverflowError) as error:
+                if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
+                    raise ConfigError(f"the viewer can't serve on --host {host}: {getattr(error, 'strerror', None) or error}.") from error
+    raise ConfigError(f"the ports from {port} on are in use: choose another --port.")
+
+
+class Viewer:
+    """Shows a scene, and its field once there is a ``method``.
+
+    Browsers only say what they want; `draw_next` draws, in the thread that trains or that waits in `serve`, so that no two threads
+    ever use the field. ``make_folder`` makes the folder of a video.
+    """
+
+    def __init__(self, scene: Scene, host: str = "127.0.0.1", port: int = PORT, make_folder: Callable[[], Path] | None = None) -> None:
+        self.scene, self.make_folder = scene, make_folder
+        self.method: Method | None = None
+        self.chunk = 4096
+        self.panels: dict[int, Panel] = {}
+        self.paces = {quantity: Pace() for quantity in QUANTITIES}
+        self.ration = Ration()
+        self.jobs: list[Callable[[Callable[[], bool]], None]] = []
+        self.awake = threading.Event()
+        self.closed = False
+        self.port = free_port(host, port)
+        with contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of its own
+            self.server = viser.ViserServer(host=host, port=self.port, label=f"nerfit: {scene.name}", verbose=False)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.server.scene.set_up_direction(tuple(world_up(scene.cameras.c2w).tolist()))
+        first = Viewpoint.of(scene.cameras, scene.splits["train"][0])
+        start = self.server.initial_camera
+        start.position, start.look_at, start.up = orbit(first.pose(), rays_meet(scene.cameras))
+        start.fov = first.fov
+        self.paused: Any = None
+        self.server.on_client_connect(self._welcome)
+        self.server.on_client_disconnect(lambda client: self.panels.pop(client.client_id, None))
+
+    @property
+    def shows_field(self) -> bool:
+        """Whether there is a field, or will be."""
+        return self.method is not None or self.paused is not None
+
+    @cache  # noqa: B019 - a viewer lives as long as the program
+    def thumbnail(self, view: int) -> UInt8[np.ndarray, "height width 3"] | None:
+        """A view's photo, small; None in a scene without pictures."""
+        if self.scene.pixels is None:
+            return None
+        picture = to_bytes(self.scene.image(view))
+        height, width = picture.shape[:2]
+        scale = min(1.0, THUMBNAIL / max(height, width))
+        return resize_area(picture, max(1, round(width * scale)), max(1, round(height * scale)))
+
+    def _welcome(self, client: viser.ClientHandle) -> None:
+        self.panels[client.client_id] = Panel(client, self)
+        self.awake.set()
+
+    @property
+    def sights(self) -> list[Sight]:
+        """What the browsers should be shown."""
+        return [panel.sight for panel in list(self.panels.values())]
+
+    def close(self) -> None:
+        """End `serve`, and the server with its browsers' connections."""
+        self.closed = True
+        self.awake.set()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.server.stop()
+
+    def serve(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Draw whenever a browser wants a picture, until ``stop()`` or `close`."""
+        while not (stop() or self.closed):
+            if not self.draw_next(stop=stop):
+                self.awake.wait(IDLE)
+                self.awake.clear()
+
+    def draw_next(self, seconds: float | None = None, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Make one video, or one picture for the browser that needs it most; False where nothing is wanted.
+
+        A sharp picture is left when somebody moves, and when ``stop()``.
+        """
+        if self.jobs:
+            self.jobs.pop(0)(stop)
+            return True
+        found = most_in_need(self.sights, self.paces, seconds)
+        if found is None:
+            return False
+        sight, size = found
+        coarse = sight.drawn == 0
+        self._draw(sight, size, lambda: stop() or (not coarse and any(other.drawn == 0 for other in self.sights)))
+        return True
+
+    def _draw(self, sight: Sight, size: int, stop: Callable[[], bool]) -> None:
+        pace, version = self.paces[sight.wish.quantity], sight.version
+        camera = sight.viewpoint.camera(size, self.scene.cameras.pixel_offset)
+        start = time.perf_counter()
+        chunk = max(256, min(self.chunk, pace.pixels(0.05)))
+        frame = draw(self.method, self.scene, camera, sight.wish, chunk, stop)
+        end = time.perf_counter()
+        self.ration.spent(start, end)
+        if frame is None:
+            return
+        pace.learn(frame.depth.size, end - start)
+        sight.take(frame, version, end)
+        for panel in list(self.panels.values()):
+            if panel.sight is sight:
+                panel.show(frame, end - start)
+
+    def watch(self, method: Method, chunk: int) -> None:
+        """Show a field from now on."""
+        self.method, self.chunk = method, chunk
+
+    def add_training_controls(self) -> None:
+        """A switch that pauses training and a line about it, the same in all browsers."""
+        with self.server.gui.add_folder("Training", order=-1):
+            self.paused = self.server.gui.add_checkbox("pause", False, hint="Hold training; pictures get all of the machine.")
+            self._progress = self.server.gui.add_markdown("starting")
+        self.paused.on_update(lambda _: self.awake.set())
+        self._told = 0.0
+
+    def between_steps(self, method: Method, chunk: int, line: str, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Draw for browsers between two steps of a training, no more than its share of the time; stay here while it is paused.
+
+        While nobody moves training keeps all but `TRAINING_SHARE` of its time.
+        """
+        self.watch(method, chunk)
+        now = time.perf_counter()
+        if now - self._told > 1 and self.panels:
+            self._told, self._progress.content = now, line
+        self.serve(lambda: interrupted() or not self.paused.value)
+        sights = self.sights
+        if self.jobs or (sights and self.ration.allows(now, MOVING_SHARE) and self.draw_next(REFRESH, interrupted)):
+            return
+        if sights and self.ration.allows(now, TRAINING_SHARE):
+            oldest = min(sights, key=lambda sight: sight.served)
+            self._draw(oldest, oldest.sharpest(self.paces[oldest.wish.quantity], REFRESH), lambda: False)
+
+    def record(self, cameras: Cameras, names: list[str], fps: float, report: Callable[[str], bool], done: Callable[[bytes], None]) -> None:
+        """Ask for a video of a path; ``report`` is told how far it is and says whether to go on, ``done`` gets the first video's bytes."""
+
+        def job(stop: Callable[[], bool]) -> None:
+            def tick(frame: int, of: int) -> None:
+                if stop() or not report(f"{frame} of {of} frames"):
+                    raise _Cancelled
+
+            assert self.make_folder is not None and self.method is not None
+            folder = self.make_folder()
+            try:
+                videos = render_path(self.method, self.scene, cameras, self.chunk, names, folder, fps=fps, report=tick)
+            except _Cancelled:
+                report(f"cancelled; what was drawn lies in {folder}")
+                return
+            except (NerfitError, OSError) as error:
+                report(f"stopped: {error}")
+                return
+            report(f"done: {folder}")
+            for video in videos[:1]:
+                done(video.read_bytes())
+
+        self.jobs.append(job)
+        self.awake.set()
+
+
+class _Cancelled(Exception):
+    """Somebody wants no more of a video."""
