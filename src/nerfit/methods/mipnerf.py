@@ -125,12 +125,12 @@ class MipNerf(Method):
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Squared colour error of both levels (equation 17), of pixels of all images by the pixel's area (section 4.1)."""
-        assert batch.target is not None
-        seen = rendering.extras
+        target, seen = batch.target, rendering.extras
+        assert target is not None
         area = seen["area"] if "area" in seen else torch.ones_like(rendering.rgb[:, 0])
 
         def error(rgb: Tensor) -> Tensor:
-            return (area * (rgb - batch.target).square().mean(-1)).mean()
+            return (area * (rgb - target).square().mean(-1)).mean()
 
         return {"rgb": error(rendering.rgb), "rgb_coarse": self.config.coarse_weight * error(seen["rgb_coarse"])}
 

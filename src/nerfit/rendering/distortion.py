@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 def distortion_packed(
@@ -48,8 +47,8 @@ class _Distortion(torch.autograd.Function):
         return 0.5 * (weights * gradient).sum(-1)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor | None]:
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, *rest = ctx.saved_tensors
         share = outer[0][:, None]
         if not rest:
