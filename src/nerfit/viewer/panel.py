@@ -114,7 +114,7 @@ class Panel:
             self.share = gui.add_slider("photo", 0, 1, 0.01, 0 if self.viewer.shows_field else 1, visible=False)
             leave = gui.add_button("leave the photo", visible=False)
             find = gui.add_button("choose a point", hint="Then click it in the picture: the camera turns about it from there on.")
-        frusta = [self._frustum(view, length) for view in views]
+        self.frusta = [self._frustum(view, length) for view in views]
         self.leave = leave
         self.share.on_update(self.update)
         leave.on_click(lambda _: self._compare(None))
@@ -122,7 +122,7 @@ class Panel:
 
         @shown.on_update
         def _(_: Any) -> None:
-            for frustum in frusta:
+            for frustum in self.frusta:
                 frustum.visible = shown.value
 
     def _frustum(self, view: int, length: float) -> viser.CameraFrustumHandle:
