@@ -110,16 +110,18 @@ def test_the_fast_path_and_the_one_with_gradients_agree() -> None:
         assert_close(slow, fast, 1e-4)
 
 
-STEP = 3e-3
+STEP = 1e-5
 
 
-def test_a_training_loss_has_the_gradients_of_finite_differences(scene: Scene) -> None:
-    """Through batch, rays, network and quadrature of the method nerf, for every parameter of the cameras."""
+def test_a_training_loss_has_the_gradients_of_finite_differences(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through batch, rays, network and quadrature of the method nerf, for every parameter of the cameras; in float64."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     config = NerfConfig(depth=2, width=32, skips=[], frequencies=2, view_frequencies=1, samples=12, fine_samples=0, rays=64)
     config.camera = CameraConfig(learn=True, focal="square")
     torch.manual_seed(0)
-    method = Nerf(config, scene)
+    method = Nerf(config, scene).double()
     assert method.cameras is not None
+    in_double(method.cameras, 0.01)
 
     def loss() -> Tensor:
         batch = method.next_batch(scene, 0, torch.Generator().manual_seed(3))
@@ -135,7 +137,7 @@ def test_a_training_loss_has_the_gradients_of_finite_differences(scene: Scene) -
                 p.add_(sign * STEP * way)
                 values.append(float(loss()))
                 p.sub_(sign * STEP * way)
-        assert float((p.grad * way).sum()) == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=0.08)
+        assert float((p.grad * way).sum()) == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=1e-3)
 
 
 def test_no_motion_is_where_each_way_to_write_it_begins() -> None:
