@@ -1,6 +1,7 @@
 """Meshes and points of a ball that is known exactly, and the files they are written to."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_a_box_crops_in_the_coordinates_that_are_written(scene: Scene) -> None:
 )
 def test_what_makes_no_sense_is_refused(scene: Scene, config: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        make_mesh(Ball(), scene, MeshConfig(**{"resolution": 16} | config), 4096)
+        make_mesh(Ball(), scene, replace(MeshConfig(resolution=16), **config), 4096)
 
 
 def test_a_box_without_a_surface_is_an_error(scene: Scene) -> None:

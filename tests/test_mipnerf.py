@@ -13,7 +13,7 @@ from conftest import assert_close
 from nerfit import jobs
 from nerfit.errors import ConfigError
 from nerfit.evaluation.evaluate import evaluate
-from nerfit.methods.base import Batch, Method, render_view
+from nerfit.methods.base import Batch, render_view
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.outputs.histograms import HEIGHT, WIDTH, _bars, draw_histograms
@@ -30,7 +30,7 @@ SMALL360 = MipNerf360Config(
     view_frequencies=2, proposal_samples=[24], samples=12, rays=256, charbonnier=0.0, distortion=1e-3,
 )  # fmt: skip
 OPTIM = OptimConfig(lr=5e-3, schedule="log-linear", lr_final=5e-4, warmup_steps=50)
-KINDS: dict[str, tuple[type[Method], Any]] = {"mipnerf": (MipNerf, SMALL), "mipnerf360": (MipNerf360, SMALL360)}
+KINDS: dict[str, tuple[Any, Any]] = {"mipnerf": (MipNerf, SMALL), "mipnerf360": (MipNerf360, SMALL360)}
 BOTH = pytest.mark.parametrize("kind", KINDS)
 Start = Callable[..., Trainer]
 

@@ -169,7 +169,7 @@ def test_groups_keep_their_share_of_the_learning_rate() -> None:
             return [{"params": [self.color]}, {"params": [self.slow], "lr_scale": 0.1}]
 
     optimizer = make_optimizer(OptimConfig(), Two())
-    set_learning_rate(optimizer, 3e-3)
+    set_learning_rate(optimizer, 3e-3, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([3e-3, 3e-4])
 
 

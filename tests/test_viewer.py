@@ -248,7 +248,7 @@ def test_photo_and_picture_are_compared() -> None:
     same = draw(method, scene, scene.cameras[2], Wish(photo=2, share=0.5), 999)
     assert same is not None and same.psnr is not None and same.psnr > 50
     other = draw(method, scene, scene.cameras[2], Wish(photo=3, share=1.0), 999)
-    assert other is not None and other.psnr is None or (other.psnr or 0) < 40
+    assert other is not None and (other.psnr is None or other.psnr < 40)
     scene.pixels = torch.zeros_like(scene.stored_pixels)
     half = draw(method, scene, scene.cameras[2], Wish(photo=2, share=0.5), 999)
     assert half is not None
@@ -261,8 +261,12 @@ def test_photo_and_picture_are_compared() -> None:
 # pacing
 
 
+def stand(x: float) -> Viewpoint:
+    return Viewpoint((x, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), 1.0, 1.0)
+
+
 def test_pictures_grow_from_what_movement_allows_to_what_patience_allows() -> None:
-    pace, sight = Pace(100_000), Sight(Viewpoint((0,), (1,), 1.0, 1.0), most=10**6, seconds=4.0)
+    pace, sight = Pace(100_000), Sight(stand(0), most=10**6, seconds=4.0)
     sizes = []
     while (size := sight.next_size(pace)) is not None:
         sizes.append(size)
@@ -291,20 +295,20 @@ def frame(pixels: int) -> Frame:
 
 
 def test_a_picture_of_what_was_is_shown_but_not_counted() -> None:
-    sight = Sight(Viewpoint((0,), (1,), 1.0, 1.0))
+    sight = Sight(stand(0))
     version = sight.version
-    sight.change(viewpoint=Viewpoint((1,), (1,), 1.0, 1.0))
+    sight.change(viewpoint=stand(1))
     sight.take(frame(100), version, 1.0)
     assert (sight.drawn, sight.served) == (0, 1.0) and sight.frame is not None
     sight.take(frame(100), sight.version, 2.0)
     assert sight.drawn == 100
-    sight.change(viewpoint=Viewpoint((1,), (1,), 1.0, 1.0))  # nothing new
+    sight.change(viewpoint=stand(1))  # nothing new
     assert sight.drawn == 100
 
 
 def test_the_least_sharp_browser_is_served_first_and_none_starves() -> None:
     paces = {"rgb": Pace(10_000), "normal": Pace(1000)}
-    sights = [Sight(Viewpoint((i,), (1,), 1.0, 1.0)) for i in range(3)]
+    sights = [Sight(stand(i)) for i in range(3)]
     sights[0].drawn = 5000
     served = []
     for turn in range(6):  # two browsers that never stand still
@@ -410,7 +414,8 @@ class Browser:
     """What the panel uses of viser's client."""
 
     def __init__(self, client_id: int, viewpoint: Viewpoint) -> None:
-        self.client_id, self.gui, self.scene = client_id, Controls(), Controls()
+        self.client_id, self.gui = client_id, Controls()
+        self.scene: Any = Controls()
         self.pictures: list[np.ndarray] = []
         self.files: dict[str, bytes] = {}
         self.notes: list[str] = []
@@ -554,7 +559,7 @@ def test_the_crop_box_is_shown_and_applied(viewer: Viewer) -> None:
         browser.gui[axis].use((low, high))
     assert not browser.scene["/crop"].visible
     browser.gui["crop"].use(True)
-    assert browser.scene["/crop"].visible and browser.scene["/crop"].position == (3.5, 3.5, 4.0)  # type: ignore[attr-defined]
+    assert browser.scene["/crop"].visible and browser.scene["/crop"].position == (3.5, 3.5, 4.0)
     draw_all(viewer)
     assert (browser.pictures[-1] == 255).all()
 

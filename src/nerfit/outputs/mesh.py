@@ -114,11 +114,11 @@ def _density_level(method: Method, scene: Scene, grid: Grid, level: float | None
     """The level less the density, in levels, clipped to ±1."""
     if scene.ndc:
         raise ConfigError("density in normalised device coordinates has no one level: use --by depth.")
-    level = level or np.log(2) / (2 * grid.scene_spacing)
+    wanted: float = level or np.log(2) / (2 * grid.scene_spacing)
     values = []
     for piece in torch.arange(len(grid)).split(_PIECE):
         density = method.density(grid.scene_points(grid.index(piece)).to(method.device)).float().cpu()
-        values.append((1 - density / level).clamp(-1, 1))
+        values.append((1 - density / wanted).clamp(-1, 1))
     value = torch.cat(values).reshape(grid.shape)
     return value, torch.ones(grid.shape, dtype=torch.bool)
 

@@ -9,6 +9,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -87,5 +88,5 @@ def packed(baked: Baked) -> bytes:
 
     empty = torch.ones(baked.sides, dtype=torch.uint8)
     empty[baked.blocks.unbind(-1)] = 0
-    distance = distance_transform_cdt(empty.numpy(), "chessboard").clip(max=255).astype("u1")
+    distance = np.asarray(distance_transform_cdt(empty.numpy(), "chessboard")).clip(max=255).astype("u1")
     return zlib.compress(distance.tobytes() + baked.nodes.movedim(-1, 0).contiguous().numpy().tobytes(), 9)

@@ -130,7 +130,8 @@ class Scene:
         if look is not None:
             rays.viewdirs = torch.nn.functional.normalize(look.directions(views, x, y), dim=-1)
         if self.ndc:
-            rays = ndc_rays(rays, *(value.to(rays.near.device) for value in self.ndc_lens))
+            fx, fy, width, height = (value.to(rays.near.device) for value in self.ndc_lens)
+            rays = ndc_rays(rays, fx, fy, width, height)
         return rays
 
     def describe(self) -> str:

@@ -22,7 +22,7 @@ from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.images import colorize, to_bytes
 from nerfit.scenes.scene import Scene, composite
 
-Vector = tuple[float, ...]
+Vector = tuple[float, float, float]
 Quantity = Literal["rgb", "depth", "opacity", "normal"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 RIGHT_ANGLE = math.pi / 2
@@ -37,7 +37,7 @@ class Viewpoint:
     """
 
     position: Vector
-    wxyz: Vector
+    wxyz: tuple[float, float, float, float]
     fov: float
     aspect: float
 
@@ -53,7 +53,8 @@ class Viewpoint:
     def at(cls, pose: Float[Tensor, "3 4"], fov: float, aspect: float) -> "Viewpoint":
         """That of a pose with OpenGL axes."""
         c2w = convert_axes(pose.to("cpu", torch.float64), "opengl", "opencv")
-        return cls(tuple(c2w[:, 3].tolist()), tuple(matrix_to_quaternion(c2w[:, :3]).tolist()), fov, aspect)
+        w, x, y, z = matrix_to_quaternion(c2w[:, :3]).tolist()
+        return cls(_vector(c2w[:, 3]), (w, x, y, z), fov, aspect)
 
     def pose(self) -> Float[Tensor, "3 4"]:
         """Camera to world with OpenGL axes, float64."""
@@ -68,6 +69,11 @@ class Viewpoint:
         return Cameras.pinhole(self.pose()[None], focal_from_fov(self.fov, height), width, height, pixel_offset)
 
 
+def _vector(v: Float[Tensor, "3"]) -> Vector:
+    x, y, z = v.tolist()
+    return x, y, z
+
+
 def orbit(pose: Float[Tensor, "3 4"], meeting: Meeting) -> tuple[Vector, Vector, Vector]:
     """How orbit controls hold a pose: position, the point that they turn about, and up.
 
@@ -75,7 +81,7 @@ def orbit(pose: Float[Tensor, "3 4"], meeting: Meeting) -> tuple[Vector, Vector,
     """
     position, forward = pose[:, 3].double(), -pose[:, 2].double()
     distance = max(float((meeting.point - position) @ forward), 0.1 * meeting.distance)
-    return tuple(position.tolist()), tuple((position + distance * forward).tolist()), tuple(pose[:, 1].tolist())
+    return _vector(position), _vector(position + distance * forward), _vector(pose[:, 1])
 
 
 @dataclass(frozen=True)

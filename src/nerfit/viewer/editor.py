@@ -72,7 +72,7 @@ class PathEditor:
         if len(keys.poses) > 1:
             way = keys.path()[:, :, 3].numpy()
             lines = np.stack([way[:-1], way[1:]], 1)
-            self.drawn.append(self.client.scene.add_line_segments("/path/way", lines, np.array(COLOUR), line_width=2.0))
+            self.drawn.append(self.client.scene.add_line_segments("/path/way", lines, np.array(COLOUR)))
 
     def _add(self) -> None:
         self.keys.poses.append(self.panel.sight.viewpoint.pose())

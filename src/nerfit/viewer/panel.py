@@ -54,7 +54,8 @@ class Panel:
     def update(self, _: Any = None) -> None:
         """Take over where the browser stands and what its controls say. The photo is shown only from where it was taken."""
         camera = self.client.camera
-        viewpoint = Viewpoint(tuple(map(float, camera.position)), tuple(map(float, camera.wxyz)), camera.fov, camera.aspect)
+        (x, y, z), (qw, qx, qy, qz) = map(float, camera.position), map(float, camera.wxyz)
+        viewpoint = Viewpoint((x, y, z), (qw, qx, qy, qz), camera.fov, camera.aspect)
         box = tuple(zip(*(control.value for control in self.box), strict=True)) if self.crop.value else None
         background = tuple(value / 255 for value in self.background.value)
         wish = Wish(self.quantity.value, background, box, self._photo_from(viewpoint), self.share.value)  # type: ignore[arg-type]

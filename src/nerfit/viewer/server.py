@@ -79,7 +79,7 @@ class Viewer:
         start.fov = first.fov
         self.paused: Any = None
         self.server.on_client_connect(self._welcome)
-        self.server.on_client_disconnect(lambda client: self.panels.pop(client.client_id, None))
+        self.server.on_client_disconnect(self._farewell)
 
     @property
     def shows_field(self) -> bool:
@@ -99,6 +99,9 @@ class Viewer:
     def _welcome(self, client: viser.ClientHandle) -> None:
         self.panels[client.client_id] = Panel(client, self)
         self.awake.set()
+
+    def _farewell(self, client: viser.ClientHandle) -> None:
+        self.panels.pop(client.client_id, None)
 
     @property
     def sights(self) -> list[Sight]:
