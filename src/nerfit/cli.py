@@ -277,29 +277,6 @@ def render(argv: list[str]) -> int:
 
 
 def export(argv: list[str]) -> int:
-    """nerfit export cameras RUN."""
-    from nerfit.outputs.exports import export_cameras
-
-    kinds = ("cameras",)
-    if argv[:1] in (["-h"], ["--help"]):
-        print("nerfit export cameras RUN [--format transforms|colmap|colmap-text|poses_bounds] [--out FOLDER]")
-        return 0
-    word = argv[0] if argv else ""
-    if word not in kinds:
-        raise ConfigError(f"export what? {', '.join(kinds)}{nearest(word, kinds)}.")
-    options = _parse(ExportCamerasOptions, argv[1:], "export cameras")
-    written = export_cameras(options.run, options.format, options.out)
-    _answer(options, {"written": str(written)}, str(written))
-    return 0
-
-
-def poses(argv: list[str]) -> int:
-    """nerfit poses PHOTOS_OR_VIDEO."""
-    from nerfit import jobs
-
-    options = _parse(jobs.PosesOptions, argv, "poses")
-    answer, text = jobs.poses(options)
-    _answer(options, answer, text)
     """nerfit export mesh|points|web|cameras RUN."""
     from nerfit.exporting import EXPORTS
     from nerfit.scenes.work import tick
@@ -314,6 +291,16 @@ def poses(argv: list[str]) -> int:
     answer = EXPORTS[word].write(options, lambda done, of: tick(done, of, "views"))
     details = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in answer.items() if name != "written")
     _answer(options, answer, "\n".join(filter(None, [answer["written"], details])))
+    return 0
+
+
+def poses(argv: list[str]) -> int:
+    """nerfit poses PHOTOS_OR_VIDEO."""
+    from nerfit import jobs
+
+    options = _parse(jobs.PosesOptions, argv, "poses")
+    answer, text = jobs.poses(options)
+    _answer(options, answer, text)
     return 0
 
 
