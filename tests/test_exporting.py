@@ -12,16 +12,8 @@ from nerfit.runs import Run
 from nerfit.scenes.ply import read_ply
 
 TINY = [
-    *(
-        "--scene.size=24",
-        "--scene.views=8",
-        "--scene.samples=1",
-        "--scene.test-views=1",
-        "--scene.val-views=1",
-        "--scene.background=random",
-    ),
-    *("--model.depth=2", "--model.width=32", "--model.skips", "--model.samples=32", "--model.fine-samples=0", "--model.rays=256"),
-    *("--threads=1", "--log.image-every=0", "--steps=250", "--optim.lr=0.005", "--model.frequencies=5"),
+    *("--recipe=nerf-small", "--scene.size=24", "--scene.views=12", "--scene.samples=1", "--scene.test-views=1", "--scene.val-views=1"),
+    *("--model.precrop-steps=0", "--threads=1", "--log.image-every=0", "--steps=400"),
 ]
 
 
@@ -55,8 +47,8 @@ def test_a_run_in_python(run: Path) -> None:
     seen = opened.render(opened.scene.cameras[0].rescale(0.5))
     assert seen.rgb.shape == (12, 12, 3) and seen.depth is not None and seen.depth.shape == (12, 12)
     assert torch.equal(opened.render(opened.scene.cameras[[0, 3]], 1).rgb, opened.render(opened.scene.cameras[3]).rgb)
-    assert opened.metrics["train"]["steps"] == 250
+    assert opened.metrics["train"]["steps"] == 400
     psnr = round(opened.metrics["test"]["psnr"], 2)
-    assert repr(opened) == f"Run(folder='{run}', method='nerf', scene='procedural', views=10, steps=250, psnr={{'test': {psnr}}})"
+    assert repr(opened) == f"Run(folder='{run}', method='nerf', scene='procedural-object', views=14, steps=400, psnr={{'test': {psnr}}})"
     with pytest.raises(RunError, match="not a run folder"):
         Run.open("nowhere")
