@@ -13,7 +13,7 @@ from nerfit.errors import ConfigError, nearest
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.video import write_video
 from nerfit.rendering.volume import Rendering
-from nerfit.scenes.images import colorize, read_depth_png, read_image, write_depth_png, write_png
+from nerfit.scenes.images import colorize, read_depth_png, read_image, to_bytes, write_depth_png, write_png
 from nerfit.scenes.scene import Scene
 
 QUANTITIES = ("rgb", "depth", "disparity", "opacity", "normal")
@@ -117,5 +117,7 @@ def render_path(
 
     videos = {name: frames(name) for name in names}
     if beside:
-        videos = {"-".join(names): (np.concatenate(row, 1) for row in zip(*videos.values(), strict=True))}
+        videos = {
+            "-".join(names): (np.concatenate([to_bytes(picture) for picture in row], 1) for row in zip(*videos.values(), strict=True))
+        }
     return [write_video(folder / f"{name}.{video}", pictures, fps) for name, pictures in videos.items()]
