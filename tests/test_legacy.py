@@ -401,8 +401,10 @@ def test_recipe_holds_known_keys_of_the_right_type(name: str) -> None:
         unused = getattr(made := config(**values), "unused", dict)()
         assert not unused.keys() & values.keys()
         hints = get_type_hints(config)
-        for key, value in asdict(made).items():
+        for key, value in vars(made).items():
             kinds = {get_origin(h) or h for h in (get_args(hints[key]) if get_origin(hints[key]) is UnionType else [hints[key]])}
+            if isinstance(value, dict):
+                value = hints[key](**value)
             assert Literal in kinds and value in get_args(hints[key]) or type(value) in kinds, f"{section}.{key} = {value!r}"
     for key, value in recipe.items():
         assert key in sections or key in ("method", "format", "description") or type(value) is TOP[key]
