@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import around
+from conftest import around, assert_close
 from fields import CENTER, Ball
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, RunError
@@ -83,6 +83,16 @@ def test_the_march_beside_a_slow_twin(baked: Baked) -> None:
             color += light * opacity / max(value[0] / 255, 1e-3) * (value[1:4] / 255 + d @ slopes)
             light *= 1 - opacity
         assert picture[j, i].numpy() == pytest.approx(np.clip(color + light, 0, 1), abs=5e-3)
+
+
+def test_solid_matter_is_drawn_as_it_is(baked: Baked) -> None:
+    """Opacities of one at all eight corners may add up to a little more: the ray ends there all the same."""
+    solid = Baked(baked.grid, baked.blocks, torch.full_like(baked.nodes, 128), baked.slope)
+    solid.nodes[..., 0] = 255
+    cameras = Cameras.pinhole(torch.from_numpy(around(0.4, 0.3))[None], 20.0, 15, 15)
+    picture = draw(solid, cameras, 0, 1.0)
+    assert picture.isfinite().all()
+    assert_close(picture[7, 7], torch.full((3,), 128 / 255), 1e-3)
 
 
 def test_the_page_holds_the_grid(scene: Scene, baked: Baked, tmp_path: Path) -> None:
