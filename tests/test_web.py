@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import around
+from conftest import around, assert_close
 from fields import CENTER, Ball
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, RunError
@@ -85,6 +85,16 @@ def test_the_march_beside_a_slow_twin(baked: Baked) -> None:
         assert picture[j, i].numpy() == pytest.approx(np.clip(color + light, 0, 1), abs=5e-3)
 
 
+def test_solid_matter_is_drawn_as_it_is(baked: Baked) -> None:
+    """Opacities of one at all eight corners may add up to a little more: the ray ends there all the same."""
+    solid = Baked(baked.grid, baked.blocks, torch.full_like(baked.nodes, 128), baked.slope)
+    solid.nodes[..., 0] = 255
+    cameras = Cameras.pinhole(torch.from_numpy(around(0.4, 0.3))[None], 20.0, 15, 15)
+    picture = draw(solid, cameras, 0, 1.0)
+    assert picture.isfinite().all()
+    assert_close(picture[7, 7], torch.full((3,), 128 / 255), 1e-3)
+
+
 def test_the_page_holds_the_grid(scene: Scene, baked: Baked, tmp_path: Path) -> None:
     text = write_web(tmp_path / "ball.html", scene, baked).read_text()
     assert "{{" not in text and text.count("</script>") == 2 and "http" not in text
@@ -129,5 +139,5 @@ def test_a_browser_draws_the_same(scene: Scene, baked: Baked, tmp_path: Path) ->
     subprocess.run([browser, *flags, page.as_uri()], check=True, capture_output=True, timeout=300)
     shot = torch.from_numpy(np.array(Image.open(io.BytesIO((tmp_path / "shot.png").read_bytes())).convert("RGB"))) / 255
     drawn = draw(baked, first_orbit(scene, baked).camera(shot.shape[1], shot.shape[0]), 0, 1.0)
-    top = int(0.85 * shot.shape[0])  # below is the hint
+    top = int(0.7 * shot.shape[0])  # below is the hint
     assert psnr(shot[:top], drawn[:top]) > 35

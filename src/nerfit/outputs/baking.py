@@ -182,7 +182,7 @@ def _march(table: Tensor, busy: Tensor, slope: float, origins: Tensor, direction
         rays = inside.nonzero()[:, 0]
         rays = rays[busy[cell[rays].unbind(-1)]]
         value = _interpolated(table, cell[rays], points[rays] - cell[rays])
-        alpha = value[:, 0] / 255
+        alpha = (value[:, 0] / 255).clamp(max=1)
         slopes = (value[:, 4:].reshape(-1, 3, 3) - 128) / 127 * slope
         rgb = value[:, 1:4] / 255 + (slopes * directions[rays][:, :, None]).sum(1)
         opacity = 1 - (1 - alpha) ** STEP
