@@ -96,6 +96,22 @@ def test_the_seed_decides_every_bit_and_a_resumed_run_equals_one_that_was_not_st
             assert torch.equal(value, state(other.method)[name]), name
 
 
+def test_density_can_be_differentiated_by_position_as_normals_need(scene: Scene) -> None:
+    torch.manual_seed(0)
+    method = Instant(SMALL, scene)
+    with torch.no_grad():
+        method.field.table.normal_(std=0.3)
+    points = torch.rand(200, 3) - 0.5 + method.space.to_scene(torch.full((1, 3), 0.5))
+    points.requires_grad_()
+    (gradient,) = torch.autograd.grad(method.density(points).sum(), points)
+    step = 2e-4 * torch.nn.functional.normalize(gradient, dim=-1)
+    with torch.no_grad():
+        rise = (method.density(points + step) - method.density(points - step)) / 4e-4
+    ratio = rise / gradient.norm(dim=-1)
+    assert method.field.table.grad is None
+    assert float((ratio - 1).abs().median()) < 0.05 and float(((ratio - 1).abs() < 0.3).float().mean()) > 0.7
+
+
 def test_march_steps_grow_shorter_with_the_budget_spent(tmp_path: Path, scene: Scene) -> None:
     run = trainer(scene, tmp_path / "run", 40, replace(SMALL, first_march_steps=64))
     method, lengths = run.method, []

@@ -45,5 +45,8 @@ class HashField(nn.Module):
         return self.weights * torch.cat([share.repeat(rows), rest])
 
     def density(self, x: Float[Tensor, "n 3"], half: bool, opened: Float[Tensor, "levels"] | None = None) -> Float[Tensor, "n"]:
-        """Density alone, without gradients."""
-        return field_density(x, self.table, self.weights_behind(opened).detach(), self.shape, half)
+        """Density alone, differentiable in positions at most."""
+        table, weights = self.table.detach(), self.weights_behind(opened).detach()
+        if torch.is_grad_enabled() and x.requires_grad:
+            return field(x, torch.zeros_like(x), table, weights, self.shape, half)[0]
+        return field_density(x, table, weights, self.shape, half)
