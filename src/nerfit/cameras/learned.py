@@ -56,6 +56,8 @@ class CameraConfig:
     """Share of the budget until which cameras stand still."""
     learn_until: float = 1.0
     """Share of the budget after which they stand still again."""
+    look_again: int = 500
+    """Steps between looks for cameras whose pictures disagree with the field, which are searched for from many places; 0 = never."""
     coarse_from: float = 0.0
     """Share of the budget until which only the coarsest octave or grid level begins to open."""
     coarse_until: float = 0.0
@@ -93,6 +95,8 @@ class LearnedCameras(nn.Module):
             raise ConfigError("model.camera.learn_from must be at least 0 and below learn_until.")
         if not (0 <= config.coarse_from < config.coarse_until <= 1 or config.coarse_from == config.coarse_until == 0):
             raise ConfigError("model.camera.coarse_from must be at least 0 and below coarse_until, which is at most 1.")
+        if config.look_again < 0:
+            raise ConfigError(f"model.camera.look_again must not be negative, but is {config.look_again}.")
         if config.disturb < 0:
             raise ConfigError(f"model.camera.disturb must not be negative, but is {config.disturb:g}.")
         if config.fov is not None and not 0 < config.fov < 180:
@@ -111,8 +115,7 @@ class LearnedCameras(nn.Module):
 
     def forward(self, progress: float = 1.0) -> Cameras:
         """All cameras, those of the training views with gradients while they move."""
-        moves = self.training and self.config.learn_from <= progress <= self.config.learn_until
-        with torch.set_grad_enabled(torch.is_grad_enabled() and moves):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and self.moves(progress)):
             rotation = ROTATIONS[self.config.rotation][0](self.turn)
             c2w = self.first.to(self.turn).index_copy(0, self.views, _moved(rotation, self.shift, self.first[self.views].to(self.turn)))
             cameras = replace(self.cameras.to(c2w.device), c2w=c2w)
@@ -121,6 +124,10 @@ class LearnedCameras(nn.Module):
             focal = FOCALS[self.config.focal][0](self.focal)
             fx = focal[0] * cameras.width
             return replace(cameras, fx=fx, fy=focal[1] * cameras.height if self.config.separate else fx)
+
+    def moves(self, progress: float) -> bool:
+        """Whether cameras are learned when a share ``progress`` of the budget is spent."""
+        return self.config.learn_from <= progress <= self.config.learn_until
 
     @torch.no_grad()
     def placed(self) -> tuple[Cameras, Float[Tensor, "4 4"]]:
@@ -138,6 +145,14 @@ class LearnedCameras(nn.Module):
         c2w = transform_poses(given, moved).to(torch.float32)
         c2w[train] = learned.c2w[train]
         return replace(learned, c2w=c2w), moved
+
+    @torch.no_grad()
+    def begin_anew(self, view: int, c2w: Float[Tensor, "3 4"]) -> None:
+        """Put a training view's camera elsewhere: its motion starts again from there."""
+        row = self.views.tolist().index(view)
+        self.first[view] = c2w.to(self.first)
+        self.turn[row] = torch.tensor(ROTATIONS[self.config.rotation][1]).to(self.turn)
+        self.shift[row] = 0
 
     def parameter_group(self) -> dict[str, Any]:
         """A group of the optimiser with its own ``rates``."""

@@ -140,6 +140,8 @@ class _Render(torch.autograd.Function):
         g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, learned, *gradients[:4])
         g_rays = api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
         g_table = None
+        if not ctx.needs_input_grad[0]:
+            return None, g_weights, *g_rays, *([None] * 14)
         factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
         accepted = getattr(table, "factored_gradients", None)
         if accepted is not None:

@@ -364,9 +364,9 @@ def ray_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients [n, 3] of rays whose samples stay at their distances, after `render_backward` with ``stretch``."""
     by_place = torch.cat(_position_gradient(slots.places, np.array(slots.kept), slots.features, table, layout, layout.depth))
-    ray, t0, t1, stretch = (
-        torch.cat([torch.from_numpy(a[r, :n]) for r, n in enumerate(slots.kept)]) for a in (slots.ray, slots.t0, slots.t1, slots.light_after)
-    )
+    kept = list(enumerate(slots.kept))
+    arrays = (slots.ray, slots.t0, slots.t1, slots.light_after)
+    ray, t0, t1, stretch = (torch.cat([torch.from_numpy(a[r, :n]) for r, n in kept]) for a in arrays)
     with torch.enable_grad():
         o, d = (v.detach().requires_grad_() for v in (origins, directions))
         ray = ray.long()
