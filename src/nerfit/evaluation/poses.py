@@ -5,6 +5,8 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import align, transform_poses
 from nerfit.cameras.rotations import matrix_to_axis_angle
