@@ -103,7 +103,8 @@ def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixel
     x, y = inside % width, torch.div(inside, width, rounding_mode="floor")
     background = 0.0 if scene.background == "black" else 1.0
     target = composite(scene.colors(views[owner], x, y), background).to(method.device)
-    rays = scene.rays(*(i.to(cameras.c2w.device) for i in (owner, x, y)), cameras)
+    owner, x, y = (i.to(cameras.c2w.device) for i in (owner, x, y))
+    rays = scene.rays(owner, x, y, cameras)
     rgb = torch.cat([method.render(piece).rgb for piece in Batch(rays, target=target, background=background).chunks(1 << 14)])
     return (rgb - target).square().mean(-1).view(count, pixels).mean(-1)
 
