@@ -1,5 +1,6 @@
 """Intervals along rays in contracted space: densities in their middles, and the colours of rays whose samples are given."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,11 +8,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.kernels.adam import FactoredGradient
+from nerfit.kernels import dispatch
 from nerfit.kernels.dispatch import dialect
 from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.marching import Samples, contract, keep_visible
 from nerfit.kernels.rendering import Rendered, render_samples, render_slots
+
+
+def warm_up(device: torch.device) -> None:
+    """Compile the kernels of training and rendering for a device, and those of intervals, before time is measured."""
+    dispatch.warm_up(device)
+    if dialect(device) == "cpu":
+        from nerfit.kernels.cpu import intervals_api
+
+        intervals_api.warm_up()
 
 
 def density_along(
@@ -41,7 +52,7 @@ def density_along_reference(
     hidden, out = weights[: width * depth].reshape(width, depth), weights[width * depth :][:width]
     features = encode_grid(middles_in_cube(origins, directions, edges), table, shape.grid)
     raw = torch.relu(features @ hidden[:, :channels].T) @ out
-    return torch.exp(raw.clamp(max=HIGHEST_RAW)).reshape(len(edges), -1)
+    return torch.exp(raw.clamp(max=HIGHEST_RAW)).reshape(len(edges), edges.shape[1] - 1)
 
 
 def middles_in_cube(origins: Tensor, directions: Tensor, edges: Float[Tensor, "rays samples+1"]) -> Float[Tensor, "rays*samples 3"]:
@@ -110,17 +121,31 @@ def render_intervals(
             shares.append(weights)
             return slots
 
-        return render_slots(draw, table, weights, shape, half, soft_near, packed), shares[0]
+        return render_slots(draw, table, weights, origins, directions, shape, half, soft_near, 2, packed), shares[0]
+    visible, shares = _visible(origins, directions, edges, table, weights, shape, half, least_weight, least_light)
+    found = render_samples(visible, origins, directions, viewdirs, table, weights, shape, half, least_light, soft_near, 2)
+    return (found if packed else replace(found, samples=None, weights=None)), shares
+
+
+@torch.no_grad()
+def _visible(
+    origins: Tensor,
+    directions: Tensor,
+    edges: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    shape: FieldShape,
+    half: bool,
+    least_weight: float,
+    least_light: float,
+) -> tuple[Samples, Tensor]:
+    """The intervals that are worth a colour, and the weights of all."""
     n, samples = len(edges), edges.shape[1] - 1
     ray = torch.arange(n, dtype=torch.int32, device=edges.device).repeat_interleave(samples)
     offsets = torch.arange(0, n * samples + 1, samples, device=edges.device)
-    x = middles_in_cube(origins, directions, edges)
+    x, norm = middles_in_cube(origins, directions, edges), directions.norm(dim=-1)
     every = Samples(ray, edges[:, :-1].flatten(), edges[:, 1:].flatten(), x, offsets, n * samples)
-    norm = directions.norm(dim=-1)
     density = field_density(x, table, weights, shape, half)
-    with torch.no_grad():
-        visible = keep_visible(every, density, norm, least_weight, least_light)
-        optical = density.reshape(n, samples) * edges.diff() * norm[:, None]
-        light = torch.exp(-(optical.cumsum(-1) - optical))
-    found = render_samples(visible, norm, viewdirs, table, weights, shape, half, least_light, soft_near)
-    return found, light * -torch.expm1(-optical)
+    optical = density.reshape(n, samples) * edges.diff() * norm[:, None]
+    light = torch.exp(-(optical.cumsum(-1) - optical))
+    return keep_visible(every, density, norm, least_weight, least_light), light * -torch.expm1(-optical)

@@ -31,26 +31,3 @@ def stratified(
     mids = 0.5 * (t[:, 1:] + t[:, :-1])
     lower, upper = torch.cat([t[:, :1], mids], -1), torch.cat([mids, t[:, -1:]], -1)
     return lower + (upper - lower) * uniform
-
-
-def power_ladder(x: Tensor, power: float) -> Tensor:
-    """|λ-1|/λ ((x/|λ-1| + 1)^λ - 1) for distances x >= 0 (Zip-NeRF, supplement): x itself for λ = 1, log(1 + x) for 0, 2x/(x + 2) for -1.
-
-    A ladder of curves that begin alike, with slope 1, and grow the slower the lower the power λ <= 1.
-    """
-    if power == 1:
-        return x
-    if power == 0:
-        return torch.log1p(x)
-    scale = abs(power - 1)
-    return scale / power * torch.expm1(power * torch.log1p(x / scale))
-
-
-def inverse_power_ladder(y: Tensor, power: float) -> Tensor:
-    """The x of which y is the `power_ladder`."""
-    if power == 1:
-        return y
-    if power == 0:
-        return torch.expm1(y)
-    scale = abs(power - 1)
-    return scale * torch.expm1(torch.log1p(power / scale * y) / power)

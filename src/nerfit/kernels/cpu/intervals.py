@@ -205,3 +205,50 @@ def render_along(
         _blank_lanes(features, depth, kept)
     end(tiles)
     return gone + kept
+
+
+@part_of_kernel
+def _from_ladder(y, power):
+    """`inverse_power_ladder`."""
+    if power == _ONE:
+        return y
+    if power == _ZERO:
+        return np.exp(y) - _ONE
+    scale = abs(power - _ONE)
+    return scale * ((_ONE + power / scale * y) ** (_ONE / power) - _ONE)
+
+
+@kernel
+def draw_intervals(part, parts, s, t, density, norm, low, high, jitter, exponent, padding, power, unit, weights, new_s, new_t):
+    """``weights`` [n, bins] of intervals and the edges of new ones, [n, samples + 1], on the ladder and as distances.
+
+    ``jitter`` is [n, 1]; ``low`` and ``high`` [n] are where the ladder's share of the way begins and ends.
+    """
+    n, bins = weights.shape
+    samples = new_s.shape[1] - 1
+    mass, center = np.empty(bins, np.float32), np.empty(samples, np.float32)
+    for i in range(n * part // parts, n * (part + 1) // parts):
+        light, total = _ONE, _ZERO
+        for b in range(bins):
+            left = light * np.exp(-density[i, b] * (t[i, b + 1] - t[i, b]) * norm[i])
+            w = light - left
+            light = left
+            weights[i, b] = w
+            if exponent != _ONE:
+                w = np.exp(exponent * np.log(max(w, np.float32(1e-30))))
+            mass[b] = (w if s[i, b + 1] > s[i, b] else _ZERO) + padding
+            total += mass[b]
+        before, b = _ZERO, 0
+        for k in range(samples):
+            wanted = (np.float32(k) + jitter[i, 0]) / np.float32(samples) * total
+            while b < bins - 1 and before + mass[b] <= wanted:
+                before += mass[b]
+                b += 1
+            share = min((wanted - before) / max(mass[b], np.float32(1e-30)), _ONE)
+            center[k] = s[i, b] + share * (s[i, b + 1] - s[i, b])
+        new_s[i, 0] = max(_HALF * (np.float32(3) * center[0] - center[1]), _ZERO)
+        for k in range(1, samples):
+            new_s[i, k] = _HALF * (center[k - 1] + center[k])
+        new_s[i, samples] = min(_HALF * (np.float32(3) * center[samples - 1] - center[samples - 2]), _ONE)
+        for k in range(samples + 1):
+            new_t[i, k] = _from_ladder(low[i] + new_s[i, k] * (high[i] - low[i]), power) * unit

@@ -1,6 +1,9 @@
 """The CPU bodies behind `nerfit.kernels.intervals`: tensors in, tensors out."""
 
+from functools import cache
+
 import torch
+from numba.core import event
 from torch import Tensor
 
 from nerfit.kernels.cpu import intervals
@@ -8,7 +11,9 @@ from nerfit.kernels.cpu.api import Slots, _array, _blocks, _f32, _grid, _network
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.rendering import POOL, WAVE
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
+from nerfit.kernels.cpu.warm import _Announcer
 from nerfit.kernels.field import FieldShape
+from nerfit.kernels.hash_grid import GridLayout
 
 
 def density(
@@ -88,3 +93,43 @@ def render(
         slots.features,
     )
     return slots, shares
+
+
+def draw(
+    s: Tensor,
+    t: Tensor,
+    density: Tensor,
+    norm: Tensor,
+    low: Tensor,
+    high: Tensor,
+    samples: int,
+    jitter: Tensor,
+    exponent: float,
+    padding: float,
+    power: float,
+    unit: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, and new intervals' edges on the ladder and as distances."""
+    n = len(s)
+    weights, new_s, new_t = torch.empty_like(density), torch.empty(n, samples + 1), torch.empty(n, samples + 1)
+    given = [_array(a.contiguous()) for a in (s, t, density, norm, low, high, jitter)]
+    run_parallel(intervals.draw_intervals, *given, *map(_f32, (exponent, padding, power, unit)), *map(_array, (weights, new_s, new_t)))
+    return weights, new_s, new_t
+
+
+@cache
+def warm_up() -> None:
+    """Compile the kernels of intervals, or load them, on one ray and in view of the user."""
+    announcer = _Announcer()
+    event.register("numba:compile", announcer)
+    try:
+        shape = FieldShape(GridLayout(1, 8, 2, 2), 32)
+        table, weights, one = torch.zeros(shape.grid.size), torch.zeros(shape.size), torch.ones(1)
+        ray, edges = (torch.ones(1, 3), torch.ones(1, 3)), torch.tensor([[0.0, 0.5, 1.0]])
+        found, _, features = density(*ray, edges, table, weights, shape, False, True)
+        density_backward(features, weights, shape, False, found)
+        render(*ray, ray[1], edges, table, weights, shape, False, 0.0, 0.0, True)
+        draw(edges, edges, found, one, 0 * one, one, 2, one[:, None], 1.0, 0.1, 0.0, 1.0)
+    finally:
+        event.unregister("numba:compile", announcer)
+        announcer.stop()
