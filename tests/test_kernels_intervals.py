@@ -63,7 +63,7 @@ def test_densities_and_their_gradients_follow_the_definition(n: int, samples: in
         assert not weights.grad[OUT_OF_USE].any()
         found.append((density.detach(), table.grad, weights.grad))
     for mine, true in zip(*found, strict=True):
-        assert_close(mine, true, 1e-5 * (1 + float(true.abs().max() if true.numel() else 0)))
+        assert_close(mine, true, 1e-4)
 
 
 @pytest.mark.usefixtures("threads")
@@ -81,7 +81,7 @@ def test_rendered_intervals_and_all_gradients_follow_the_definition(n: int, samp
         loss.backward()
         found.append([seen.color.detach(), seen.depth.detach(), shares, *(v.grad for v in leaves)])
     for mine, true in zip(*found, strict=True):
-        assert_close(mine, true, 2e-5 * (1 + float(true.abs().max() if true.numel() else 0)))
+        assert_close(mine, true, 1e-4)
 
 
 def test_intervals_of_little_weight_are_left_out_of_colours_but_not_of_the_weights() -> None:
@@ -99,7 +99,7 @@ def test_the_ladder_begins_with_slope_one_grows_and_is_climbed_down_again(power:
     at = torch.tensor([x, x + 1e-3, 0.0, 1e-4], dtype=torch.float64)
     y = power_ladder(at, power)
     assert y[1] > y[0] and abs(float(y[3] / at[3]) - 1) < 1e-3 and y[2] == 0
-    assert_close(inverse_power_ladder(y, power), at, 1e-8 * (1 + x))
+    assert_close(inverse_power_ladder(y, power), at, 1e-8)
     scale = abs(power - 1) or 1.0
     if power not in (0.0, 1.0):
         assert float(y[0]) == pytest.approx(scale / power * ((x / scale + 1) ** power - 1), abs=1e-9)

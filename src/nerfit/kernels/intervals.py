@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.kernels.adam import FactoredGradient
 from nerfit.kernels import dispatch
+from nerfit.kernels.adam import FactoredGradient
 from nerfit.kernels.dispatch import dialect
 from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field_density
 from nerfit.kernels.hash_grid import encode_grid
