@@ -167,7 +167,7 @@ def test_a_lost_camera_is_found_again() -> None:
     assert torch.equal(found[others], scene.cameras.c2w[others])
 
 
-STEP = 1e-5
+STEP = 1e-6
 
 
 def test_a_training_loss_has_the_gradients_of_finite_differences(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
