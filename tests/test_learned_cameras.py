@@ -16,7 +16,6 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.learned import ROTATIONS, CameraConfig, LearnedCameras
 from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import axis_angle_to_matrix, six_to_matrix
-from nerfit.cli import EvalOptions
 from nerfit.config import arguments
 from nerfit.encodings.frequency import frequency_encoding, opened_levels
 from nerfit.errors import ConfigError
@@ -28,6 +27,8 @@ from nerfit.kernels.marching import pack_occupancy
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.options import EvalOptions
+from nerfit.preparing import prepare
 from nerfit.rendering.volume import Rendering
 from nerfit.runs import open_run
 from nerfit.scenes.procedural import Config, load
@@ -312,11 +313,11 @@ def test_a_run_keeps_its_cameras(tmp_path: Path) -> None:
     model = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64}
     model |= {"camera": {"learn": True, "start": "identity", "focal": "square"}}
     words = [*arguments(small | {"model": model}), "--json", "--out"]
-    plan, options, folder = jobs.prepare("nerf", "procedural:forward-facing", [*words, str(tmp_path / "run")])
+    plan, options, folder = prepare("nerf", "procedural:forward-facing", [*words, str(tmp_path / "run")])
     first = jobs.train(plan, options, folder)["test"]
     assert first["cameras"].keys() == {"rotation_degrees", "translation_percent", "focal_percent"}
     assert "carried into the learned world" in first["protocol"]
-    again = jobs.prepare(None, None, ["--out", str(folder), "--resume", "--steps", "30", "--json"])
+    again = prepare(None, None, ["--out", str(folder), "--resume", "--steps", "30", "--json"])
     second = jobs.train(*again)["test"]
     run = open_run(folder, images=False)
     saved = json.loads((folder / "cameras.json").read_text())

@@ -47,6 +47,11 @@ def available(group: str) -> dict[str, EntryPoint | str]:
     return plugins | _BUILT_IN[group]
 
 
+def method_names() -> list[str]:
+    """What can stand for METHOD on a command line."""
+    return [AUTO, *available("nerfit.methods")]
+
+
 def find(group: str, name: str) -> Any:
     """The class or module of a name; an unknown name, or a plug-in that can't be imported, is a ConfigError."""
     known = _BUILT_IN[group] if name in _BUILT_IN[group] else available(group)
