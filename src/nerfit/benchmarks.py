@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nerfit.config import typed_keys
-from nerfit.errors import ConfigError, RunError
+from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.evaluation.evaluate import evaluate as judge
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
@@ -81,8 +81,7 @@ def time_to_quality(options: TimeToQualityOptions, flags: list[str]) -> dict[str
     budgets = sorted(set(options.at))
     if not budgets or not all(math.isfinite(s) and s > 0 for s in budgets):
         raise ConfigError("--at needs one or more numbers of seconds above 0.")
-    if options.seeds < 1:
-        raise ConfigError(f"--seeds must be at least 1, not {options.seeds}.")
+    require_least("--", options, seeds=1)
     plan, _, _ = prepare(options.method, options.scene, [*flags, "--seconds", f"{budgets[0]:g}"], folder=False)
     set_threads(plan.config.threads)
     folder = options.out or Path("runs") / f"bench-{scene_name(options.scene)}-{plan.method}"
