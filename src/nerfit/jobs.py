@@ -25,7 +25,7 @@ from nerfit.outputs.inspect import inspect_part
 from nerfit.outputs.pictures import checked_quantities, render_path
 from nerfit.preparing import TrainCommand, prepare, say
 from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
-from nerfit.scenes import detect_format, photos, scene_format, video
+from nerfit.scenes import load_scene, photos, video
 from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.work import tick
@@ -236,10 +236,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     _needs_run(options.run)
     run = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)
     pictures = options.run / "renders" / f"eval_{options.split}"
-    reference = None
-    if options.reference_poses is not None:
-        form = scene_format(detect_format(options.reference_poses))
-        reference = form.load(options.reference_poses, form.Config())
+    reference = None if options.reference_poses is None else load_scene(options.reference_poses)
     if options.pose_steps < 0:
         raise ConfigError(f"--pose-steps must not be negative, but is {options.pose_steps}.")
     errors = judge_cameras(run.method, run.scene, reference)
