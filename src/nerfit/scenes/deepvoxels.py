@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from nerfit.cameras.axes import convert_axes
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes.files import read_text
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pinhole import View, pinhole_scene
@@ -41,8 +41,7 @@ def load(source: str, config: Config) -> Scene:
     focal length that of intrinsics.txt times the picture's height over the height given there. Raises SceneError for
     files and ConfigError for settings without sense.
     """
-    if config.factor < 1 or config.testskip < 0:
-        raise ConfigError("scene.factor must be at least 1 and scene.testskip at least 0.")
+    require_least("scene.", config, factor=1, testskip=0)
     folder = Path(source)
     shape = _shape(folder, config.shape)
     views: list[View] = []

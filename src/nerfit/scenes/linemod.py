@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import SceneError, require_least
 from nerfit.scenes.files import read_json
 from nerfit.scenes.frames import exists, image_path, read_splits
 from nerfit.scenes.images import image_size
@@ -48,8 +48,7 @@ def load(source: str, config: Config) -> Scene:
     ``intrinsic_matrix`` is OpenCV's, which puts pixel centres on whole numbers, and is each frame's own. Raises
     SceneError for files and ConfigError for settings without sense.
     """
-    if config.factor < 1 or config.testskip < 0:
-        raise ConfigError("scene.factor must be at least 1 and scene.testskip at least 0.")
+    require_least("scene.", config, factor=1, testskip=0)
     folder = Path(source)
     metas, frames, splits = read_splits(folder, config.train_views, config.testskip)
     ends = [_range(folder / f"transforms_{split}.json", meta) for split, meta in metas.items() if split != "val"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes import blender
 from nerfit.scenes.files import read_json
 from nerfit.scenes.frames import exists, image_path
@@ -46,8 +46,7 @@ def load(source: str, config: Config) -> Scene:
     ``lossmult``, the area of a pixel in pixels of full size, isn't read: pixels drawn from a view drawn uniformly, whatever
     its size, have that weight already. Raises SceneError for files and ConfigError for settings without sense.
     """
-    if config.testskip < 0:
-        raise ConfigError("scene.testskip must be at least 0.")
+    require_least("scene.", config, testskip=0)
     folder = Path(source)
     file = folder / "metadata.json"
     meta = read_json(file)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import Meeting, rays_meet, recentre, scale_of, to_4x4, transform_poses, view_frame, world_up
-from nerfit.errors import ConfigError
+from nerfit.errors import ConfigError, require_least
 from nerfit.scenes.pixels import load_pixels
 from nerfit.scenes.scene import Bounds, Scene, SceneConfig
 
@@ -52,8 +52,7 @@ class PlacedConfig(SceneConfig):
 
     def check(self) -> None:
         """Raise ConfigError for settings without sense."""
-        if self.factor < 1 or self.holdout < 0:
-            raise ConfigError("scene.factor must be at least 1 and scene.holdout at least 0.")
+        require_least("scene.", self, factor=1, holdout=0)
 
 
 def placed_scene(
@@ -74,11 +73,12 @@ def placed_scene(
     pixels = load_pixels(files, list(zip(cameras.width.tolist(), cameras.height.tolist(), strict=True)), masks)
     is_object |= pixels.shape[1] == 4 and not any(masks)
     placed = place(cameras, points, config.bounds or ("object" if is_object else None), config.centre, config.wants_ndc)
+    near, far = config.reach(placed.near, placed.far)
     to_file = torch.linalg.inv(placed.transform)
     return Scene(
         cameras=replace(cameras, c2w=transform_poses(cameras.c2w, placed.transform).to(torch.float32)),
-        near=placed.near if config.near is None else config.near,
-        far=placed.far if config.far is None else config.far,
+        near=near,
+        far=far,
         pixels=pixels,
         masked=any(masks),
         ndc=placed.ndc,

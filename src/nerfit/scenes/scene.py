@@ -36,6 +36,10 @@ class SceneConfig:
     pixel_offset: float = 0.5
     """Where in its pixel a ray starts: 0.5 = centre; the original NeRF code used 0."""
 
+    def reach(self, near: float, far: float) -> tuple[float, float]:
+        """Near and far: those given, else the format's own."""
+        return near if self.near is None else self.near, far if self.far is None else self.far
+
 
 @dataclass
 class Scene:
