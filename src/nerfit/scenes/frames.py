@@ -67,10 +67,15 @@ def image_path(folder: Path, file_path: str, allow_outside: bool = False) -> Pat
     if path.suffix.lower() not in SUFFIXES:
         named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
         path = next((p for p in (path, *named) if exists(p)), named[0])
+    return path if allow_outside else inside(folder, path, f"the frame '{file_path}'")
+
+
+def inside(folder: Path, path: Path, what: str) -> Path:
+    """A path that a scene's file names, which need not exist; SceneError for one out of its folder, unless that is in nerfit's cache."""
     real = os.path.realpath if exists(path) else os.path.abspath
     here = Path(real(folder))
-    if not (allow_outside or Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
-        raise SceneError(f"the frame '{file_path}' points outside {folder}; add --scene.allow-outside if that is meant.")
+    if not (Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
+        raise SceneError(f"{what} points outside {folder}; add --scene.allow-outside if that is meant.")
     return path
 
 

@@ -16,7 +16,7 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.scenes.depths import load_depths
 from nerfit.scenes.files import read_json
-from nerfit.scenes.frames import exists, image_path, read_frames
+from nerfit.scenes.frames import exists, image_path, inside, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.intrinsics import cameras_of, number, read_lenses
 from nerfit.scenes.pixels import find_masks
@@ -32,7 +32,7 @@ class Config(PlacedConfig):
     """How a transforms.json is read."""
 
     allow_outside: bool = False
-    """Read pictures outside the scene's folder too, where a frame names one."""
+    """Read files outside the scene's folder too, where transforms.json names one."""
     depths: bool = False
     """Read the depth maps that frames name."""
 
@@ -80,7 +80,7 @@ def load(source: str, config: Config) -> Scene:
         cameras,
         paths,
         masks,
-        _points(file, meta),
+        _points(file, meta, config.allow_outside),
         meta.get("aabb_scale") == 1,
         applied,
         name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
@@ -93,13 +93,16 @@ def load(source: str, config: Config) -> Scene:
     return scene
 
 
-def _points(file: Path, meta: dict[str, Any]) -> Float[Tensor, "n 3"] | None:
+def _points(file: Path, meta: dict[str, Any], allow_outside: bool) -> Float[Tensor, "n 3"] | None:
     """The points of the PLY file that ``ply_file_path`` names; None, said aloud, where it can't be read."""
     name = meta.get("ply_file_path")
     if not isinstance(name, str):
         return None
+    path = file.parent / name
+    if not allow_outside:
+        inside(file.parent, path, f"the ply_file_path '{name}'")
     try:
-        return read_ply(file.parent / name)
+        return read_ply(path)
     except SceneError as error:
         warnings.warn(f"{error} It is done without.", stacklevel=3)
         return None
