@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nerfit import config as configs
-from nerfit.config import RunConfig, arguments, flatten, load_recipe, merge, parse, shipped_recipes, to_dict
+from nerfit.config import arguments, flatten, load_recipe, merge, parse, shipped_recipes, to_dict
 from nerfit.errors import ConfigError, NerfitError, nearest
 from nerfit.methods.image import ImageConfig
 from nerfit.methods.mipnerf import MipNerfConfig
@@ -23,7 +23,7 @@ from nerfit.methods.mipnerf360 import MipNerf360Config
 from nerfit.methods.nerf import NerfConfig
 from nerfit.plugins import available, find
 from nerfit.preparing import prepare
-from nerfit.runs import Plan, config_type, default_config
+from nerfit.runs import Plan, RunConfig, config_type, default_config
 from nerfit.scenes import scene_format
 from nerfit.scenes.procedural import Config as ProceduralConfig
 from nerfit.scenes.scene import Scene

@@ -23,7 +23,7 @@ from nerfit.options import (
     TrainingBenchOptions,
     ViewOptions,
 )
-from nerfit.plugins import AUTO, available, find, method_names
+from nerfit.plugins import AUTO, about, available, find, method_names
 
 _HELP = """nerfit: neural radiance fields that anyone can train
 
@@ -345,7 +345,7 @@ def _about(method: str) -> str:
     if method == AUTO:
         return "What suits the scene: image for a single picture, else instant."
     try:
-        return (find("nerfit.methods", method).__doc__ or "").strip().partition("\n")[0]
+        return about(method)
     except ConfigError as error:
         return str(error)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Generic
 
 from nerfit import config as configs
-from nerfit.config import M, Recipe, RunConfig, S
+from nerfit.config import Recipe
 from nerfit.errors import ConfigError, SceneError
 from nerfit.options import Common
 from nerfit.plugins import AUTO, find
-from nerfit.runs import Plan, default_config, last_folder, refuse_existing, with_budget
+from nerfit.runs import M, Plan, RunConfig, S, default_config, last_folder, refuse_existing, with_budget
 from nerfit.scenes import detect_format
 from nerfit.scenes.scene import SceneConfig
 
