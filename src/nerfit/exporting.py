@@ -1,15 +1,14 @@
 """What `nerfit export` does: a run as a mesh, points, a web page or cameras, each as one function from options to plain data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import tyro
 
 from nerfit.errors import RunError
-from nerfit.options import Common
+from nerfit.options import DeviceOptions, RunOptions
 from nerfit.outputs.baking import BakeConfig, bake, likeness
 from nerfit.outputs.exports import CameraFormat, export_cameras
 from nerfit.outputs.mesh import MeshConfig, make_mesh, pieces, write_mesh
@@ -21,23 +20,16 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(kw_only=True)
-class ExportOptions(Common):
+class ExportOptions(RunOptions):
     """Options of every export."""
 
-    run: tyro.conf.Positional[Path] = field(default_factory=Path)
-    """Run folder."""
     out: Path | None = None
     """Where to write; none = into exports/ in the run."""
 
 
 @dataclass(kw_only=True)
-class FieldOptions(ExportOptions):
+class FieldOptions(ExportOptions, DeviceOptions):
     """Options of every export that asks the trained field."""
-
-    threads: int | None = None
-    """CPU threads."""
-    device: str = "auto"
-    """cpu, cuda, …"""
 
     def open(self) -> Run:
         """The trained run."""

@@ -18,11 +18,27 @@ class Common:
 
 
 @dataclass
-class EvalOptions(Common):
-    """nerfit eval RUN: metrics of held-out views into metrics.json, pictures and strips into renders/."""
+class DeviceOptions(Common):
+    """Options of commands that compute."""
+
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass
+class RunOptions(Common):
+    """Options of commands on a run."""
 
     run: tyro.conf.Positional[Path] = field(default_factory=Path)
     """Run folder."""
+
+
+@dataclass
+class EvalOptions(RunOptions, DeviceOptions):
+    """nerfit eval RUN: metrics of held-out views into metrics.json, pictures and strips into renders/."""
+
     split: str = "test"
     """test, val or train."""
     scene: str | None = None
@@ -33,18 +49,12 @@ class EvalOptions(Common):
     """First move each view's camera by so many photometric steps (NeRF--, BARF: 100 and more)."""
     lpips_weights: Path | None = None
     """Folder with alex.safetensors and vgg.safetensors."""
-    threads: int | None = None
-    """CPU threads."""
-    device: str = "auto"
-    """cpu, cuda, …"""
 
 
 @dataclass
-class RenderOptions(Common):
+class RenderOptions(RunOptions, DeviceOptions):
     """nerfit render RUN: pictures and videos along a camera path."""
 
-    run: tyro.conf.Positional[Path] = field(default_factory=Path)
-    """Run folder."""
     path: str | None = None
     """circle, sphere, spiral, spiral-flat, interpolate, ellipse, still, test, or a JSON file; none = the scene's own."""
     what: str | None = None
@@ -61,14 +71,10 @@ class RenderOptions(Common):
     """Format of the videos."""
     out: Path | None = None
     """Folder; none = renders/<path> in the run."""
-    threads: int | None = None
-    """CPU threads."""
-    device: str = "auto"
-    """cpu, cuda, …"""
 
 
 @dataclass
-class ViewOptions(Common):
+class ViewOptions(DeviceOptions):
     """nerfit view RUN|SCENE: a run's field in the browser, or a scene's cameras and pictures before any training.
 
     Examples:
@@ -85,10 +91,6 @@ class ViewOptions(Common):
     """Port; the next free one is taken where it is in use."""
     scene: str | None = None
     """Read a run's pictures from here instead of where it was trained."""
-    threads: int | None = None
-    """CPU threads."""
-    device: str = "auto"
-    """cpu, cuda, …"""
 
 
 @dataclass
@@ -102,7 +104,7 @@ class DemoOptions(Common):
 
 
 @dataclass
-class SpeedOptions(Common):
+class SpeedOptions(DeviceOptions):
     """nerfit bench speed: this machine's matrix product, the fused field, and each kernel beside its definition in PyTorch.
 
     Examples:
@@ -120,10 +122,6 @@ class SpeedOptions(Common):
     """Positions along made-up rays."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """What matrix products take; auto = bf16 where the hardware is fast at it."""
-    threads: int | None = None
-    """CPU threads."""
-    device: str = "auto"
-    """cpu, cuda, …"""
 
 
 @dataclass
