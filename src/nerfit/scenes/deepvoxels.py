@@ -12,7 +12,7 @@ from nerfit.scenes.files import read_text
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pinhole import View, pinhole_scene
 from nerfit.scenes.pixels import picture_files
-from nerfit.scenes.scene import Scene, SceneConfig, pick
+from nerfit.scenes.scene import Scene, SceneConfig, chosen_views
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -44,16 +44,9 @@ def load(source: str, config: Config) -> Scene:
     require_least("scene.", config, factor=1, testskip=0)
     folder = Path(source)
     shape = _shape(folder, config.shape)
-    views: list[View] = []
-    splits: dict[str, list[int]] = {}
-    for split, name in _SPLITS.items():
-        place = folder / name / shape
-        if split != "train" and not place.is_dir():
-            continue
-        found = _views(place)
-        chosen = pick(len(found), config.train_views if split == "train" else (0, -1, max(config.testskip, 1)))
-        splits[split] = list(range(len(views), len(views) + len(chosen)))
-        views += [found[i] for i in chosen]
+    places = {split: folder / name / shape for split, name in _SPLITS.items()}
+    listed = {split: _views(place) for split, place in places.items() if split == "train" or place.is_dir()}
+    views, splits = chosen_views(listed, config.train_views, config.testskip)
     radius = float(np.mean([np.linalg.norm(view.c2w[:3, 3]) for view in views]))
     scene = pinhole_scene(
         folder,

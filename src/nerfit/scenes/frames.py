@@ -9,7 +9,7 @@ import numpy as np
 from nerfit.errors import SceneError
 from nerfit.scenes.files import read_json
 from nerfit.scenes.images import SUFFIXES
-from nerfit.scenes.scene import pick
+from nerfit.scenes.scene import chosen_views
 
 
 def read_frames(file: Path) -> dict[str, Any]:
@@ -43,18 +43,9 @@ def read_splits(
 
     Every ``testskip``-th frame of val and test is chosen; where one of these two files is missing, so is the split.
     """
-    metas: dict[str, dict[str, Any]] = {}
-    frames: list[dict[str, Any]] = []
-    splits: dict[str, list[int]] = {}
-    for split in ("train", "val", "test"):
-        file = folder / f"transforms_{split}.json"
-        if split != "train" and not file.exists():
-            continue
-        metas[split] = read_frames(file)
-        own = metas[split]["frames"]
-        chosen = pick(len(own), train_views if split == "train" else (0, -1, max(testskip, 1)))
-        splits[split] = list(range(len(frames), len(frames) + len(chosen)))
-        frames += [own[i] for i in chosen]
+    files = {split: folder / f"transforms_{split}.json" for split in ("train", "val", "test")}
+    metas = {split: read_frames(file) for split, file in files.items() if split == "train" or file.exists()}
+    frames, splits = chosen_views({split: meta["frames"] for split, meta in metas.items()}, train_views, testskip)
     return metas, frames, splits
 
 

@@ -1,9 +1,10 @@
 """A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +16,7 @@ from nerfit.cameras.ndc import ndc_rays
 from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
 
+T = TypeVar("T")
 Bounds = Literal["object", "forward-facing", "unbounded"]
 Background = Literal["white", "black", "random"]
 
@@ -209,6 +211,22 @@ def pick(count: int, views: tuple[int, int, int]) -> list[int]:
     if not chosen:
         raise SceneError(f"the view selection {start}, {end}, {step} leaves none of {count} views.")
     return chosen
+
+
+def chosen_views(
+    listed: Mapping[str, Sequence[T]], train_views: tuple[int, int, int], testskip: int
+) -> tuple[list[T], dict[str, list[int]]]:
+    """Of the views that files list for each split those to use, one after another, and each split's places among them.
+
+    Of val and test every ``testskip``-th is used.
+    """
+    views: list[T] = []
+    splits: dict[str, list[int]] = {}
+    for split, own in listed.items():
+        chosen = pick(len(own), train_views if split == "train" else (0, -1, max(testskip, 1)))
+        splits[split] = list(range(len(views), len(views) + len(chosen)))
+        views += [own[i] for i in chosen]
+    return views, splits
 
 
 def write_json(path: Path, data: Any) -> None:
