@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes import blender
-from nerfit.scenes.files import read_json
+from nerfit.scenes.files import peek_json, read_json
 from nerfit.scenes.frames import exists, image_path
 from nerfit.scenes.images import image_size, resize_area, write_png
 from nerfit.scenes.pinhole import View, pinhole_scene
@@ -28,15 +28,9 @@ class Config(SceneConfig):
 
 def detect(source: str) -> bool:
     """A folder whose metadata.json has a train split with pix2cam."""
-    file = Path(source) / "metadata.json"
-    if not file.is_file():
-        return False
-    try:
-        match read_json(file):
-            case {"train": {"pix2cam": _}}:
-                return True
-    except SceneError:
-        pass
+    match peek_json(Path(source) / "metadata.json"):
+        case {"train": {"pix2cam": _}}:
+            return True
     return False
 
 

@@ -15,7 +15,7 @@ from nerfit.cameras.poses import scale_of, to_4x4
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.scenes.depths import load_depths
-from nerfit.scenes.files import read_json
+from nerfit.scenes.files import peek_json
 from nerfit.scenes.frames import exists, image_path, inside, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.intrinsics import cameras_of, number, read_lenses
@@ -44,10 +44,7 @@ def detect(source: str) -> bool:
         return False
     if file.name == "transforms.json":
         return True
-    try:
-        meta = read_json(file)
-    except SceneError:
-        return False
+    meta = peek_json(file)
     return isinstance(meta, dict) and "frames" in meta
 
 
