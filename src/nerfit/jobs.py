@@ -233,7 +233,6 @@ def _path(scene: Scene, kind: str, frames: int | None) -> Any:
 
 def evaluate(options: EvalOptions) -> dict[str, Any]:
     """Judge a run's split; its part of metrics.json is replaced, the rest stays."""
-    _needs_run(options.run)
     run = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)
     pictures = options.run / "renders" / f"eval_{options.split}"
     reference = None if options.reference_poses is None else load_scene(options.reference_poses)
@@ -268,7 +267,6 @@ def metrics_text(metrics: dict[str, Any]) -> str:
 def render(options: RenderOptions) -> dict[str, Any]:
     """Draw a camera path of a run into its renders folder; returns the folder and the videos."""
     names = checked_quantities(options.what) if options.what else None
-    _needs_run(options.run)
     run = open_run(options.run, images=False, threads=options.threads, device=options.device)
     if options.factor <= 0:
         raise ConfigError("--factor must be above 0.")
@@ -292,11 +290,6 @@ def render(options: RenderOptions) -> dict[str, Any]:
         options.video,
     )
     return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": len(cameras)}
-
-
-def _needs_run(folder: Path) -> None:
-    if not (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} is not a run folder (it has no config.yaml).")
 
 
 def poses(options: PosesOptions) -> tuple[dict[str, Any], str]:
