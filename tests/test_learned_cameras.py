@@ -110,9 +110,10 @@ def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: in
     goal = torch.rand(rays, 3)
     found = []
     for kind in (torch.float32, torch.float64):
-        o, d, table, weights = (v.detach().to(kind).requires_grad_() for v in (origins, directions, model.table, model.weights))
-        rest = (v.to(kind) for v in (looks, near, far, jitter))
-        seen = render_rays(o, d, *rest, occupancy, 0.02, 0.0, table, weights, model.shape, False, 0.0, 0.0, soft_near)
+        o, d, table, weights = (leaf.detach().to(kind).requires_grad_() for leaf in (origins, directions, model.table, model.weights))
+        v, *bounds = (value.to(kind) for value in (looks, near, far, jitter))
+        march = (*bounds, occupancy, 0.02, 0.0)
+        seen = render_rays(o, d, v, *march, table, weights, model.shape, False, 0.0, 0.0, soft_near)  # pyright: ignore[reportCallIssue]
         ((seen.color - goal.to(kind)).square().sum() + (seen.opacity**2).sum() + (seen.depth**2).sum()).backward()
         found.append([seen.color, *(v.grad for v in (o, d, table, weights))])
     assert found[1][1] is not None and float(found[1][1].norm()) > 0.1
@@ -123,8 +124,6 @@ def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: in
 
 class Lamps(Method):
     """Glowing points in the dark: a ray's colour in closed form."""
-
-    has_density = False
 
     def __init__(self, scene: Scene) -> None:
         super().__init__()
