@@ -111,9 +111,8 @@ def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: in
     found = []
     for kind in (torch.float32, torch.float64):
         o, d, table, weights = (leaf.detach().to(kind).requires_grad_() for leaf in (origins, directions, model.table, model.weights))
-        v, *bounds = (value.to(kind) for value in (looks, near, far, jitter))
-        march = (*bounds, occupancy, 0.02, 0.0)
-        seen = render_rays(o, d, v, *march, table, weights, model.shape, False, 0.0, 0.0, soft_near)  # pyright: ignore[reportCallIssue]
+        v, n, f, j = (value.to(kind) for value in (looks, near, far, jitter))
+        seen = render_rays(o, d, v, n, f, j, occupancy, 0.02, 0.0, table, weights, model.shape, False, 0.0, 0.0, soft_near)
         ((seen.color - goal.to(kind)).square().sum() + (seen.opacity**2).sum() + (seen.depth**2).sum()).backward()
         found.append([seen.color, *(v.grad for v in (o, d, table, weights))])
     assert found[1][1] is not None and float(found[1][1].norm()) > 0.1

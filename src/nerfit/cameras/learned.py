@@ -89,6 +89,7 @@ class LearnedCameras(nn.Module):
     first: Tensor
     given: Tensor
     views: Tensor
+    pivot: Tensor
 
     def __init__(self, config: CameraConfig, cameras: Cameras, train: list[int], pivot: float = 0.0) -> None:
         """``pivot`` is its distance from the origin, against z."""
