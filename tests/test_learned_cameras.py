@@ -166,6 +166,18 @@ def test_a_lost_camera_is_found_again() -> None:
     assert torch.equal(found[others], scene.cameras.c2w[others])
 
 
+def test_a_learned_focal_length_leaves_normalised_device_coordinates_as_they_are(scene: Scene, tmp_path: Path) -> None:
+    """Rays of a placed scene, saved and loaded, are those that were trained on."""
+    assert scene.ndc
+    method = Nerf(NerfConfig(depth=2, width=8, skips=[], camera=CameraConfig(learn=True, focal="exp", fov=70.0)), scene).eval()
+    pixels = torch.arange(24)
+    trained = scene.rays(torch.full_like(pixels, 2), pixels, pixels, method.training_cameras())
+    method.place(scene).save(tmp_path)
+    seen = Scene.load(tmp_path).rays(torch.full_like(pixels, 2), pixels, pixels)
+    assert_close(seen.directions, trained.directions.detach(), 1e-5)
+    assert_close(seen.origins, trained.origins.detach(), 1e-5)
+
+
 STEP = 1e-6
 
 

@@ -64,6 +64,8 @@ class Scene:
     bounds: Bounds = "object"
     background: Background = "white"
     ndc: bool = False
+    ndc_lens: tuple[float, float, float, float] | None = None
+    """Focal lengths, width and height that make the scene's NDC, whatever lens looks at it; none = the first view's."""
     default_path: str = "circle"
     view_names: list[str] = field(default_factory=list)
     to_original: Float[Tensor, "4 4"] = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
@@ -79,6 +81,9 @@ class Scene:
         if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
             kind = LENSES[int(self.cameras.lens.max())]
             raise SceneError(f"{self.name}: normalised device coordinates need perspective cameras, not {kind} ones; turn ndc off.")
+        if self.ndc and self.ndc_lens is None:
+            first = self.cameras[0]
+            self.ndc_lens = float(first.fx), float(first.fy), float(first.width), float(first.height)
         sizes = self.cameras.width * self.cameras.height
         self.starts: Tensor = sizes.cumsum(0) - sizes
         self.masked &= self.pixels is None or self.pixels.shape[1] == 4
@@ -136,8 +141,7 @@ class Scene:
         if look is not None:
             rays.viewdirs = torch.nn.functional.normalize(look.directions(views, x, y), dim=-1)
         if self.ndc:
-            fx, fy, width, height = (value.to(rays.near.device) for value in self.ndc_lens)
-            rays = ndc_rays(rays, fx, fy, width, height)
+            rays = ndc_rays(rays, *self.ndc_by(rays.near.device))
         return rays
 
     def describe(self) -> str:
@@ -151,11 +155,11 @@ class Scene:
         """The cameras with their poses in the coordinates of the user's files, float64."""
         return replace(self.cameras, c2w=transform_poses(self.cameras.c2w, self.to_original))
 
-    @property
-    def ndc_lens(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Focal lengths, width and height ([1] each) that make the scene's NDC: the first view's, with whatever lens one looks at it."""
-        first = self.cameras[0]
-        return first.fx, first.fy, first.width, first.height
+    def ndc_by(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``ndc_lens`` as tensors ([1] each)."""
+        assert self.ndc_lens is not None
+        fx, fy, width, height = torch.tensor(self.ndc_lens, device=device)[:, None]
+        return fx, fy, width, height
 
     def save(self, folder: Path, given: Cameras | None = None) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images.
@@ -177,7 +181,7 @@ class Scene:
             state = json.loads((folder / "cameras.json").read_text())
             cameras = Cameras.from_state(state["given" if given and "given" in state else "normalised"])
             to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
-            info["depth_range"] = info["depth_range"] and tuple(info["depth_range"])
+            info |= {key: tuple(info[key]) for key in ("depth_range", "ndc_lens") if info.get(key)}
             return cls(cameras=cameras, to_original=to_original, **info)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SceneError(f"{folder} is not a run folder that can be read: {error}.") from error
@@ -191,7 +195,21 @@ def _numbers(values: Tensor) -> str:
     return ", ".join(f"{value:g}" for value in values.tolist())
 
 
-_PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range", "masked")
+_PLAIN = (
+    "name",
+    "format",
+    "near",
+    "far",
+    "splits",
+    "bounds",
+    "background",
+    "ndc",
+    "ndc_lens",
+    "default_path",
+    "view_names",
+    "depth_range",
+    "masked",
+)
 
 
 def composite(rgba: Float[Tensor, "*n channels"], background: float | Tensor) -> Float[Tensor, "*n 3"]:
