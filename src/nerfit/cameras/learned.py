@@ -54,6 +54,8 @@ class CameraConfig:
     """Learning rate of the cameras at the start."""
     lr_final: float = 1e-5
     """Learning rate of the cameras at the end; it falls log-linearly."""
+    focal_lr: float | None = None
+    """Learning rate of a learned focal length at the start, which falls as the other does; none = lr."""
     learn_from: float = 0.0
     """Share of the budget until which cameras stand still."""
     learn_until: float = 1.0
@@ -69,7 +71,7 @@ class CameraConfig:
         """Keys that have no effect beside the others, and why."""
         if not self.learn:
             return {f.name: "learn is off" for f in fields(self) if f.name != "learn"}
-        return dict.fromkeys(("fov", "separate"), "focal is given") if self.focal == "given" else {}
+        return dict.fromkeys(("fov", "separate", "focal_lr"), "focal is given") if self.focal == "given" else {}
 
     def opened(self, progress: float) -> float:
         """How far the encoding is open, from 0 to 1, when a share ``progress`` of the budget is spent (BARF, section 4.2)."""
@@ -94,9 +96,10 @@ class LearnedCameras(nn.Module):
     def __init__(self, config: CameraConfig, cameras: Cameras, train: list[int], pivot: float = 0.0) -> None:
         """``pivot`` is its distance from the origin, against z."""
         super().__init__()
-        for key in ("lr", "lr_final"):
-            if not getattr(config, key) > 0:
-                raise ConfigError(f"model.camera.{key} must be above 0, not {getattr(config, key):g}.")
+        for key in ("lr", "lr_final", "focal_lr"):
+            rate = getattr(config, key)
+            if rate is not None and not rate > 0:
+                raise ConfigError(f"model.camera.{key} must be above 0, not {rate:g}.")
         if not 0 <= config.learn_from < config.learn_until:
             raise ConfigError("model.camera.learn_from must be at least 0 and below learn_until.")
         if not (0 <= config.coarse_from < config.coarse_until <= 1 or config.coarse_from == config.coarse_until == 0):
@@ -166,11 +169,15 @@ class LearnedCameras(nn.Module):
         self.turn[row] = torch.tensor(ROTATIONS[self.config.rotation][1]).to(self.turn)
         self.shift[row] = 0
 
-    def parameter_group(self) -> dict[str, Any]:
-        """A group of the optimiser with its own ``rates``."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of the optimiser, of poses and focal lengths, with ``rates`` of their own."""
         c = self.config
-        own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
-        return {"params": list(self.parameters()), "lr": c.lr, "rates": (c.lr, c.lr_final), "lr_scale": 1.0} | own
+        own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "lr_scale": 1.0}
+        groups = [{"params": [self.turn, self.shift], "lr": c.lr, "rates": (c.lr, c.lr_final)} | own]
+        if c.focal != "given":
+            lr = c.lr if c.focal_lr is None else c.focal_lr
+            groups.append({"params": [self.focal], "lr": lr, "rates": (lr, lr * c.lr_final / c.lr)} | own)
+        return groups
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
