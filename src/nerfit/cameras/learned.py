@@ -54,6 +54,8 @@ class CameraConfig:
     """Learning rate of the cameras at the start."""
     lr_final: float = 1e-5
     """Learning rate of the cameras at the end; it falls log-linearly."""
+    warmup: float = 0.0
+    """Share of the budget in which those learning rates rise from nothing, as pictures that lie far apart want."""
     focal_lr: float | None = None
     """Learning rate of a learned focal length at the start, which falls as the other does; none = lr."""
     learn_from: float = 0.0
@@ -104,6 +106,8 @@ class LearnedCameras(nn.Module):
             raise ConfigError("model.camera.learn_from must be at least 0 and below learn_until.")
         if not (0 <= config.coarse_from < config.coarse_until <= 1 or config.coarse_from == config.coarse_until == 0):
             raise ConfigError("model.camera.coarse_from must be at least 0 and below coarse_until, which is at most 1.")
+        if not 0 <= config.warmup <= 1:
+            raise ConfigError(f"model.camera.warmup must lie between 0 and 1, not at {config.warmup:g}.")
         if config.look_again < 0:
             raise ConfigError(f"model.camera.look_again must not be negative, but is {config.look_again}.")
         if config.disturb < 0:
@@ -173,10 +177,10 @@ class LearnedCameras(nn.Module):
         """Groups of the optimiser, of poses and focal lengths, with ``rates`` of their own."""
         c = self.config
         own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "lr_scale": 1.0}
-        groups = [{"params": [self.turn, self.shift], "lr": c.lr, "rates": (c.lr, c.lr_final)} | own]
+        groups = [{"params": [self.turn, self.shift], "lr": c.lr, "rates": (c.lr, c.lr_final, c.warmup)} | own]
         if c.focal != "given":
             lr = c.lr if c.focal_lr is None else c.focal_lr
-            groups.append({"params": [self.focal], "lr": lr, "rates": (lr, lr * c.lr_final / c.lr)} | own)
+            groups.append({"params": [self.focal], "lr": lr, "rates": (lr, lr * c.lr_final / c.lr, c.warmup)} | own)
         return groups
 
     @torch.no_grad()

@@ -198,10 +198,12 @@ def average(optimizer: torch.optim.Optimizer, finish: bool = False) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, progress: float) -> None:
-    """Give every group ``lr`` times its own scale; one with ``rates`` goes log-linearly from the first to the second instead."""
+    """Give every group ``lr`` times its own scale; one with ``rates`` goes log-linearly from the first to the second instead, but
+    rises from nothing in the share of the budget that is the third.
+    """
     for group in optimizer.param_groups:
         if "rates" in group:
-            first, last = group["rates"]
-            group["lr"] = first ** (1 - progress) * last**progress
+            first, last, warmup = group["rates"]
+            group["lr"] = first ** (1 - progress) * last**progress * (1.0 if progress >= warmup else progress / warmup)
         else:
             group["lr"] = lr * group["lr_scale"]
