@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nerfit.cameras import Cameras
-from nerfit.errors import ConfigError, RunError
+from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.grids import Grid, make_grid, near_surfaces
 from nerfit.outputs.surfaces import see_surfaces
@@ -41,8 +41,7 @@ class BakeConfig:
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense."""
-        if self.views < 1:
-            raise ConfigError(f"--views must be at least 1, not {self.views}.")
+        require_least("--", self, views=1)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from nerfit.errors import ConfigError, RunError
+from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.methods.base import Method
 from nerfit.outputs.grids import Grid, make_grid, near_surfaces, transformed
 from nerfit.outputs.surfaces import Surfaces, see_surfaces, surface_colors
@@ -47,10 +47,7 @@ class MeshConfig:
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense and keys without effect."""
-        for key, least in (("views", 1), ("pixels", 8), ("faces", 4)):
-            given = getattr(self, key)
-            if given is not None and given < least:
-                raise ConfigError(f"--{key} must be at least {least}, not {given}.")
+        require_least("--", self, views=1, pixels=8, faces=4)
         if self.level is not None and self.by == "depth":
             raise ConfigError("--level has no effect here: depths are fused (--by density takes a level).")
         if self.level is not None and not self.level > 0:

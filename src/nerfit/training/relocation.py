@@ -26,7 +26,7 @@ PLACES = 64
 """Poses that are tried for a lost view; the best `KEPT` of them are moved by `STEPS` photometric steps."""
 KEPT, STEPS, LR = 4, 50, 1e-2
 SPREADS = (0.1, 0.2, 0.4)
-"""Standard deviations of the random turns about the scene's origin (radians) that lead to those poses; shifts have a quarter of it."""
+"""Standard deviations of the random turns (radians) that lead to those poses; shifts have a quarter of it."""
 
 
 def photometric_poses(
@@ -36,7 +36,8 @@ def photometric_poses(
     view's picture, and their errors by ``pixels`` other ones. The field stays as it is.
     """
     count = len(start)
-    poses = LearnedCameras(CameraConfig(learn=True), start, list(range(count))).to(method.device)
+    pivot = 0.0 if method.cameras is None else -float(method.cameras.pivot[2])
+    poses = LearnedCameras(CameraConfig(learn=True), start, list(range(count)), pivot).to(method.device)
     optimizer = torch.optim.Adam(poses.parameters(), lr=lr)
     with _frozen(method):
         for step in range(steps):
@@ -74,7 +75,7 @@ def relocate(method: Method, scene: Scene, step: int) -> int:
     for view in lost:
         generator = torch.Generator().manual_seed(mix(seed, view))
         with torch.no_grad():
-            places = _around(method.cameras(1.0)[[view]].to("cpu"), generator)
+            places = _around(method.cameras, view, generator)
             tried = _errors(method, scene, torch.full((len(places),), view), places.to(method.device), PIXELS, seed)
         best = places[tried.argsort()[:KEPT].tolist()]
         cameras, left = photometric_poses(method, scene, view, best, STEPS, LR, PIXELS, mix(seed, view, 1))
@@ -84,14 +85,12 @@ def relocate(method: Method, scene: Scene, step: int) -> int:
     return found
 
 
-def _around(camera: Cameras, generator: torch.Generator) -> Cameras:
-    """`PLACES` cameras turned about the scene's origin and shifted at random."""
+def _around(learned: LearnedCameras, view: int, generator: torch.Generator) -> Cameras:
+    """`PLACES` cameras (on the CPU) around a view's, turned and shifted at random."""
     spread = torch.tensor(SPREADS)[torch.arange(PLACES) % len(SPREADS), None]
     turn = axis_angle_to_matrix(spread * torch.randn(PLACES, 3, generator=generator))
-    shift = 0.25 * spread * torch.randn(PLACES, 3, generator=generator)
-    many = camera[[0] * PLACES]
-    moved = turn @ many.c2w
-    return replace(many, c2w=torch.cat([moved[:, :, :3], moved[:, :, 3:] + shift[:, :, None]], -1))
+    many = learned(1.0).to("cpu")[[view] * PLACES]
+    return replace(many, c2w=learned.moved(turn, 0.25 * spread * torch.randn(PLACES, 3, generator=generator), many.c2w))
 
 
 def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixels: int, seed: int) -> Float[Tensor, "cameras"]:
