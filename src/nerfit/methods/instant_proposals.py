@@ -47,11 +47,11 @@ class InstantProposalsConfig:
     """Levels of a proposal's hash grid."""
     proposal_log2_entries: int = 17
     """Entries per level of a proposal's grid at most, as a power of two."""
-    proposal_finest: list[int] = field(default_factory=lambda: [64, 128])
+    proposal_finest: list[int] = field(default_factory=lambda: [128])
     """Cells of each proposal's finest level along the unit box; as many proposals."""
-    proposal_samples: list[int] = field(default_factory=lambda: [64, 48])
+    proposal_samples: list[int] = field(default_factory=lambda: [64])
     """Intervals per ray of each proposal."""
-    intervals: int = 32
+    intervals: int = 12
     """Intervals per ray of the field."""
     power: float = -1.5
     """Power of the ladder of distances: 1 = even steps, 0 = even in their logarithm, -1 = in their inverse, beyond the first few."""
