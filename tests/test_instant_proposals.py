@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from nerfit import jobs
 from nerfit.errors import ConfigError
 from nerfit.methods.base import render_view
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
 from nerfit.rendering.metrics import psnr
+from nerfit.runs import Plan
 from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
@@ -141,3 +143,24 @@ def test_what_makes_no_sense_is_refused(scene: Scene, changes: dict[str, Any], w
 def test_ndc_is_refused(scene: Scene) -> None:
     with pytest.raises(ConfigError, match="no-ndc"):
         InstantProposals(SMALL, replace(scene, ndc=True))
+
+
+@pytest.mark.parametrize(
+    "changes, words, method",
+    [
+        ({}, [], "instant-unbounded"),
+        ({"bounds": "object"}, [], "instant"),
+        ({"bounds": "forward-facing"}, [], "instant"),
+        ({"ndc": True}, [], "instant"),
+        ({}, ["--recipe", "instant"], "instant"),
+        ({}, ["--recipe", "nerf-small"], "nerf"),
+    ],
+)
+def test_auto_takes_it_for_unbounded_scenes_unless_a_recipe_is_named(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: list[str], method: str
+) -> None:
+    given, seen = replace(scene, **changes), []
+    monkeypatch.setattr(Plan, "load_scene", lambda plan: given)
+    monkeypatch.setattr(jobs, "train", lambda plan, options, folder, tell, scene: seen.append((plan.method, str(folder), scene)) or {})
+    jobs.train_auto("procedural", [*words, "--steps", "7"], lambda options, summary: None)
+    assert seen == [(method, f"runs/procedural-{method}", given)]
