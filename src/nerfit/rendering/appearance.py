@@ -11,7 +11,6 @@ from nerfit.errors import ConfigError
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.scene import Scene
 
-
 _SHARE = 0.25
 """What a number of an affine map counts: a colour hangs on four of them, and would change four times as fast as by a gain."""
 
