@@ -175,7 +175,7 @@ def test_every_method_learns_maps(spoiled: Scene, method: Any, config: Any, kind
     """They move, the field's own parameters are in no group with them, and a run with all colours alike is not changed by them."""
     config = replace(copy.deepcopy(config), appearance=AppearanceConfig(kind=kind))
     learned = train(method, config, spoiled, tmp_path, 3, OptimConfig())
-    assert learned.appearance is not None and float(learned.appearance.codes.abs().max()) > 1e-3
+    assert learned.appearance is not None and float(learned.appearance.codes.detach().abs().max()) > 1e-3
     grouped = {id(p) for group in learned.parameter_groups() for p in group["params"]}
     assert grouped == {id(p) for p in learned.parameters()} - {id(p) for p in learned.appearance.parameters()}
 

@@ -88,13 +88,12 @@ def meeting_points(scene: Scene, views: Tensor, points: Tensor) -> Tensor:
     """Where the pixels that see ``points`` (of NDC) meet the scene, by the depth maps and the cameras' own directions."""
     from nerfit.cameras.ndc import from_ndc, to_ndc
 
-    lens = scene.ndc_lens
-    world = from_ndc(points, *lens) if scene.ndc else points
+    world = from_ndc(points, *scene.ndc_by(points.device)) if scene.ndc else points
     pixel = scene.cameras.project(views, world)[0].floor().long().clamp(0, SIZE - 1)
     assert scene.depths is not None
     depth = scene.depths[scene.starts[views] + pixel[:, 1] * SIZE + pixel[:, 0]]
     found = scene.cameras.centers[views] + depth[:, None] * scene.cameras.directions(views, pixel[:, 0], pixel[:, 1])
-    return to_ndc(found, *lens) if scene.ndc else found
+    return to_ndc(found, *scene.ndc_by(points.device)) if scene.ndc else found
 
 
 def test_few_known_points_are_drawn_beside_the_pixels(few: Scene) -> None:
@@ -227,7 +226,7 @@ def test_the_depth_of_every_method_has_a_gradient(few: Scene, name: str) -> None
     for _ in range(2):
         batch = method.next_batch(few, 0, torch.Generator().manual_seed(4))
         loss = method.training_losses(batch, 0)[1]["depth"]
-        values.append(float(loss))
+        values.append(float(loss.detach()))
         method.zero_grad(set_to_none=True)
         loss.backward()
         slope = math.sqrt(sum(float(p.grad.square().sum()) for p in method.parameters() if p.grad is not None))
@@ -270,8 +269,7 @@ def test_known_depths_shape_a_scene_of_few_views(few: Scene, kind: Any, config: 
     off = {}
     for name, scene, factor in [("none", few, 0.0), ("maps", few, 0.1), ("points", replace(few, depths=None, points=points), 0.5)]:
         off[name] = depth_off(train(kind, replace(config, depth_loss=factor), scene, tmp_path / name, 150, optim), few)
-    print(off)
-    assert off["maps"] < 0.6 * off["none"] and off["points"] < 0.8 * off["none"]
+    assert max(off["maps"], off["points"]) < 0.4 * off["none"], off
 
 
 def test_a_scene_without_depths_is_refused(few: Scene) -> None:
