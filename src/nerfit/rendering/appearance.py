@@ -77,7 +77,7 @@ class Appearance(nn.Module):
         """A group of the optimiser with its own ``rates``."""
         c = self.config
         own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
-        return {"params": [self.codes], "lr": c.lr, "rates": (c.lr, c.lr_final), "lr_scale": 1.0} | own
+        return {"params": [self.codes], "lr": c.lr, "rates": (c.lr, c.lr_final, 0.0), "lr_scale": 1.0} | own
 
 
 def photographed(rgb: Float[Tensor, "n 3"], opacity: Float[Tensor, "n"] | None, background: Tensor | float) -> tuple[Tensor, Tensor]:
