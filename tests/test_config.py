@@ -31,7 +31,7 @@ from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import Trainer
 
-METHODS = ("instant", "nerf", "mipnerf", "mipnerf360", "image")
+METHODS = ("instant", "instant-unbounded", "nerf", "mipnerf", "mipnerf360", "image")
 FORMATS = tuple(available("nerfit.scenes"))
 
 

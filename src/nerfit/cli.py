@@ -113,10 +113,14 @@ def train(argv: list[str]) -> int:
     from nerfit import jobs
     from nerfit.preparing import prepare
 
+    def tell(options: Common, summary: dict[str, Any]) -> None:
+        _answer(options, summary, jobs.train_text(summary))
+
     method, source, rest = _positionals(argv)
+    if method == AUTO:
+        return int(jobs.train_auto(source, rest, tell)["exit_code"])
     plan, options, folder = prepare(method, source, rest)
-    summary = jobs.train(plan, options, folder, lambda summary: _answer(options, summary, jobs.train_text(summary)))
-    return int(summary["exit_code"])
+    return int(jobs.train(plan, options, folder, lambda summary: tell(options, summary))["exit_code"])
 
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:

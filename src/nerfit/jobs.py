@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import tyro
 
+from nerfit import config as configs
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
@@ -23,6 +24,7 @@ from nerfit.options import Common, DemoOptions, EvalOptions, RenderOptions
 from nerfit.outputs.histograms import draw_histograms
 from nerfit.outputs.inspect import inspect_part
 from nerfit.outputs.pictures import checked_quantities, render_path
+from nerfit.plugins import AUTO
 from nerfit.preparing import TrainCommand, prepare, say
 from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
 from nerfit.scenes import load_scene, photos, video
@@ -60,15 +62,31 @@ class PosesOptions(video.VideoConfig, Common):
     """Show the traceback of an error, and what COLMAP says."""
 
 
+def train_auto(source: str | None, argv: list[str], tell: Callable[[Common, dict[str, Any]], None]) -> dict[str, Any]:
+    """`train` with the method that suits a scene, which is known once it is loaded; ``tell`` gets the options too."""
+    plan, _, _ = prepare(AUTO, source, [word for word in argv if word != "--resume"], folder=False)
+    set_threads(plan.config.threads)
+    scene, method = plan.load_scene(), plan.method
+    if method == "instant" and scene.bounds == "unbounded" and not scene.ndc and configs.typed_value(argv, "--recipe") is None:
+        method = "instant-unbounded"
+        say(f"auto: the scene is unbounded, so method {method}")
+    plan, options, folder = prepare(method, source, argv)
+    return train(plan, options, folder, lambda summary: tell(options, summary), scene)
+
+
 def train(
-    plan: Plan, options: TrainCommand[Any, Any], folder: Path, tell: Callable[[dict[str, Any]], None] = lambda _: None
+    plan: Plan,
+    options: TrainCommand[Any, Any],
+    folder: Path,
+    tell: Callable[[dict[str, Any]], None] = lambda _: None,
+    scene: Scene | None = None,
 ) -> dict[str, Any]:
     """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached.
 
-    With a viewer ``tell`` gets the same when all is done, and the viewer is served until Ctrl-C.
+    With a viewer ``tell`` gets the same when all is done, and the viewer is served until Ctrl-C. ``scene`` is the plan's, if it is loaded.
     """
     set_threads(plan.config.threads)
-    scene = plan.load_scene()
+    scene = scene or plan.load_scene()
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
     if options.resume:

@@ -16,6 +16,7 @@ from nerfit.errors import ConfigError, nearest
 _BUILT_IN = {
     "nerfit.methods": {
         "instant": "nerfit.methods.instant:Instant",
+        "instant-unbounded": "nerfit.methods.instant_proposals:InstantProposals",
         "nerf": "nerfit.methods.nerf:Nerf",
         "mipnerf": "nerfit.methods.mipnerf:MipNerf",
         "mipnerf360": "nerfit.methods.mipnerf360:MipNerf360",

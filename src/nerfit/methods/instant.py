@@ -19,7 +19,7 @@ from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import contract
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least
-from nerfit.methods.pixels import random_pixels
+from nerfit.methods.pixels import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.sampling.space import OccupiedSpace
@@ -131,8 +131,7 @@ class Instant(Method):
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples, by at most a half."""
         rays, _, kept = self.space.seen
-        wanted = rays * self.config.samples / max(kept, 1)
-        self.rays.fill_(int(min(max(wanted, 0.5 * rays, 64), 1.5 * rays, 2**16)))
+        self.rays.fill_(rays_for_samples(self.config.samples, rays, kept))
 
     def _density(self, x: Tensor) -> Tensor:
         """Density per side of the unit box, at cascade coordinates."""

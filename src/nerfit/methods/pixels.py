@@ -87,6 +87,11 @@ def random_pixels(
     return _batch(scene, draw, 0, generator, device, cameras, depths)
 
 
+def rays_for_samples(samples: int, rays: int, kept: int) -> int:
+    """How many rays give about ``samples`` where so many gave ``kept``; more or fewer by a half at most, from 64 to 2¹⁶."""
+    return int(min(max(rays * samples / max(kept, 1), 0.5 * rays, 64), 1.5 * rays, 2**16))
+
+
 def _batch(
     scene: Scene,
     draw: Callable[[int, int], Drawn],
