@@ -257,7 +257,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     if options.pose_steps < 0:
         raise ConfigError(f"--pose-steps must not be negative, but is {options.pose_steps}.")
     errors = judge_cameras(run.method, run.scene, reference)
-    metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say, pose_steps=options.pose_steps)
+    fits = {"pose_steps": options.pose_steps, "appearance_fit": options.appearance_fit}
+    metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say, **fits)
     metrics |= errors
     update_metrics(options.run, options.split, metrics)
     picture = draw_histograms(run.method, run.scene, run.scene.splits[options.split][0])

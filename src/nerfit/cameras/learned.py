@@ -44,6 +44,8 @@ class CameraConfig:
     """Move the first poses by random turns and shifts of this standard deviation (radians, scene units), to try the search."""
     rotation: Literal["axis-angle", "6d", "quaternion"] = "axis-angle"
     """How the turn of a camera is written."""
+    pivot: float | None = None
+    """Distance in front of the origin of the point that cameras turn about; none = 2 in NDC or from identity, else 0."""
     focal: Literal["given", "square", "ratio", "exp"] = "given"
     """Keep the scene's focal lengths, or learn one for all views, written as its square root, itself or its logarithm."""
     fov: float | None = None
@@ -55,7 +57,7 @@ class CameraConfig:
     lr_final: float = 1e-5
     """Learning rate of the cameras at the end; it falls log-linearly."""
     warmup: float = 0.0
-    """Share of the budget in which those learning rates rise from nothing, as pictures that lie far apart want."""
+    """Share of the budget in which that rate rises from nothing, as pictures that lie far apart want."""
     focal_lr: float | None = None
     """Learning rate of a learned focal length at the start, which falls as the other does; none = lr."""
     learn_from: float = 0.0
@@ -180,7 +182,7 @@ class LearnedCameras(nn.Module):
         groups = [{"params": [self.turn, self.shift], "lr": c.lr, "rates": (c.lr, c.lr_final, c.warmup)} | own]
         if c.focal != "given":
             lr = c.lr if c.focal_lr is None else c.focal_lr
-            groups.append({"params": [self.focal], "lr": lr, "rates": (lr, lr * c.lr_final / c.lr, c.warmup)} | own)
+            groups.append({"params": [self.focal], "lr": lr, "rates": (lr, lr * c.lr_final / c.lr, 0.0)} | own)
         return groups
 
     @torch.no_grad()
@@ -225,7 +227,9 @@ def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], bo
         raise ConfigError(
             "model.camera.start identity needs a forward-facing scene in NDC here; the method nerf without occupancy takes others."
         )
-    pivot = NDC_PIVOT if not boxed or config.start == "identity" else 0.0
+    pivot = config.pivot
+    if pivot is None:
+        pivot = NDC_PIVOT if not boxed or config.start == "identity" else 0.0
     return LearnedCameras(config, cameras, train, pivot) if config.learn else None
 
 

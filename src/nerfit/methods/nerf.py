@@ -16,7 +16,7 @@ from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import Samples, keep_visible
-from nerfit.methods.base import Batch, Method, require_at_least, require_inverse_depth
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least, require_inverse_depth
 from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_packed, render_weights
@@ -34,7 +34,7 @@ _PIECE = 1 << 16
 
 
 @dataclass
-class NerfConfig:
+class NerfConfig(CaptureConfig):
     """Every switch of the original programs; the defaults are the paper's, with a density that can't die."""
 
     depth: int = 8
@@ -126,6 +126,7 @@ class Nerf(Method):
         self.space = OccupiedSpace(scene, config.march_steps, young_decay=YOUNG_DECAY) if config.occupancy else None
         if config.fine_samples and not config.occupancy:
             self.fine = self._network(config.fine_depth or config.depth, config.fine_width or config.width)
+        self.set_capture(config, scene)
 
     def _network(self, depth: int, width: int) -> NerfMLP:
         c = self.config
@@ -136,7 +137,8 @@ class Nerf(Method):
         """Rays of one random image, or of all, from the central crop at first (section 5.3 and the released configs)."""
         c = self.config
         crop = c.precrop_fraction if step < c.precrop_steps else 1.0
-        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop, self.training_cameras())
+        cameras, depths = self.training_cameras(), self.depth_loss > 0
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop, cameras, depths)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels of the march."""

@@ -5,16 +5,18 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import SceneError
-from nerfit.scenes.colmap_model import ModelCamera, ModelImage, is_model, poses, read_cameras, read_images, read_points
+from nerfit.scenes.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
 from nerfit.scenes.frames import exists, image_path
 from nerfit.scenes.images import SUFFIXES, image_size, quarter_turns
 from nerfit.scenes.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
 from nerfit.scenes.pixels import find_masks, picture_files
 from nerfit.scenes.placing import PlacedConfig, placed_scene
+from nerfit.scenes.points import PointDepths, point_depths
 from nerfit.scenes.scene import Scene, pick
 
 _MODELS = ("sparse", "colmap/sparse", "distorted/sparse", ".")
@@ -25,6 +27,9 @@ _PICTURES = ("images", "image", "input", "rgb", ".")
 @dataclass
 class Config(PlacedConfig):
     """How a COLMAP model is read; ``factor`` takes the pictures of images_<factor> where there are any."""
+
+    depths: bool = False
+    """Keep the depths of the model's points in the training pictures that see them."""
 
 
 def detect(source: str) -> bool:
@@ -57,17 +62,37 @@ def load(source: str, config: Config) -> Scene:
         lenses.append(lens)
     views = cameras_of(c2w, lenses, small, config.pixel_offset)
     masks = find_masks(files)
-    return placed_scene(
+    points = read_points(model)
+    scene = placed_scene(
         config,
         views,
         files,
         masks,
-        read_points(model),
+        None if points is None else points.xyz,
         name=base.resolve().name,
         format="colmap",
         splits=splits,
         view_names=[os.path.relpath(path, base) for path in files],
     )
+    scene.points = _seen(model, points, scene, images) if config.depths else None
+    return scene
+
+
+def _seen(model: Path, points: ModelPoints | None, scene: Scene, images: list[ModelImage]) -> PointDepths:
+    """Depths of the model's points in those training pictures that see them, but for pixels that are hidden or cut out."""
+    if points is None or not len(points.picture):
+        raise SceneError(f"{model} has no points that pictures see, whose depths scene.depths asks for; leave it out.")
+    train = scene.splits["train"]
+    numbers, order = torch.tensor([images[i].number for i in train]).sort()
+    place = torch.searchsorted(numbers, points.picture).clamp(max=len(numbers) - 1)
+    own, here = numbers[place] == points.picture, torch.linalg.inv(scene.to_original)
+    xyz = (points.xyz @ here[:3, :3].T + here[:3, 3]).float()
+    found = point_depths(scene.cameras, xyz, points.error, torch.tensor(train)[order][place[own]], points.point[own])
+    shown = (scene.colors(found.view, found.x, found.y)[:, 3:] > 0).all(-1)
+    found = found[shown & (found.depth > 0)]
+    if not len(found):
+        raise SceneError(f"{model}: no training picture sees a point, whose depths scene.depths asks for; leave it out.")
+    return found
 
 
 def _models(root: Path) -> list[Path]:

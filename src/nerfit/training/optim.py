@@ -102,6 +102,8 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
     groups = [{"lr_scale": 1.0} | group for group in method.parameter_groups()]
     if method.cameras is not None:
         groups.extend(method.cameras.parameter_groups())
+    if method.appearance is not None:
+        groups.append(method.appearance.parameter_group())
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     make = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sparse-adam": SparseAdam}[config.optimizer]

@@ -195,9 +195,8 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         seen: list[Rendering] = []
         for chunk in batch.chunks(self.state.chunk):
-            rendering = self.method.render(chunk)
-            share = len(chunk) / len(batch)
-            losses = {name: value * share for name, value in self.method.losses(rendering, chunk, step).items()}
+            rendering, losses = self.method.training_losses(chunk, step)
+            losses = {name: value * (len(chunk) / len(batch)) for name, value in losses.items()}
             # rays of learned cameras are a graph that the chunks share
             again = batch.rays is not None and batch.rays.origins.requires_grad
             self.scaler.scale(torch.stack(list(losses.values())).sum()).backward(retain_graph=again)
