@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import tyro
 
-from nerfit import config as configs
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
@@ -63,11 +62,15 @@ class PosesOptions(video.VideoConfig, Common):
 
 
 def train_auto(source: str | None, argv: list[str], tell: Callable[[Common, dict[str, Any]], None]) -> dict[str, Any]:
-    """`train` with the method that suits a scene, which is known once it is loaded; ``tell`` gets the options too."""
+    """`train` with the method that suits a scene, which is known once it is loaded; ``tell`` gets the options too.
+
+    Whoever names a recipe or the model's keys means the method that they are for.
+    """
     plan, _, _ = prepare(AUTO, source, [word for word in argv if word != "--resume"], folder=False)
     set_threads(plan.config.threads)
     scene, method = plan.load_scene(), plan.method
-    if method == "instant" and scene.bounds == "unbounded" and not scene.ndc and configs.typed_value(argv, "--recipe") is None:
+    free = not any(word.startswith(("--recipe", "--model.")) for word in argv)
+    if free and method == "instant" and scene.bounds == "unbounded" and not scene.ndc:
         method = "instant-unbounded"
         say(f"auto: the scene is unbounded, so method {method}")
     plan, options, folder = prepare(method, source, argv)
