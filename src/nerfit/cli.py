@@ -109,13 +109,13 @@ def _kind(argv: list[str], command: str, kinds: Collection[str]) -> str:
 
 
 def train(argv: list[str]) -> int:
-    """nerfit train METHOD SCENE: see `preparing.prepare` and `jobs.train`."""
-    from nerfit import jobs
+    """nerfit train METHOD SCENE: see `preparing.prepare` and `seeds.train_seeds`."""
+    from nerfit import seeds
     from nerfit.preparing import prepare
 
     method, source, rest = _positionals(argv)
     plan, options, folder = prepare(method, source, rest)
-    summary = jobs.train(plan, options, folder, lambda summary: _answer(options, summary, jobs.train_text(summary)))
+    summary = seeds.train_seeds(plan, options, folder, lambda summary: _answer(options, summary, seeds.train_text(summary)))
     return int(summary["exit_code"])
 
 

@@ -23,6 +23,7 @@ from nerfit.options import Common, DemoOptions, EvalOptions, RenderOptions
 from nerfit.outputs.histograms import draw_histograms
 from nerfit.outputs.inspect import inspect_part
 from nerfit.outputs.pictures import checked_quantities, render_path
+from nerfit.outputs.pose_plots import draw_poses, log_paths
 from nerfit.preparing import TrainCommand, prepare, say
 from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
 from nerfit.scenes import load_scene, photos, video
@@ -114,14 +115,15 @@ def _trained(
 ) -> tuple[Trainer, dict[str, Any]]:
     due = plan.config.log
     callbacks = [Callback(due.test_every, _draw_test), Callback(due.video_every, _draw_path), Callback(due.image_every, _log_histograms)]
+    callbacks.append(Callback(due.image_every, log_paths))
     if viewer is not None:
         callbacks.append(Callback(1, _look_up(viewer)))
     made: list[Method] = []
 
     def make_method() -> Method:
         method = plan.make_method(scene)
-        if options.init is not None and not made:
-            initialise_from(options.init, method)
+        if options.init is not None and (options.init_only or not made):
+            initialise_from(options.init, method, scene, options.init_only)
         made.append(method)
         return method
 
@@ -140,6 +142,8 @@ def _trained(
     placed = trainer.method.place(scene)
     if placed is not scene:
         placed.save(folder, given=scene.cameras)
+        if trainer.interrupted is None:
+            draw_poses(trainer, folder / "renders" / "cameras")
     summary: dict[str, Any] = {
         "run": str(folder),
         "method": plan.method,
