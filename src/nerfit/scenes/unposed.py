@@ -7,7 +7,7 @@ import torch
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
 from nerfit.scenes.scene import Scene, SceneConfig, pick
@@ -38,8 +38,9 @@ def load(source: str, config: Config) -> Scene:
     files = picture_files(Path(source)) or picture_files(Path(source) / "images")
     if len(files) < 2:
         raise SceneError(f"{source} holds {len(files)} pictures; it takes 2 or more to learn cameras from them.")
-    if config.factor < 1 or config.holdout < 0 or config.holdout == 1:
-        raise ConfigError("scene.factor must be at least 1 and scene.holdout 0 or at least 2.")
+    require_least("scene.", config, factor=1, holdout=0)
+    if config.holdout == 1:
+        raise ConfigError("scene.holdout 1 leaves no picture to train on; it must be 0 or at least 2.")
     if not 0 < config.fov < 180:
         raise ConfigError(f"scene.fov must lie between 0 and 180 degrees, not {config.fov:g}.")
     sizes = [image_size(file) for file in files]
@@ -51,12 +52,13 @@ def load(source: str, config: Config) -> Scene:
     test = list(range(0, len(files), config.holdout)) if config.holdout else []
     train = [i for i in range(len(files)) if i not in set(test)]
     masks = find_masks(files)
+    near, far = config.reach(0.0, 1.0)
     return Scene(
         name=Path(source).resolve().name,
         format="unposed",
         cameras=Cameras.pinhole(poses, focal_from_fov(torch.pi * config.fov / 180, width), width, height, config.pixel_offset),
-        near=0.0 if config.near is None else config.near,
-        far=1.0 if config.far is None else config.far,
+        near=near,
+        far=far,
         splits={"train": [train[i] for i in pick(len(train), config.train_views)], "val": test, "test": test},
         pixels=load_pixels(files, [(width, height)] * len(files), masks),
         masked=any(masks),
