@@ -59,7 +59,7 @@ class PoseSearch:
         self.psnr.append(state.psnr)
         self.c2w.append(now.c2w[cameras.views].detach().float().cpu().clone())
         self.focal.append(float((now.fx / now.width).mean()))
-        if cameras.config.start == "identity" and (why := self.hopeless(trainer.scene)):
+        if cameras.config.start == "identity" and cameras.config.learn_from == 0 and (why := self.hopeless(trainer.scene)):
             warnings.warn(
                 f"the search for camera poses is probably hopeless: {why}. Photos must show one scene from places side by side; try "
                 "fewer or closer ones, --seeds 3, a lower --model.camera.lr, --recipe nerfmm-siren (of nerf), or nerfit poses (COLMAP).",
