@@ -1,5 +1,6 @@
 """What a search for camera poses has done so far: kept in the run folder for pictures of it, and watched for hope."""
 
+import math
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +22,9 @@ FILE = "poses.safetensors"
 """Where a run folder keeps its search."""
 MOST, FIRST_EVERY = 200, 5
 """Looks that are kept, and steps between the first of them; beyond that every second one is dropped."""
-SHARE, EARLY, LATE = 0.1, 200, 1000
+SHARE, EARLY, LATE = 0.1, 200, 400
 """Share of the budget after which a search is judged, and steps before which and after which it is not."""
-EXPLAINED, LITTLE = 0.75, 0.4
+EXPLAINED, LITTLE = 0.7, 0.4
 """Shares of the pictures' variance that the field explains by then: below the second there is no hope, nor below the first if cameras
 flee."""
 FLEEING, STRAIGHT = 0.15, 0.45
@@ -59,7 +60,9 @@ class PoseSearch:
         self.psnr.append(state.psnr)
         self.c2w.append(now.c2w[cameras.views].detach().float().cpu().clone())
         self.focal.append(float((now.fx / now.width).mean()))
-        if cameras.config.start == "identity" and cameras.config.learn_from == 0 and (why := self.hopeless(trainer.scene)):
+        still = cameras.config.warmup > 0  # cameras that hardly move at first are not judged early by what they have reached
+        search = cameras.config.start == "identity" and cameras.config.learn_from == 0
+        if search and (why := self.hopeless(trainer.scene, math.inf if still else LATE)):
             warnings.warn(
                 f"the search for camera poses is probably hopeless: {why}. Photos must show one scene from places side by side; try "
                 "fewer or closer ones, --seeds 3, a lower --model.camera.lr, --recipe nerfmm-siren (of nerf), or nerfit poses (COLMAP).",
@@ -68,15 +71,16 @@ class PoseSearch:
         if len(self.steps) >= MOST:
             self._thin()
 
-    def hopeless(self, scene: Scene) -> str | None:
-        """Why there is no hope, at the one look that judges: the first after `SHARE` of the budget and `EARLY` steps, or `LATE` steps."""
-        due = [step >= LATE or (step >= EARLY and share >= SHARE) for step, share in zip(self.steps, self.progress, strict=True)]
-        if not due[-1] or any(due[:-1]):
-            return None
+    def hopeless(self, scene: Scene, late: float = LATE) -> str | None:
+        """Why there is no hope, said once: at the first look after `SHARE` of the budget and `EARLY` steps, or after ``late`` steps."""
+        shared = [step >= EARLY and share >= SHARE for step, share in zip(self.steps, self.progress, strict=True)]
+        judged = [due or step >= late for due, step in zip(shared, self.steps, strict=True)]
         place = torch.stack(self.c2w)[:, :, :, 3]
         spread = float((place[-1] - place[-1].mean(0)).norm(dim=-1).mean())
-        if spread < STUCK:
-            return f"after {self.steps[-1]} steps the cameras are no farther apart than {spread:.2g}"
+        if _now(shared) and spread < STUCK:
+            return f"after {self.progress[-1]:.0%} of the run the cameras are no farther apart than {spread:.2g}"
+        if not _now(judged):
+            return None
         explained = 1 - 10 ** (-self.psnr[-1] / 10) / _variance(scene)
         legs = place[torch.linspace(0, len(place) - 1, LEGS + 1).long()]
         way = legs.diff(dim=0).norm(dim=-1).sum(0).mean()
@@ -124,6 +128,11 @@ class PoseSearch:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             warnings.warn(f"{folder / FILE} is damaged ({error}): pictures of the search begin here.", stacklevel=2)
             return cls()
+
+
+def _now(due: list[bool]) -> bool:
+    """Whether the newest of several looks is the first that is due."""
+    return due[-1] and not any(due[:-1])
 
 
 def _variance(scene: Scene) -> float:
