@@ -122,9 +122,9 @@ def test_a_field_of_sine_layers_learns_a_room(tmp_path: Path) -> None:
 # --- Keys -----------------------------------------------------------------------------------------------------------
 
 OTHER: dict[str, Any] = {
-    "learn": False, "start": "given", "disturb": 0.1, "rotation": "6d", "pivot": 1.0, "focal": "exp", "fov": 70.0, "separate": True, "lr": 2e-3,
-    "lr_final": 1e-3, "warmup": 0.5, "focal_lr": 3e-3, "learn_from": 0.5, "learn_until": 0.5, "refine_after": 0.5, "coarse_from": 0.2,
-    "coarse_until": 0.7,
+    "learn": False, "start": "given", "disturb": 0.1, "rotation": "6d", "pivot": 1.0, "focal": "exp", "fov": 70.0, "separate": True,
+    "lr": 2e-3, "lr_final": 1e-3, "warmup": 0.5, "focal_lr": 3e-3, "learn_from": 0.5, "learn_until": 0.5, "refine_after": 0.5,
+    "coarse_from": 0.2, "coarse_until": 0.7,
 }  # fmt: skip
 """Another value of each key of the cameras, but for those that other tests change."""
 
