@@ -189,6 +189,11 @@ def write_photos(folder: Path) -> None:
         save(folder / f"{i}.png", i, 3)
 
 
+def write_unposed(folder: Path) -> None:
+    for view in range(4):
+        save(folder / f"photo_{view}.png", view, 3)
+
+
 def write_video(folder: Path) -> None:
     with av.open(str(folder / "film.mp4"), "w") as film:
         stream = film.add_stream("mpeg4", rate=4)
@@ -209,6 +214,7 @@ READERS = {
     "deepvoxels": Reader(write_deepvoxels),
     "tiny": Reader(write_tiny, "tiny.npz"),
     "multiscale": Reader(write_multiscale),
+    "unposed": Reader(write_unposed, options={"holdout": 2}),
     "photos": Reader(write_photos, readable=False),
     "video": Reader(write_video, "film.mp4", readable=False),
     "image": Reader(lambda folder: save(folder / "photo.png", 0), "photo.png"),

@@ -31,6 +31,7 @@ _BUILT_IN = {
         "multiscale": "nerfit.scenes.multiscale",
         "deepvoxels": "nerfit.scenes.deepvoxels",
         "llff": "nerfit.scenes.llff",
+        "unposed": "nerfit.scenes.unposed",
         "tiny": "nerfit.scenes.tiny",
         "image": "nerfit.scenes.single_image",
         "video": "nerfit.scenes.video",

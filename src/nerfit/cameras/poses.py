@@ -63,11 +63,11 @@ def transform_poses(c2w: Float[Tensor, "views rows 4"], transform: Float[Tensor,
 def align(source: Float[Tensor, "points 3"], target: Float[Tensor, "points 3"]) -> Float[Tensor, "4 4"]:
     """The similarity T (scale, rotation, translation) with the least Σ‖T(source) - target‖² (Umeyama 1991).
 
-    Positions on one line leave the turn about it free. Raises SceneError for fewer than 3 points or sources that coincide.
+    Positions on one line leave the turn about it free. Raises SceneError for fewer than 3 points, or sources or targets that coincide.
     """
     source, target = (points.to("cpu").to(torch.float64) for points in (source, target))
     s, t = source - source.mean(0), target - target.mean(0)
-    if len(s) < 3 or not s.norm() > 1e-12 * (1 + source.norm()):
+    if len(s) < 3 or not (s.norm() > 1e-12 * (1 + source.norm()) and t.norm() > 1e-12 * (1 + target.norm())):
         raise SceneError(f"{len(s)} positions can't be aligned: it takes 3 that do not coincide.")
     u, stretch, vh = torch.linalg.svd(t.T @ s)
     sign = torch.ones(3, dtype=torch.float64)
