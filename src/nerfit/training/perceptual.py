@@ -102,7 +102,7 @@ class Perceptual:
         pixels = (rows[:, None] * scene.cameras.width[view] + columns).flatten()
         colors = scene.colors(torch.full_like(pixels, view), pixels % scene.cameras.width[view], rows.repeat_interleave(len(columns)))
         target, known = composite(colors, background).to(method.device), (colors[:, -1:] > 0).to(method.device)
-        mixed = None if aligned else self._pose_between(self._cameras(method), random)
+        mixed = None if aligned else self._pose_between(method, random)
 
         def render(piece: Tensor) -> Tensor:
             cameras = self._cameras(method)  # for every piece anew: those that are learned have a graph that goes with it
@@ -139,14 +139,14 @@ class Perceptual:
         rows, columns = (first + stride * torch.arange(n) for first, n in zip(firsts, counts, strict=True))
         return rows, columns
 
-    def _pose_between(self, cameras: Cameras, random: torch.Generator) -> Float[Tensor, "3 4"]:
+    @torch.no_grad()
+    def _pose_between(self, method: Method, random: torch.Generator) -> Float[Tensor, "3 4"]:
         """A pose at a random place between three random training cameras; of an object's, around the point they look at."""
-        train = torch.tensor(self.scene.splits["train"])
-        train = cameras[train.to(cameras.c2w.device)].to("cpu")
+        train = self._cameras(method).to("cpu")[self.scene.splits["train"]]
         chosen = torch.randperm(len(train), generator=random)[:CORNERS]
         shares = -torch.rand(len(chosen), generator=random).clamp(min=1e-9).log()
         around = rays_meet(train).point if self.scene.bounds == "object" and not self.scene.ndc else None
-        return pose_between(train.c2w[chosen].detach(), shares / shares.sum(), around)
+        return pose_between(train.c2w[chosen], shares / shares.sum(), around)
 
 
 def backward_in_strips(
