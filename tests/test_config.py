@@ -29,6 +29,7 @@ from nerfit.scenes.procedural import Config as ProceduralConfig
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
+from nerfit.training.perceptual import PerceptualConfig
 from nerfit.training.trainer import Trainer
 
 METHODS = ("instant", "nerf", "mipnerf", "mipnerf360", "image")
@@ -235,6 +236,7 @@ SECTIONS = [
     *OPTIM.values(),
     *(NerfConfig(), NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5), NerfConfig(occupancy=True)),
     *(MipNerfConfig(depth=2), MipNerf360Config(depth=2)),
+    *(PerceptualConfig(), PerceptualConfig(net="vgg")),
     *(scene_format(form).Config() for form in FORMATS if hasattr(scene_format(form).Config, "unused")),
 ]
 """Sections in states in which some of their keys have no effect."""
