@@ -206,7 +206,7 @@ def trainer(scene: Scene, folder: Path, weights: Path | None, perceptual: Percep
     optim = OptimConfig(optimizer="sparse-adam" if method is Instant else "adam", lr=5e-3, schedule="constant")
     log = LogConfig(image_every=0, save_every=0)
     loop = LoopConfig(**({"optim": optim, "log": log, "steps": 3, "device": "cpu", "perceptual": perceptual} | choices))
-    config = INSTANT if method is Instant else NERF
+    config: Any = INSTANT if method is Instant else NERF
     return Trainer(lambda: method(config, scene), scene, loop, folder, quiet=True, lpips_weights=weights)
 
 
@@ -284,7 +284,7 @@ def test_the_table_of_a_hash_grid_takes_one_gradient_by_itself_again(scene: Scen
         dense.append(run.method.field.table.grad is not None)  # pyright: ignore[reportAttributeAccessIssue]
         after(step)
 
-    run.method.after_step = look  # type: ignore[method-assign]
+    run.method.after_step = look
     run.train()
     if getattr(run.method.field.table, "factored_gradients", None) is not None:  # pyright: ignore[reportAttributeAccessIssue]
         assert dense == [False, False, True, False]
