@@ -30,7 +30,7 @@ class PerceptualConfig:
 
     net: Literal["none", "alex", "vgg", "clip"] = "none"
     """Network that compares views; alex and vgg are those of LPIPS."""
-    weight: float = 0.1
+    weight: float = 0.01
     """Factor of the loss."""
     every: int = 10
     """Steps between views that are looked at."""
