@@ -30,6 +30,7 @@ from nerfit.scenes.procedural import Config as ProceduralConfig
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
+from nerfit.training.perceptual import PerceptualConfig
 from nerfit.training.trainer import Trainer
 
 METHODS = ("instant", "instant-unbounded", "nerf", "mipnerf", "mipnerf360", "image")
@@ -238,6 +239,7 @@ SECTIONS = [
     *(NerfConfig(network="siren", frequencies=0, viewdirs=False, camera=CameraConfig(learn=True)), NerfConfig()),
     *(NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5), NerfConfig(occupancy=True)),
     *(MipNerfConfig(depth=2), MipNerf360Config(depth=2)),
+    *(PerceptualConfig(), PerceptualConfig(net="vgg")),
     *(scene_format(form).Config() for form in FORMATS if hasattr(scene_format(form).Config, "unused")),
 ]
 """Sections in states in which some of their keys have no effect."""

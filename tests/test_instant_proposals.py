@@ -159,8 +159,6 @@ def test_ndc_is_refused(scene: Scene) -> None:
 def test_auto_takes_it_for_unbounded_scenes_unless_a_recipe_is_named(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: list[str], method: str
 ) -> None:
-    given, seen = replace(scene, **changes), []
+    given = replace(scene, **changes)
     monkeypatch.setattr(Plan, "load_scene", lambda plan: given)
-    monkeypatch.setattr(jobs, "train", lambda plan, options, folder, tell, scene: seen.append((plan.method, str(folder), scene)) or {})
-    jobs.train_auto("procedural", [*words, "--steps", "7"], lambda options, summary: None)
-    assert seen == [(method, f"runs/procedural-{method}", given)]
+    assert jobs.choose_method("procedural", [*words, "--steps", "7"]) == (method, given)

@@ -145,7 +145,7 @@ def _trained(
         return method
 
     try:
-        trainer = Trainer(make_method, scene, plan.config, folder, callbacks, quiet=options.json)
+        trainer = Trainer(make_method, scene, plan.config, folder, callbacks, options.json, options.lpips_weights)
     except NerfitError:
         if not options.resume:
             folder.rmdir()

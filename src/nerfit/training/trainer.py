@@ -24,6 +24,7 @@ from nerfit.training.interrupts import stop_on_signals
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
 from nerfit.training.pose_search import PoseSearch
+from nerfit.training.perceptual import Perceptual, PerceptualConfig
 from nerfit.training.relocation import relocate
 
 MAX_RESTARTS = 5
@@ -36,6 +37,8 @@ class LoopConfig:
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How parameters move."""
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    """A loss on whole views."""
     log: LogConfig = field(default_factory=LogConfig)
     """How often to look, write and save."""
     steps: int | None = None
@@ -79,6 +82,7 @@ class Trainer:
         folder: Path,
         callbacks: list[Callback] | None = None,
         quiet: bool = False,
+        lpips_weights: Path | None = None,
     ) -> None:
         if settings.epochs is not None:
             passes = settings.epochs * len(scene.splits["train"])
@@ -92,6 +96,8 @@ class Trainer:
         keep_freed_memory()
         self.threads = set_threads(settings.threads)
         self.device = pick_device(settings.device)
+        whole = settings.perceptual
+        self.perceptual = None if whole.net == "none" else Perceptual(whole, scene, self.device, lpips_weights)
         self._make_method = make_method
         self.state = LoopState(seed=settings.seed)
         self.interrupted: int | None = None
@@ -204,10 +210,16 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.stage), self.stage)
         while True:
             generator = torch.Generator(self.device).manual_seed(mix(self.state.seed, self.state.step + 1))
-            self.method.before_step(step)
-            batch = self.method.next_batch(self.scene, step, generator)
             try:
+                self.optimizer.zero_grad(set_to_none=True)
+                whole: dict[str, Tensor] = {}
+                if self.perceptual is not None and self.perceptual.due(step, self.stage):
+                    value = self.perceptual.backward(self.method, self.state.seed, step, self.state.chunk, self.scaler.scale)
+                    whole = {"perceptual": value}
+                self.method.before_step(step)
+                batch = self.method.next_batch(self.scene, step, generator)
                 rendering, losses = self._backward(batch, step)
+                losses |= whole
                 break
             except torch.cuda.OutOfMemoryError:
                 self.state.chunk = smaller_chunk(self.state.chunk)
@@ -216,8 +228,7 @@ class Trainer:
         return rendering, batch, losses
 
     def _backward(self, batch: Batch, step: int) -> tuple[Rendering, dict[str, Tensor]]:
-        """Gradients of the mean loss over the batch, chunk by chunk; returns what all of it saw, and the losses."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Add the gradients of the mean loss over the batch, chunk by chunk; returns what all of it saw, and the losses."""
         totals: dict[str, Tensor] = {}
         seen: list[Rendering] = []
         for chunk in batch.chunks(self.state.chunk):
