@@ -97,7 +97,7 @@ def render_path(
 ) -> list[Path]:
     """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity if there are several frames.
 
-    ``beside`` makes one video of all quantities side by side instead; ``video`` is mp4 or gif. ``report(done, of)`` is called
+    ``beside`` makes one video of all quantities side by side instead; ``video`` is mp4, gif or webp. ``report(done, of)`` is called
     after each frame. Returns the videos. Memory does not grow with the number of frames.
     """
     for index in range(len(cameras)):

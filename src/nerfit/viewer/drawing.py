@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from nerfit.cameras import Cameras, Rays
+from nerfit.cameras import Cameras
 from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import Meeting
 from nerfit.cameras.rotations import matrix_to_quaternion, quaternion_to_matrix
 from nerfit.methods.base import Method
 from nerfit.outputs.pictures import view_normals
+from nerfit.outputs.surfaces import clip_to_box
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.images import colorize, to_bytes
@@ -116,15 +117,6 @@ class Frame:
             return None
         direction = self.camera.directions(torch.tensor([0]), torch.tensor([column]), torch.tensor([row]))[0]
         return self.camera.centers[0] + depth * direction
-
-
-def clip_to_box(rays: Rays, low: Tensor, high: Tensor) -> tuple[Rays, Bool[Tensor, "rays"]]:
-    """The rays between where they enter and leave a box (corners [3]), and which of them meet it at all (slab method)."""
-    d = torch.where(rays.directions.abs() < 1e-12, 1e-12, rays.directions)
-    a, b = (low - rays.origins) / d, (high - rays.origins) / d
-    near = torch.maximum(rays.near, torch.minimum(a, b).amax(-1))
-    far = torch.minimum(rays.far, torch.maximum(a, b).amin(-1))
-    return Rays(rays.origins, rays.directions, rays.viewdirs, near, far, rays.pixel_radius, rays.image_index), near < far
 
 
 @torch.no_grad()

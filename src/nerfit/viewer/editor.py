@@ -87,11 +87,11 @@ class PathEditor:
 
     def _save(self) -> None:
         self.keys.path()
-        self.client.send_file_download("path.json", self.keys.to_json().encode())
+        self.client.send_file_download("path.json", self.keys.to_json(self.panel.scene.name).encode())
 
     def _load(self, file: Any) -> None:
         try:
-            keys = KeyFrames.from_json(file.content, self.panel.scene.cameras, file.name)
+            keys = KeyFrames.from_json(file.content, self.panel.scene.cameras, file.name, self.panel.scene.name)
         except NerfitError as error:
             self.client.add_notification("This file can't be used", str(error), color="red", auto_close_seconds=8)
             return
