@@ -342,7 +342,7 @@ def test_key_frames_become_the_path_that_render_reads(tmp_path: Path) -> None:
     poses = [torch.tensor(around(0.3 * i, 0.2 * i)[:3]) for i in range(4)]
     keys = KeyFrames(64, 36, 0.8, 2.5, poses)
     file = tmp_path / "path.json"
-    file.write_text(keys.to_json())
+    file.write_text(keys.to_json("ball"))
     scene = ball_scene(8, 3)
     path, look = make_path(str(file), scene.cameras)
     assert look is None and len(path) == keys.frames == 75
@@ -355,6 +355,19 @@ def test_key_frames_become_the_path_that_render_reads(tmp_path: Path) -> None:
     assert (again.width, again.height, again.frames) == (64, 36, 75)
     assert again.fov == pytest.approx(0.8, abs=1e-6)
     assert_close(torch.stack(again.poses), torch.stack(poses))
+
+
+def test_the_path_of_another_scene_is_refused(tmp_path: Path) -> None:
+    scene = ball_scene(8, 3)
+    mine = KeyFrames(64, 36, 0.8, 2.5, [torch.tensor(around(0.3, 0.2)[:3])])
+    with pytest.raises(SceneError, match=r"^mine.json is a path through the scene 'ball', not through 'lego'"):
+        KeyFrames.from_json(mine.to_json("ball").encode(), scene.cameras, "mine.json", "lego")
+    far = torch.tensor(around(0.3, 0.2)[:3])
+    far[:, 3] *= 20
+    nameless = tmp_path / "far.json"
+    nameless.write_text(KeyFrames(64, 36, 0.8, 2.5, [far]).to_json("ball").replace('"scene": "ball",', ""))
+    with pytest.warns(UserWarning, match="20 times as far away as the scene's cameras"):
+        make_path(str(nameless), scene.cameras, scene="ball")
 
 
 def test_what_is_no_path_is_refused_by_its_name() -> None:

@@ -6,6 +6,7 @@ import io
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,8 @@ from nerfit.viewer.panel import Panel
 
 PORT = 7007
 PORTS_TRIED = 100
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that nobody else reaches."""
 THUMBNAIL = 96
 """Longest side in pixels of the photos on the frusta."""
 REFRESH = 1.0
@@ -69,6 +72,8 @@ class Viewer:
         self.awake = threading.Event()
         self.closed = False
         self.port = free_port(host, port)
+        if host not in LOOPBACK:
+            warnings.warn(f"on --host {host} whoever reaches this machine can look, pause a training and make videos.", stacklevel=2)
         with contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of its own
             self.server = viser.ViserServer(host=host, port=self.port, label=f"nerfit: {scene.name}", verbose=False)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
