@@ -232,7 +232,7 @@ def test_a_video_may_hold_all_quantities_side_by_side(run: Path, kind: str) -> N
     with Image.open(answer.data["videos"][0]) as video:
         assert (video.format, video.size, getattr(video, "n_frames", 1)) == (kind.upper(), (72, 24), 3)
         picture = np.asarray(video.convert("RGB")).astype(int)
-    rgb = np.asarray(Image.open(run / "renders" / "circle" / "rgb" / "0000.png")).astype(int)
+    rgb = np.asarray(Image.open(f"film-{kind}/rgb/0000.png")).astype(int)
     assert np.abs(picture[:, :24] - rgb).mean() < 10
 
 

@@ -59,7 +59,9 @@ def test_a_mesh_is_filmed_and_closed(run: Path, capsys: pytest.CaptureFixture[st
     assert answer["turntable"] == str(run / "closed.mp4")
     with av.open(answer["turntable"]) as film:
         assert film.streams.video[0].frames == 90 and film.streams.video[0].width == 960
-    corners = [[int(c.split("//")[0]) for c in line.split()[1:]] for line in (run / "closed.obj").read_text().splitlines() if line[0] == "f"]
+    corners = [
+        [int(c.split("//")[0]) for c in line.split()[1:]] for line in (run / "closed.obj").read_text().splitlines() if line[0] == "f"
+    ]
     edges = {(face[i], face[i - 2]) for face in corners for i in range(3)}
     assert edges == {(b, a) for a, b in edges}
     (run / "closed.obj").unlink()
@@ -103,7 +105,9 @@ def test_where_nothing_can_be_written(words: list[str], run: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("words", EXPORTED, ids=" ".join)
-def test_a_protected_folder_is_refused(words: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_protected_folder_is_refused(
+    words: list[str], run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert main([*words, str(run)]) == 1
     assert "is write-protected: choose another --out." in capsys.readouterr().err

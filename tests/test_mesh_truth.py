@@ -65,7 +65,10 @@ def chamfer(stage: Stage, cameras: Cameras, vertices: Tensor, faces: Tensor, lin
     visible = truth[: len(truth) // 4]
     visible = visible[seen_by(stage, cameras, visible)]
     assert 0.3 < len(visible) / (len(truth) // 4) < 0.95
-    accuracy, completeness = cKDTree(truth.numpy()).query(meshed.numpy())[0].mean(), cKDTree(meshed.numpy()).query(visible.numpy())[0].mean()
+    accuracy, completeness = (
+        cKDTree(truth.numpy()).query(meshed.numpy())[0].mean(),
+        cKDTree(meshed.numpy()).query(visible.numpy())[0].mean(),
+    )
     return float(accuracy) / diagonal, float(completeness) / diagonal
 
 

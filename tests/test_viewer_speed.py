@@ -6,9 +6,7 @@ takes some six minutes on a machine that does nothing else, and prints what it m
 """
 
 import contextlib
-import math
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -23,7 +21,7 @@ import pytest
 from nerfit import jobs
 from nerfit.training.trainer import Callback, Trainer
 from nerfit.viewer.drawing import Viewpoint
-from nerfit.viewer.server import REFRESH, Viewer
+from nerfit.viewer.server import Viewer
 from test_viewer_browser import CHROMIUM, FLAGS
 
 BLOCK, PAIRS = float(os.environ.get("NERFIT_BLOCK", 40)), 3
@@ -88,9 +86,9 @@ def test_a_still_browser_leaves_training_its_speed(tmp_path: Path, capsys: pytes
                 viewer.watch(trainer.method, 4 * trainer.state.chunk)
                 fly_around(viewer, 3)
                 sizes, sharp = fly_around(viewer, 10)
-                said = f"{len(sizes) / 10:.1f} pictures a second of {statistics.median(sizes):,.0f} pixels while moving, sharp after {sharp:.1f} s"
                 with capsys.disabled():
-                    print("\n" + said)
+                    print(f"\n{len(sizes) / 10:.1f} pictures a second of {statistics.median(sizes):,.0f} pixels while moving, ", end="")
+                    print(f"one of {next(iter(viewer.panels.values())).sight.drawn:,} after {sharp:.1f} s of rest")
                 os.killpg(watcher[0].pid, signal.SIGSTOP)
                 began, first = time.perf_counter(), step
                 return
@@ -111,4 +109,4 @@ def test_a_still_browser_leaves_training_its_speed(tmp_path: Path, capsys: pytes
     with capsys.disabled():
         alone, with_it = (np.round(rates[k], 2).tolist() for k in (False, True))
         print(f"steps a second alone {alone}, watched {with_it}: {100 * (1 - statistics.median(shares)):.1f} % slower")
-    assert math.isfinite(REFRESH) and statistics.median(shares) >= 0.9
+    assert statistics.median(shares) >= 0.9

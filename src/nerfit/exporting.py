@@ -166,7 +166,9 @@ def _writable(path: Path) -> Path:
     """``path``, if something can be written there; RunError where its folder is none, or is protected."""
     above = next(p for p in path.absolute().parents if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise RunError(f"{path} can't be written, for {above} is {'write-protected' if above.is_dir() else 'no folder'}: choose another --out.")
+        raise RunError(
+            f"{path} can't be written, for {above} is {'write-protected' if above.is_dir() else 'no folder'}: choose another --out."
+        )
     return path
 
 

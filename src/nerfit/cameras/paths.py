@@ -36,8 +36,8 @@ def make_path(
     lists the views of the test path, which are taken as they are, ``frames`` (None = the path's own number) of them evenly
     spread. ``depth_range`` is the nearest and farthest depth of the scene's content, for a spiral's focus. The second value
     is None but for ``still``: that path stands at the first pose of ``default`` (the scene's own path), whose cameras are
-    returned as those to take view directions from. ``scene`` is the scene's name, which a file's must not contradict. Raises ConfigError for an unknown path or frame count, SceneError where
-    the path can't be made.
+    returned as those to take view directions from. ``scene`` is the scene's name, which a file's must not contradict.
+    Raises ConfigError for an unknown path or frame count, SceneError where the path can't be made.
     """
     if frames is not None and frames < 1:
         raise ConfigError(f"a camera path needs at least 1 frame, not {frames}.")

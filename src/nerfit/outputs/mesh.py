@@ -209,5 +209,3 @@ def vertex_normals(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) ->
     a, b, c = vertices[faces].unbind(1)
     across = torch.linalg.cross(b - a, c - a)
     return torch.nn.functional.normalize(torch.zeros_like(vertices).index_add_(0, faces.flatten(), across.repeat_interleave(3, 0)), dim=-1)
-
-

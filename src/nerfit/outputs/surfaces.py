@@ -86,7 +86,8 @@ def see_surfaces(
 ) -> Surfaces:
     """Render the training views, at most so many of them and evenly chosen, with so many pixels at most along a side.
 
-    A ray's depth is its expected one where its opacity is at least a half; ``warped`` leaves those of a scene in NDC in NDC. Raises ConfigError for a method without depth.
+    A ray's depth is its expected one where its opacity is at least a half; ``warped`` leaves those of a scene in NDC in NDC.
+    Raises ConfigError for a method without depth.
     """
     train = torch.tensor(scene.splits["train"])
     chosen = train[torch.linspace(0, len(train) - 1, min(most_views, len(train))).round().long()]

@@ -1,7 +1,6 @@
 """A film of a mesh that turns: its colours on the left, its shape on the right."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch

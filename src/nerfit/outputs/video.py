@@ -33,7 +33,9 @@ def write_video(path: Path, frames: Iterable[Picture], fps: float = 30.0, crf: i
     if path.suffix.lower() == ".webp":
         images = [Image.fromarray(picture) for picture in pixels]
         with replacing(path) as temporary:
-            images[0].save(temporary, format="WEBP", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, quality=90)
+            images[0].save(
+                temporary, format="WEBP", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, quality=90
+            )
     elif path.suffix.lower() == ".gif" or encoder is None:
         if path.suffix.lower() != ".gif":
             path = path.with_suffix(".gif")

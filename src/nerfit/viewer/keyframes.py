@@ -54,7 +54,7 @@ class KeyFrames:
 
     @classmethod
     def from_json(cls, content: bytes, cameras: Cameras, name: str = "path.json", scene: str | None = None) -> "KeyFrames":
-        """The path in a file's content; what it leaves open follows the first of ``cameras``. SceneError for what is no path of the scene."""
+        """The path in a file's content; what it leaves open follows the first of ``cameras``. SceneError for any other."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / (Path(name).name or "path.json")
             path.write_bytes(content)
