@@ -92,8 +92,8 @@ def test_all_holes_are_closed() -> None:
     assert len(closed) == len(vertices) + 2 and torch.equal(filled[: len(faces)], faces)
     edges = torch.stack([filled.flatten(), filled[:, [1, 2, 0]].flatten()], -1)
     assert {tuple(e) for e in edges.tolist()} == {(b, a) for a, b in edges.tolist()} and len(edges.unique(dim=0)) == len(edges)
-    height = float(vertices[:, 2].max())
-    assert volume(closed, filled) == pytest.approx(2 * math.pi * (height - height**3 / 3), rel=0.03)
+    low, high = vertices[:, 2].min(), vertices[:, 2].max()
+    assert volume(closed, filled) == pytest.approx(float(math.pi * ((high - high**3 / 3) - (low - low**3 / 3))), rel=0.03)
     assert torch.equal(close_holes(closed, filled)[1], filled)
 
 

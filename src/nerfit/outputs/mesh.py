@@ -186,6 +186,8 @@ def close_holes(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> tu
 
     start, end = faces.flatten(), faces[:, [1, 2, 0]].flatten()
     rim = ~torch.isin(start * len(vertices) + end, end * len(vertices) + start)  # edges with a triangle on one side only
+    if not rim.any():
+        return vertices, faces
     start, end = start[rim], end[rim]
     points, numbered = torch.stack([start, end]).unique(return_inverse=True)
     graph = coo_array((np.ones(len(start), bool), numbered.numpy()), (len(points), len(points)))
