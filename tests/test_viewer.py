@@ -167,6 +167,15 @@ def test_a_point_of_the_picture_is_a_point_of_the_scene() -> None:
     assert frame.point(0, 0) is None and frame.point(1, 1) is None
 
 
+@pytest.mark.parametrize("distance", [1.6, 2.5, 4.0, 9.0])
+def test_an_object_is_whole_from_near_and_from_far(distance: float) -> None:
+    """Also where the distances that training cameras look at, 2 to 6, would cut it."""
+    pose = torch.tensor(around(0.4, 0.3))[:3]
+    pose[:, 3] *= distance / 4
+    frame = draw(Ball(), ball_scene(), Viewpoint.at(pose, 0.5, 1.0).camera(441), Wish(), 999)
+    assert frame is not None and frame.depth[10, 10] == pytest.approx(distance - 1, abs=0.02)
+
+
 def test_a_crop_box_cuts_the_field() -> None:
     scene, method = ball_scene(), Ball()
     camera = Viewpoint.of(scene.cameras, 0).camera(32 * 32)  # from +x
@@ -554,6 +563,15 @@ def test_a_click_on_a_camera_flies_there_and_lays_its_photo_over(viewer: Viewer)
     assert viewer.panels[0].sight.wish.photo is None
     browser.gui["frusta"].use(False)
     assert not browser.scene["/cameras/3"].visible
+
+
+def test_frusta_that_the_browser_stands_in_are_hidden(viewer: Viewer) -> None:
+    browser = visit(viewer)
+    assert [browser.scene[f"/cameras/{i}"].visible for i in range(5)] == [False, True, True, True, True]
+    browser.move(Viewpoint.of(viewer.scene.cameras, 2))
+    assert [browser.scene[f"/cameras/{i}"].visible for i in range(5)] == [True, True, False, True, True]
+    browser.gui["frusta"].use(False)
+    assert not any(browser.scene[f"/cameras/{i}"].visible for i in range(5))
 
 
 def test_a_clicked_point_becomes_what_the_camera_turns_about(viewer: Viewer) -> None:

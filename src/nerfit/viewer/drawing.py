@@ -16,7 +16,7 @@ from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import Meeting
 from nerfit.cameras.rotations import matrix_to_quaternion, quaternion_to_matrix
 from nerfit.methods.base import Method
-from nerfit.outputs.pictures import view_normals
+from nerfit.outputs.pictures import in_reach, view_normals
 from nerfit.outputs.surfaces import clip_to_box
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, join
@@ -124,6 +124,7 @@ def draw(
     method: Method | None, scene: Scene, camera: Cameras, wish: Wish, chunk: int, stop: Callable[[], bool] = lambda: False
 ) -> Frame | None:
     """The picture that one camera sees, or None if ``stop()`` becomes true between two chunks of rays; without a method it is empty."""
+    scene = in_reach(scene, camera, 0)
     width, height = int(camera.width[0]), int(camera.height[0])
     own = 0.0 if scene.background == "black" else 1.0
     background = torch.tensor(wish.background or [own] * 3, dtype=torch.float32)
