@@ -375,7 +375,7 @@ def test_the_path_of_another_scene_is_refused(tmp_path: Path) -> None:
     far[:, 3] *= 20
     nameless = tmp_path / "far.json"
     nameless.write_text(KeyFrames(64, 36, 0.8, 2.5, [far]).to_json("ball").replace('"scene": "ball",', ""))
-    with pytest.warns(UserWarning, match="20 times as far away as the scene's cameras"):
+    with pytest.warns(UserWarning, match="21 times as far away as the scene's cameras"):
         make_path(str(nameless), scene.cameras, scene="ball")
 
 

@@ -36,7 +36,7 @@ def _frame(mesh: Mesh, camera: Cameras) -> Float[Tensor, "size 2*size 3"]:
 def orbit(vertices: Float[Tensor, "v 3"], up: Float[Tensor, "3"], frames: int, size: int) -> Cameras:
     """Cameras on a turn about a mesh, 20 degrees above its middle, in whose square pictures all of it has room."""
     middle = (vertices.amin(0) + vertices.amax(0)) / 2
-    distance = float((vertices - middle).norm(dim=-1).max()) / math.sin(_FOV / 2)
+    distance = 1.1 * float((vertices - middle).norm(dim=-1).max()) / math.sin(_FOV / 2)
     stand = to_4x4(view_frame(middle, up, torch.tensor([0.0, 1.0, 0.0])))
     poses = [pose_spherical(360 * i / frames, -20, distance) for i in range(frames)]
     return Cameras.pinhole((stand @ to_4x4(torch.stack(poses)))[:, :3], focal_from_fov(_FOV, size), size, size)
