@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nerfit import cli, jobs
+from nerfit import benchmarks, cli
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import Samples
@@ -68,7 +68,7 @@ def test_speed(bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.M
     assert field["samples"] == 256 and field["precision"] == "float32"
     assert field["gflops"] == pytest.approx(3e-9 * shape.flops() * field["samples_per_second"])
     assert field["share_of_float32_peak"] == pytest.approx(field["gflops"] / 200)
-    text = cli._speed_text(answer)
+    text = benchmarks.speed_text(answer)
     assert all(name in text for name in KERNELS) and answer["machine"]["cpu"] in text
 
 
@@ -113,7 +113,7 @@ def test_time_to_quality(bench: Callable[..., tuple[int, str, str]], tmp_path: P
             raise KeyboardInterrupt
         return row | {"budget": budget, "seed": seed, "psnr": 20.0 + seed}
 
-    monkeypatch.setattr(jobs, "_timed_training", interrupted_at_the_third)
+    monkeypatch.setattr(benchmarks, "_timed_training", interrupted_at_the_third)
     again = ["time-to-quality", "instant", "procedural", "--at", 2, 1, "--seeds", 2, "--out", "q", *TINY]
     assert bench(*again)[0] == 130
     assert bench(*again)[0] == 0
@@ -130,8 +130,8 @@ def test_time_to_quality(bench: Callable[..., tuple[int, str, str]], tmp_path: P
 
 def test_a_training_that_fails_says_why(bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "procedural: procedural scene\nnerfit: the disk is full.\n")
-    monkeypatch.setattr("nerfit.jobs.subprocess.run", lambda *_, **__: failed)
-    monkeypatch.setattr("nerfit.jobs.matrix_peak", lambda *_: 1.0)
+    monkeypatch.setattr("nerfit.benchmarks.subprocess.run", lambda *_, **__: failed)
+    monkeypatch.setattr("nerfit.benchmarks.matrix_peak", lambda *_: 1.0)
     code, out, err = bench("time-to-quality", "procedural", "--at", 2, *TINY)
     assert (code, out) == (1, "") and err.splitlines()[-1] == "nerfit: the training of 2 s failed: the disk is full."
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import FOV, HEIGHT, WIDTH, assert_close, rotation
 from nerfit.cameras import Cameras
-from nerfit.errors import NerfitError, SceneError
+from nerfit.errors import ConfigError, NerfitError, SceneError
 from nerfit.scenes import blender, detect_format, scene_format, single_image
 from nerfit.scenes.scene import Scene, SceneConfig, composite, pick
 
@@ -171,7 +171,7 @@ def test_near_must_be_below_far(blender_folder, near, far):
 
 @pytest.mark.parametrize("choices", [{"factor": 0}, {"testskip": -1}])
 def test_impossible_options_are_refused(blender_folder, choices):
-    with pytest.raises(SceneError, match=next(iter(choices))):
+    with pytest.raises(ConfigError, match=next(iter(choices))):
         load(blender_folder, **choices)
 
 
@@ -398,7 +398,7 @@ def test_a_bad_picture_or_factor_is_refused(tmp_path):
     with pytest.raises(SceneError, match=r"x\.png"):
         single_image.load(str(path), single_image.Config())
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(path)
-    with pytest.raises(SceneError, match="factor"):
+    with pytest.raises(ConfigError, match="factor"):
         single_image.load(str(path), single_image.Config(factor=0))
     assert not single_image.detect(str(tmp_path))
     assert not single_image.detect(str(tmp_path / "missing.png"))

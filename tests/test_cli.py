@@ -437,6 +437,14 @@ def test_as_a_program_of_its_own(here: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, f"nerfit {__version__}\n", "")
 
 
+def test_what_needs_no_tensors_starts_without_pytorch() -> None:
+    """Importing it takes seconds, which a question about options should not."""
+    asked = ["methods", "recipes", *(f"{words} --help" for words in ("", "eval", "render", "view", "bench memory", "export", "inspect"))]
+    program = "import sys; from nerfit.cli import main; print([main(w.split()) for w in sys.argv[1:]], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, *asked], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{[0] * len(asked)} False", done.stderr
+
+
 def test_a_reader_who_stops_early_is_no_error(here: Path) -> None:
     done = process("sh", "-c", f"PYTHONUNBUFFERED=1 {sys.executable} -m nerfit recipes | head -n 1")
     assert done.stdout.count("\n") == 1 and done.stderr == ""

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nerfit import config as configs
-from nerfit import jobs
-from nerfit.config import RunConfig, arguments, flatten, load_recipe, merge, parse, shipped_recipes, to_dict
+from nerfit.config import arguments, flatten, load_recipe, merge, parse, shipped_recipes, to_dict
 from nerfit.errors import ConfigError, NerfitError, nearest
 from nerfit.methods.image import ImageConfig
 from nerfit.methods.mipnerf import MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360Config
 from nerfit.methods.nerf import NerfConfig
 from nerfit.plugins import available, find
-from nerfit.runs import Plan, config_type, default_config
+from nerfit.preparing import prepare
+from nerfit.runs import Plan, RunConfig, config_type, default_config
 from nerfit.scenes import scene_format
 from nerfit.scenes.procedural import Config as ProceduralConfig
 from nerfit.scenes.scene import Scene
@@ -48,13 +48,13 @@ def write(tmp_path: Path) -> Callable[[str, Any], str]:
 
 
 def config_of(*argv: str, method: str | None = "nerf", source: str | None = "procedural") -> RunConfig[Any, Any]:
-    return jobs.prepare(method, source, list(argv), folder=False)[0].config
+    return prepare(method, source, list(argv), folder=False)[0].config
 
 
 def refusal(*argv: str, method: str | None = "nerf", source: str | None = "procedural") -> str:
     """The one sentence that a command line is refused with."""
     with pytest.raises(ConfigError) as error:
-        jobs.prepare(method, source, list(argv), folder=False)
+        prepare(method, source, list(argv), folder=False)
     message = str(error.value)
     assert "\n" not in message and message.endswith((".", "?")) and not message.endswith(("..", "?."))
     return message
@@ -441,7 +441,7 @@ def test_every_shipped_recipe_is_a_configuration(name: str, tmp_path: Path) -> N
     assert recipe.description and recipe.method in METHODS
     forms = [recipe.format] if recipe.format else ["procedural", "blender", "llff"]
     for form in forms:
-        plan = jobs.prepare(None, Places(tmp_path)[form], ["--recipe", name], folder=False)[0]
+        plan = prepare(None, Places(tmp_path)[form], ["--recipe", name], folder=False)[0]
         assert (plan.method, plan.format) == (recipe.method, form)
         flat = flatten(to_dict(plan.config))
         assert {key: flat[key] for key in flatten(recipe.values)} == flatten(recipe.values)
@@ -452,8 +452,8 @@ def test_an_old_config_is_a_recipe_that_names_method_scene_and_folder(tmp_path: 
     source = Places(tmp_path)["llff"]
     text = "expname = fern_test\nbasedir = ./logs\ndatadir = ./llff\ndataset_type = llff\nN_samples = 64\nN_importance = 32\n"
     (tmp_path / "config_fern.txt").write_text(text)
-    plan, _, folder = jobs.prepare(None, None, ["--recipe", "config_fern.txt", "--model.width", "64"])
+    plan, _, folder = prepare(None, None, ["--recipe", "config_fern.txt", "--model.width", "64"])
     assert (plan.method, plan.format, plan.source, folder) == ("nerf", "llff", source, Path("logs/fern_test"))
     assert (plan.config.model.fine_samples, plan.config.model.width, plan.config.scene.ndc) == (32, 64, True)
-    assert jobs.prepare("nerf", source, ["--recipe", "config_fern.txt", "--out", "elsewhere"])[2] == Path("elsewhere")
+    assert prepare("nerf", source, ["--recipe", "config_fern.txt", "--out", "elsewhere"])[2] == Path("elsewhere")
     assert refusal("--recipe", "config_fern.txt").startswith("recipe config_fern.txt is for llff scenes")

@@ -12,6 +12,7 @@ from nerfit import jobs
 from nerfit.errors import ConfigError
 from nerfit.methods.base import render_view
 from nerfit.methods.instant import Instant, InstantConfig
+from nerfit.preparing import prepare
 from nerfit.rendering.metrics import psnr
 from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
@@ -50,7 +51,7 @@ def test_an_object_is_learned_by_the_command(tmp_path: Path) -> None:
     """The mean training picture scores 17.9 dB, the best of all training pictures for each view 19.7."""
     words = ["--steps", "600", "--scene.size", "64", "--scene.samples", "2", "--out", str(tmp_path / "run"), "--json"]
     words += ["--model.log2-entries", "14", "--model.samples", "4096", "--optim.lr", "2e-2"]
-    plan, options, folder = jobs.prepare("instant", "procedural", words)
+    plan, options, folder = prepare("instant", "procedural", words)
     assert plan.config.optim.optimizer == "sparse-adam"  # the method's own recipe is the default
     assert jobs.train(plan, options, folder)["test"]["psnr"] > 22.5
 

@@ -16,7 +16,6 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.learned import ROTATIONS, CameraConfig, LearnedCameras
 from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import axis_angle_to_matrix, six_to_matrix
-from nerfit.cli import EvalOptions
 from nerfit.config import arguments
 from nerfit.encodings.frequency import frequency_encoding, opened_levels
 from nerfit.errors import ConfigError
@@ -26,10 +25,15 @@ from nerfit.kernels.field import FieldShape, field_reference
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import pack_occupancy
 from nerfit.kernels.rendering import render_rays
+from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.options import EvalOptions
+from nerfit.preparing import prepare
+from nerfit.rendering.volume import Rendering
 from nerfit.runs import open_run
 from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
+from nerfit.training.relocation import lost_views, relocate
 
 
 @pytest.fixture(scope="module")
@@ -90,27 +94,91 @@ def test_colours_of_the_hash_field_have_the_gradients_of_finite_differences(casc
     assert torch.autograd.gradcheck(turned, inputs, eps=1e-7, atol=1e-5)
 
 
-def test_the_fast_path_and_the_one_with_gradients_agree() -> None:
-    """Colours and gradients of table and weights, float32, on this machine's kernels."""
+@pytest.mark.parametrize("soft_near", [0.0, 0.4])
+@pytest.mark.parametrize("cascades", [1, 3])
+def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: int, soft_near: float) -> None:
+    """float32 kernels against float64 definitions: origins, directions of any length, table, weights."""
     torch.manual_seed(2)
-    model = HashField(FieldShape(GridLayout(4, 12, 8, 64), 32))
+    model = HashField(FieldShape(GridLayout(4, 12, 4, 24), 32))
     torch.nn.init.normal_(model.table, 0, 0.5)
-    occupancy = pack_occupancy((torch.rand(128**3) < 0.3).float(), 0.5)
-    origins = torch.rand(40, 3) * 0.2
-    directions = torch.nn.functional.normalize(torch.rand(40, 3), dim=-1)
-    near, far, jitter = torch.zeros(40), torch.full((40,), 2.0), torch.full((40,), 0.5)
+    occupancy = pack_occupancy((torch.rand(cascades * 128**3) < 0.5).float(), 0.5)
+    rays = 200
+    origins = 0.5 + (torch.rand(rays, 3) - 0.5) * 2 ** (cascades - 1) * 0.9
+    looks = torch.nn.functional.normalize(torch.randn(rays, 3), dim=-1)
+    directions = looks * (0.5 + torch.rand(rays, 1))
+    near, far, jitter = torch.zeros(rays), torch.full((rays,), 2.0), torch.full((rays,), 0.5)
+    goal = torch.rand(rays, 3)
     found = []
-    for o in (origins, origins.clone().requires_grad_()):
-        model.zero_grad(set_to_none=True)
-        rest = (near, far, jitter, occupancy, 0.01, 0.0, model.table, model.weights, model.shape, False, 1e-4, 1e-3)
-        color = render_rays(o, directions, directions, *rest).color
-        color.square().sum().backward()
-        found.append((color, model.table.grad, model.weights.grad))
-    for fast, slow in zip(*found, strict=True):
-        assert_close(slow, fast, 1e-4)
+    for kind in (torch.float32, torch.float64):
+        o, d, table, weights = (leaf.detach().to(kind).requires_grad_() for leaf in (origins, directions, model.table, model.weights))
+        v, n, f, j = (value.to(kind) for value in (looks, near, far, jitter))
+        seen = render_rays(o, d, v, n, f, j, occupancy, 0.02, 0.0, table, weights, model.shape, False, 0.0, 0.0, soft_near)
+        ((seen.color - goal.to(kind)).square().sum() + (seen.opacity**2).sum() + (seen.depth**2).sum()).backward()
+        found.append([seen.color, *(v.grad for v in (o, d, table, weights))])
+    assert found[1][1] is not None and float(found[1][1].norm()) > 0.1
+    for fast, exact in zip(*found, strict=True):
+        assert fast is not None and exact is not None
+        assert float((fast.double() - exact).norm() / exact.norm()) < 1e-4
 
 
-STEP = 1e-5
+class Lamps(Method):
+    """Glowing points in the dark: a ray's colour in closed form."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(4)
+        self.register_buffer("places", torch.randn(9, 3, generator=generator) * 0.7)
+        self.register_buffer("colors", torch.rand(9, 3, generator=generator))
+        self.cameras = LearnedCameras(CameraConfig(learn=True), scene.cameras, scene.splits["train"])
+
+    def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
+        raise NotImplementedError
+
+    def render(self, batch: Batch) -> Rendering:
+        assert batch.rays is not None
+        to = self.get_buffer("places") - batch.rays.origins[:, None]
+        off = torch.linalg.cross(to, batch.rays.viewdirs[:, None].expand_as(to)).square().sum(-1)
+        return Rendering((torch.exp(-off / 0.1) @ self.get_buffer("colors")).clamp(max=1))
+
+    def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+def test_a_lost_camera_is_found_again() -> None:
+    """One camera is turned away by 40 degrees; those that fit stay where they are."""
+    scene = load("procedural:object", Config(size=24, views=12, samples=1))
+    method = Lamps(scene)
+    views = len(scene.cameras)
+    rgb = [render_view(method, scene, scene.cameras, view, 1 << 14).rgb for view in range(views)]
+    scene.pixels = (torch.stack(rgb).reshape(-1, 3) * 255).round().to(torch.uint8)
+    lost = scene.splits["train"][3]
+    turn = axis_angle_to_matrix(torch.tensor([0.5, -0.3, 0.4]))
+    assert method.cameras is not None
+    method.cameras.begin_anew(lost, turn @ scene.cameras.c2w[lost])
+    assert lost_views(method, scene, 0)[0] == [lost]
+    for step in range(4):
+        if relocate(method, scene, step):
+            break
+    found = method.cameras(1.0).c2w.detach()
+    off = [float((poses[lost] - scene.cameras.c2w[lost]).norm()) for poses in (found, turn @ scene.cameras.c2w)]
+    assert off[0] < 0.1 * off[1]
+    others = [view for view in range(views) if view != lost]
+    assert torch.equal(found[others], scene.cameras.c2w[others])
+
+
+def test_a_learned_focal_length_leaves_normalised_device_coordinates_as_they_are(scene: Scene, tmp_path: Path) -> None:
+    """Rays of a placed scene, saved and loaded, are those that were trained on."""
+    assert scene.ndc
+    method = Nerf(NerfConfig(depth=2, width=8, skips=[], camera=CameraConfig(learn=True, focal="exp", fov=70.0)), scene).eval()
+    pixels = torch.arange(24)
+    trained = scene.rays(torch.full_like(pixels, 2), pixels, pixels, method.training_cameras())
+    method.place(scene).save(tmp_path)
+    seen = Scene.load(tmp_path).rays(torch.full_like(pixels, 2), pixels, pixels)
+    assert_close(seen.directions, trained.directions.detach(), 1e-5)
+    assert_close(seen.origins, trained.origins.detach(), 1e-5)
+
+
+STEP = 1e-6
 
 
 def test_a_training_loss_has_the_gradients_of_finite_differences(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,11 +323,11 @@ def test_a_run_keeps_its_cameras(tmp_path: Path) -> None:
     model = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64}
     model |= {"camera": {"learn": True, "start": "identity", "focal": "square"}}
     words = [*arguments(small | {"model": model}), "--json", "--out"]
-    plan, options, folder = jobs.prepare("nerf", "procedural:forward-facing", [*words, str(tmp_path / "run")])
+    plan, options, folder = prepare("nerf", "procedural:forward-facing", [*words, str(tmp_path / "run")])
     first = jobs.train(plan, options, folder)["test"]
     assert first["cameras"].keys() == {"rotation_degrees", "translation_percent", "focal_percent"}
     assert "carried into the learned world" in first["protocol"]
-    again = jobs.prepare(None, None, ["--out", str(folder), "--resume", "--steps", "30", "--json"])
+    again = prepare(None, None, ["--out", str(folder), "--resume", "--steps", "30", "--json"])
     second = jobs.train(*again)["test"]
     run = open_run(folder, images=False)
     saved = json.loads((folder / "cameras.json").read_text())

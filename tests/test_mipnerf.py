@@ -17,6 +17,7 @@ from nerfit.methods.base import Batch, render_view
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.outputs.histograms import HEIGHT, WIDTH, _bars, draw_histograms
+from nerfit.preparing import prepare
 from nerfit.rendering.metrics import psnr
 from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
@@ -80,7 +81,7 @@ def test_networks_have_the_papers_sizes(scene: Scene) -> None:
     assert parameters(MipNerf(MipNerfConfig(), scene)) == 612_740
     large = MipNerf360(MipNerf360Config(), scene)
     assert parameters(large) == 9_007_493 and parameters(large.proposal) == 326_913
-    plan, *_ = jobs.prepare("mipnerf360", "procedural", ["--recipe", "mipnerf360"], folder=False)
+    plan, *_ = prepare("mipnerf360", "procedural", ["--recipe", "mipnerf360"], folder=False)
     assert plan.config.model == MipNerf360Config()
     blender = replace(MipNerf360Config(), width=256, basis="axes", frequencies=16)
     assert 0.8e6 < parameters(MipNerf360(blender, scene)) < 0.85e6
@@ -291,7 +292,7 @@ def test_lego_in_five_minutes(kind: str, tmp_path: Path, data_folder: Path) -> N
         str(tmp_path / "run"),
         "--json",
     ]
-    plan, options, folder = jobs.prepare(words[0], words[1], words[2:])
+    plan, options, folder = prepare(words[0], words[1], words[2:])
     assert jobs.train(plan, options, folder)["test"]["psnr"] > 22
 
 

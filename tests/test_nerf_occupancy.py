@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit import jobs
 from nerfit.errors import ConfigError
 from nerfit.methods import nerf
 from nerfit.methods.base import render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.preparing import prepare
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import composite_samples, render_weights
 from nerfit.sampling.space import OccupiedSpace
@@ -199,11 +199,11 @@ def test_where_all_is_occupied_steps_are_longer(scene: Scene, most: int) -> None
 def test_keys_of_coarse_and_fine_networks_are_refused(key: str) -> None:
     words = ["--model.occupancy", f"--model.{key}", "17"]
     with pytest.raises(ConfigError, match=f"model.{key.replace('-', '_')} has no effect here: occupancy is on"):
-        jobs.prepare("nerf", "procedural", words, folder=False)
+        prepare("nerf", "procedural", words, folder=False)
 
 
 def test_march_steps_are_refused_without_a_grid() -> None:
     with pytest.raises(ConfigError, match="model.march_steps has no effect here: occupancy is off"):
-        jobs.prepare("nerf", "procedural", ["--model.march-steps", "99"], folder=False)
-    plan, *_ = jobs.prepare("nerf", "procedural", ["--recipe", "nerf-occupancy"], folder=False)
+        prepare("nerf", "procedural", ["--model.march-steps", "99"], folder=False)
+    plan, *_ = prepare("nerf", "procedural", ["--recipe", "nerf-occupancy"], folder=False)
     assert plan.config.model.occupancy and plan.config.model.march_steps == 128

@@ -19,6 +19,7 @@ from nerfit import jobs
 from nerfit.cameras.poses import align, scale_of, to_4x4
 from nerfit.cli import main
 from nerfit.errors import ConfigError, SceneError
+from nerfit.preparing import prepare
 from nerfit.scenes import detect_format, photos
 from nerfit.scenes.llff import read_poses
 from nerfit.scenes.registration import Links, PoseConfig, Report, View, advice, all_pairs, sequence_pairs, sharpness, why_missing
@@ -159,18 +160,18 @@ def test_the_command_line_answers_with_the_report_and_a_scene_for_others(
 
 def test_auto_trains_on_photographs(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    plan, _, folder = jobs.prepare("auto", str(album), ["--scene.factor", "2"])
+    plan, _, folder = prepare("auto", str(album), ["--scene.factor", "2"])
     assert (plan.method, plan.format, str(folder)) == ("instant", "photos", "runs/mein Garten äöü-instant")
     assert plan.load_scene().cameras.width.unique().tolist() == [WIDTH // 2]
     picture = str(album / "photo 0.png")
-    plan, _, folder = jobs.prepare("auto", picture, [])
+    plan, _, folder = prepare("auto", picture, [])
     assert (plan.method, plan.format, str(folder), plan.config.model.pixels) == ("image", "image", "runs/photo 0-image", 8192)
-    assert jobs.prepare("auto", "procedural", ["--recipe", "nerf-small"])[0].method == "nerf"
+    assert prepare("auto", "procedural", ["--recipe", "nerf-small"])[0].method == "nerf"
     err = capsys.readouterr().err
     assert "auto: method instant with recipe instant" in err and "auto: method image with recipe image" in err
     assert main(["methods", "--json"]) == 0 and "auto" in json.loads(capsys.readouterr().out)
     with pytest.raises(SceneError, match="no known scene"):
-        jobs.prepare("auto", "nowhere", [])
+        prepare("auto", "nowhere", [])
 
 
 def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from nerfit import jobs
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.preparing import prepare
 from nerfit.scenes import procedural
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
@@ -16,7 +17,7 @@ from nerfit.training.trainer import LoopConfig, Trainer
 
 def train(tmp_path: Path, *words: str) -> dict[str, Any]:
     """What `nerfit train` reaches, for instance ["test"]["psnr"]."""
-    plan, options, folder = jobs.prepare(words[0], words[1], [*words[2:], "--out", str(tmp_path / "run"), "--json"])
+    plan, options, folder = prepare(words[0], words[1], [*words[2:], "--out", str(tmp_path / "run"), "--json"])
     return jobs.train(plan, options, folder)
 
 

@@ -703,6 +703,19 @@ def test_pictures_outside_are_read_where_that_is_allowed(capture, tmp_path, monk
     assert load(capture).view_names[4] == "images/0004.png"
 
 
+def test_points_outside_are_read_where_that_is_allowed(capture, tmp_path, monkeypatch):
+    """By their path or through a link; in nerfit's own cache always."""
+    write_ply(tmp_path / "away.ply", torch.from_numpy(WORLD[:3, 3] + np.random.default_rng(0).uniform(-0.3, 0.3, (200, 3))))
+    (capture / "linked.ply").symlink_to(tmp_path / "away.ply")
+    for name in ("../away.ply", str(tmp_path / "away.ply"), "linked.ply", "../absent.ply"):
+        edit(capture, ply_file_path=name)
+        refused(capture, "ply_file_path '.*ply' points outside .*plant; add --scene.allow-outside")
+    edit(capture, ply_file_path="../away.ply")
+    assert load(capture, allow_outside=True).depth_range is not None
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path))
+    assert load(capture).depth_range is not None
+
+
 def test_links_and_whole_paths_within_the_folder_are_followed(capture, tmp_path):
     (capture / "images/0004.png").rename(capture / "four.png")
     (capture / "images/0004.png").symlink_to(capture / "four.png")

@@ -138,7 +138,7 @@ class FarBall(Ball):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(60.0)
-        self.lens = scene.ndc_lens
+        self.lens = scene.ndc_by(torch.device("cpu"))
 
     def density(self, points: Tensor) -> Tensor:
         return 3 * super().density(self.world(points))

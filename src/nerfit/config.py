@@ -1,4 +1,4 @@
-"""A run's configuration: defaults < recipe (with its parents) < command line, one strict parser for all three.
+"""How a configuration is read: defaults < recipe (with its parents) < command line, one strict parser for all three.
 
 A recipe is a YAML file of the same keys as the command line, by section. It is turned into the arguments that a user
 would have typed, put before the user's own, and parsed with them; so types, names and errors are the same everywhere.
@@ -14,28 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 from nerfit import legacy
 from nerfit.errors import ConfigError, nearest
-from nerfit.training.trainer import LoopConfig
 
-M = TypeVar("M")
-S = TypeVar("S")
 T = TypeVar("T")
-
-
-@dataclass(kw_only=True)
-class RunConfig(LoopConfig, Generic[M, S]):
-    """Everything that decides what a run computes; saved as config.yaml in its folder."""
-
-    model: M
-    """The method's own switches."""
-    scene: S
-    """How the scene is read."""
 
 
 @dataclass
@@ -237,7 +224,7 @@ _OPTIM_ABOVE_ZERO = ("lr", "lr_final", "decay_rate", "decay_steps", "eps", "clip
 _ABOVE_ZERO = {"steps", "seconds", "chunk", "threads", "log.image_pixels", *(f"optim.{key}" for key in _OPTIM_ABOVE_ZERO)}
 
 
-def check(config: RunConfig[Any, Any], explicit: set[str]) -> None:
+def check(config: Any, explicit: set[str]) -> None:
     """Refuse explicit keys that would change nothing, and numbers that can't be meant."""
     for key, why in unused_keys(config).items():
         if key in explicit:

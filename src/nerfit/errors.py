@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _LONGEST = 1000
 """Most characters of a message; a damaged file may name a file of millions."""
@@ -31,6 +32,17 @@ class ConfigError(NerfitError):
 
 class RunError(NerfitError):
     """A run folder or checkpoint that can't be used, or a training that can't go on."""
+
+
+def require_least(prefix: str, config: Any, **least: float) -> None:
+    """Raise ConfigError where a number of a config, which may be None, lies below the least that works.
+
+    It is called by ``prefix`` and its key.
+    """
+    for key, value in least.items():
+        given = getattr(config, key)
+        if given is not None and given < value:
+            raise ConfigError(f"{prefix}{key} must be at least {value}, not {given}.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

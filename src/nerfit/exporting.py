@@ -2,15 +2,15 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import tyro
 
 from nerfit.cameras.poses import world_up
 from nerfit.errors import RunError
+from nerfit.options import DeviceOptions, RunOptions
 from nerfit.outputs.baking import BakeConfig, bake, likeness
 from nerfit.outputs.exports import CameraFormat, export_cameras
 from nerfit.outputs.mesh import MeshConfig, make_mesh, pieces
@@ -24,21 +24,16 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(kw_only=True)
-class ExportOptions:
+class ExportOptions(RunOptions):
     """Options of every export."""
 
-    run: tyro.conf.Positional[Path] = field(default_factory=Path)
-    """Run folder."""
     out: Path | None = None
     """Where to write; none = into exports/ in the run."""
-    threads: int | None = None
-    """CPU threads."""
-    device: str = "auto"
-    """cpu, cuda, …"""
-    json: bool = False
-    """Print the answer as JSON, for programs."""
-    debug: bool = False
-    """Show the traceback of an error."""
+
+
+@dataclass(kw_only=True)
+class FieldOptions(ExportOptions, DeviceOptions):
+    """Options of every export that asks the trained field."""
 
     def open(self) -> Run:
         """The trained run."""
@@ -59,7 +54,7 @@ class ExportOptions:
 
 
 @dataclass(kw_only=True)
-class MeshOptions(ExportOptions, MeshConfig):
+class MeshOptions(FieldOptions, MeshConfig):
     """nerfit export mesh RUN: triangles with colours, as .ply, .obj or .glb, in the coordinates of the scene's own files.
 
     Examples:
@@ -74,7 +69,7 @@ class MeshOptions(ExportOptions, MeshConfig):
 
 
 @dataclass(kw_only=True)
-class PointsOptions(ExportOptions, PointsConfig):
+class PointsOptions(FieldOptions, PointsConfig):
     """nerfit export points RUN: a .ply of coloured points with normals, in the coordinates of the scene's own files.
 
     Examples:
@@ -83,7 +78,7 @@ class PointsOptions(ExportOptions, PointsConfig):
 
 
 @dataclass(kw_only=True)
-class CamerasOptions:
+class CamerasOptions(ExportOptions):
     """nerfit export cameras RUN: the cameras of a run's scene for other programs, in the coordinates of the scene's own files.
 
     Examples:
@@ -91,20 +86,12 @@ class CamerasOptions:
       nerfit export cameras runs/fox-instant --format colmap --out fox/colmap
     """
 
-    run: tyro.conf.Positional[Path] = field(default_factory=Path)
-    """Run folder."""
     format: CameraFormat = "transforms"
     """transforms.json (nerfstudio, instant-ngp), a COLMAP model in sparse/0, or LLFF's poses_bounds.npy."""
-    out: Path | None = None
-    """Folder; none = exports/<format> in the run."""
-    json: bool = False
-    """Print the answer as JSON, for programs."""
-    debug: bool = False
-    """Show the traceback of an error."""
 
 
 @dataclass(kw_only=True)
-class WebOptions(ExportOptions, BakeConfig):
+class WebOptions(FieldOptions, BakeConfig):
     """nerfit export web RUN: one HTML file that shows the field in any browser with WebGL 2, to turn and to come near.
 
     What lies beyond the box is left out. The answer says how near its pictures are to the field's own (PSNR of three test

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import yaml
 
 from nerfit.errors import ConfigError, nearest
-from nerfit.methods.nerf import NerfConfig
 
 Old = dict[str, Any]
 """Every old flag with its value, the defaults filled in."""
@@ -162,6 +161,8 @@ def translate(path: Path) -> tuple[dict[str, Any], list[str]]:
             if value is not None:
                 section, _, name = dotted.rpartition(".")
                 (recipe.setdefault(section, {}) if section else recipe)[name] = value
+    from nerfit.methods.nerf import NerfConfig
+
     for key in NerfConfig(**recipe["model"]).unused():
         recipe["model"].pop(key, None)
     return recipe, notes

@@ -5,8 +5,10 @@ format with one in ``nerfit.scenes`` whose object is a module (or class) offerin
 and ``load(source, config) -> Scene``. The entry point's name is the name users type.
 """
 
+import ast
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
 from typing import Any
 
 from nerfit.errors import ConfigError, nearest
@@ -45,6 +47,23 @@ def available(group: str) -> dict[str, EntryPoint | str]:
     """Everything of a group by name, built-in first; a plug-in can't replace a built-in name."""
     plugins = {point.name: point for point in entry_points(group=group)}
     return plugins | _BUILT_IN[group]
+
+
+def method_names() -> list[str]:
+    """What can stand for METHOD on a command line."""
+    return [AUTO, *available("nerfit.methods")]
+
+
+def about(method: str) -> str:
+    """The first line of a method's docstring; a built-in one's is read from its file, for it takes seconds to import PyTorch."""
+    target = available("nerfit.methods")[method]
+    if isinstance(target, EntryPoint):
+        text = find("nerfit.methods", method).__doc__
+    else:
+        module, _, name = target.partition(":")
+        tree = ast.parse((files("nerfit") / (module.partition(".")[2].replace(".", "/") + ".py")).read_text(encoding="utf-8"))
+        text = next(ast.get_docstring(node) for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return (text or "").strip().partition("\n")[0]
 
 
 def find(group: str, name: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import yaml
@@ -18,7 +18,7 @@ from PIL import Image
 
 from nerfit import __version__
 from nerfit.cameras import Cameras
-from nerfit.config import RunConfig, arguments, parse, to_dict
+from nerfit.config import arguments, parse, to_dict
 from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Method, render_view
 from nerfit.plugins import find
@@ -28,6 +28,21 @@ from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene, write_whole
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
+from nerfit.training.trainer import LoopConfig
+
+M = TypeVar("M")
+S = TypeVar("S")
+
+
+@dataclass(kw_only=True)
+class RunConfig(LoopConfig, Generic[M, S]):
+    """Everything that decides what a run computes; saved as config.yaml in its folder."""
+
+    model: M
+    """The method's own switches."""
+    scene: S
+    """How the scene is read."""
+
 
 _SHOWN = 256
 """Longest side in pixels of the picture that Jupyter shows of a run."""

@@ -9,7 +9,7 @@ from typing import Any
 from nerfit.errors import ConfigError, SceneError
 from nerfit.methods.base import Method
 from nerfit.runs import new_folder, open_run
-from nerfit.scenes import detect_format, scene_format
+from nerfit.scenes import load_scene
 from nerfit.scenes.scene import Scene
 from nerfit.viewer.server import Viewer, free_port
 
@@ -33,8 +33,7 @@ def _opened(options: Any) -> tuple[Scene, Method | None, int]:
     """What a path shows: a run's scene and field, or a scene alone."""
     folder: Path = options.source
     if not (folder / "config.yaml").is_file():
-        form = detect_format(str(folder))
-        return scene_format(form).load(str(folder), scene_format(form).Config()), None, 0
+        return load_scene(str(folder)), None, 0
     try:
         run = open_run(folder, images=True, source=options.scene, threads=options.threads, device=options.device)
     except SceneError as error:

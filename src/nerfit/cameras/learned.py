@@ -26,6 +26,8 @@ FOCALS = {
     "exp": (torch.exp, torch.log),
 }
 """Each way to write a focal length over the picture's size: from the parameter, and back."""
+NDC_PIVOT = 2.0
+"""Where cameras turn about in forward-facing scenes, whose near plane is at 1: the middle of disparity."""
 WATCH_UNTIL = 0.2
 """Share of the budget after which a search for poses that found nothing is called hopeless."""
 
@@ -52,10 +54,14 @@ class CameraConfig:
     """Learning rate of the cameras at the start."""
     lr_final: float = 1e-5
     """Learning rate of the cameras at the end; it falls log-linearly."""
+    focal_lr: float | None = None
+    """Learning rate of a learned focal length at the start, which falls as the other does; none = lr."""
     learn_from: float = 0.0
     """Share of the budget until which cameras stand still."""
     learn_until: float = 1.0
     """Share of the budget after which they stand still again."""
+    look_again: int = 500
+    """Steps between looks for cameras whose pictures disagree with the field, which are searched for from many places; 0 = never."""
     coarse_from: float = 0.0
     """Share of the budget until which only the coarsest octave or grid level begins to open."""
     coarse_until: float = 0.0
@@ -65,7 +71,7 @@ class CameraConfig:
         """Keys that have no effect beside the others, and why."""
         if not self.learn:
             return {f.name: "learn is off" for f in fields(self) if f.name != "learn"}
-        return dict.fromkeys(("fov", "separate"), "focal is given") if self.focal == "given" else {}
+        return dict.fromkeys(("fov", "separate", "focal_lr"), "focal is given") if self.focal == "given" else {}
 
     def opened(self, progress: float) -> float:
         """How far the encoding is open, from 0 to 1, when a share ``progress`` of the budget is spent (BARF, section 4.2)."""
@@ -75,24 +81,31 @@ class CameraConfig:
 
 
 class LearnedCameras(nn.Module):
-    """Cameras whose poses are small motions of the world on top of their first poses, c2w = (R | t)·first.
+    """Cameras whose poses are small motions of the world on top of their first poses: x → R·(x - p) + p + t.
 
+    The pivot p lies amid what is looked at, so that a turn about it hardly shifts a picture. Turns about the cameras themselves would look
+    like shifts, and a search from nothing could take one for the other, with near and far exchanged.
     Motions belong to the training ``views``; the other views' poses, where they are known, are carried along (`placed`).
     """
 
     first: Tensor
     given: Tensor
     views: Tensor
+    pivot: Tensor
 
-    def __init__(self, config: CameraConfig, cameras: Cameras, train: list[int]) -> None:
+    def __init__(self, config: CameraConfig, cameras: Cameras, train: list[int], pivot: float = 0.0) -> None:
+        """``pivot`` is its distance from the origin, against z."""
         super().__init__()
-        for key in ("lr", "lr_final"):
-            if not getattr(config, key) > 0:
-                raise ConfigError(f"model.camera.{key} must be above 0, not {getattr(config, key):g}.")
+        for key in ("lr", "lr_final", "focal_lr"):
+            rate = getattr(config, key)
+            if rate is not None and not rate > 0:
+                raise ConfigError(f"model.camera.{key} must be above 0, not {rate:g}.")
         if not 0 <= config.learn_from < config.learn_until:
             raise ConfigError("model.camera.learn_from must be at least 0 and below learn_until.")
         if not (0 <= config.coarse_from < config.coarse_until <= 1 or config.coarse_from == config.coarse_until == 0):
             raise ConfigError("model.camera.coarse_from must be at least 0 and below coarse_until, which is at most 1.")
+        if config.look_again < 0:
+            raise ConfigError(f"model.camera.look_again must not be negative, but is {config.look_again}.")
         if config.disturb < 0:
             raise ConfigError(f"model.camera.disturb must not be negative, but is {config.disturb:g}.")
         if config.fov is not None and not 0 < config.fov < 180:
@@ -100,10 +113,11 @@ class LearnedCameras(nn.Module):
         if config.focal != "given" and cameras.lens is not None and bool(cameras.lens.any()):
             raise ConfigError("model.camera.focal must be given: focal lengths can be learned of perspective cameras alone.")
         self.config, self.cameras = config, cameras
+        self.register_buffer("pivot", torch.tensor([0.0, 0.0, -pivot]), persistent=False)
         first = torch.eye(3, 4).expand(len(cameras), 3, 4) if config.start == "identity" else cameras.c2w
         self.register_buffer("views", torch.tensor(train))
         self.register_buffer("given", cameras.c2w.clone())
-        self.register_buffer("first", _moved(axis_angle_to_matrix(_noise(cameras, config)), _noise(cameras, config), first))
+        self.register_buffer("first", self.moved(axis_angle_to_matrix(_noise(cameras, config)), _noise(cameras, config), first))
         self.turn = nn.Parameter(torch.tensor(ROTATIONS[config.rotation][1]).repeat(len(train), 1))
         self.shift = nn.Parameter(torch.zeros(len(train), 3))
         if config.focal != "given":
@@ -111,16 +125,24 @@ class LearnedCameras(nn.Module):
 
     def forward(self, progress: float = 1.0) -> Cameras:
         """All cameras, those of the training views with gradients while they move."""
-        moves = self.training and self.config.learn_from <= progress <= self.config.learn_until
-        with torch.set_grad_enabled(torch.is_grad_enabled() and moves):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and self.moves(progress)):
             rotation = ROTATIONS[self.config.rotation][0](self.turn)
-            c2w = self.first.to(self.turn).index_copy(0, self.views, _moved(rotation, self.shift, self.first[self.views].to(self.turn)))
+            c2w = self.first.to(self.turn).index_copy(0, self.views, self.moved(rotation, self.shift, self.first[self.views].to(self.turn)))
             cameras = replace(self.cameras.to(c2w.device), c2w=c2w)
             if self.config.focal == "given":
                 return cameras
             focal = FOCALS[self.config.focal][0](self.focal)
             fx = focal[0] * cameras.width
             return replace(cameras, fx=fx, fy=focal[1] * cameras.height if self.config.separate else fx)
+
+    def moved(self, rotation: Tensor, shift: Tensor, c2w: Tensor) -> Tensor:
+        """Poses ([n, 3, 4]) after the world's motions."""
+        pivot = self.pivot.to(c2w)[:, None]
+        return torch.cat([rotation @ c2w[:, :, :3], rotation @ (c2w[:, :, 3:] - pivot) + pivot + shift[:, :, None]], -1)
+
+    def moves(self, progress: float) -> bool:
+        """Whether cameras are learned when a share ``progress`` of the budget is spent."""
+        return self.config.learn_from <= progress <= self.config.learn_until
 
     @torch.no_grad()
     def placed(self) -> tuple[Cameras, Float[Tensor, "4 4"]]:
@@ -139,11 +161,23 @@ class LearnedCameras(nn.Module):
         c2w[train] = learned.c2w[train]
         return replace(learned, c2w=c2w), moved
 
-    def parameter_group(self) -> dict[str, Any]:
-        """A group of the optimiser with its own ``rates``."""
+    @torch.no_grad()
+    def begin_anew(self, view: int, c2w: Float[Tensor, "3 4"]) -> None:
+        """Put a training view's camera elsewhere: its motion starts again from there."""
+        row = self.views.tolist().index(view)
+        self.first[view] = c2w.to(self.first)
+        self.turn[row] = torch.tensor(ROTATIONS[self.config.rotation][1]).to(self.turn)
+        self.shift[row] = 0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of the optimiser, of poses and focal lengths, with ``rates`` of their own."""
         c = self.config
-        own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0}
-        return {"params": list(self.parameters()), "lr": c.lr, "rates": (c.lr, c.lr_final), "lr_scale": 1.0} | own
+        own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "lr_scale": 1.0}
+        groups = [{"params": [self.turn, self.shift], "lr": c.lr, "rates": (c.lr, c.lr_final)} | own]
+        if c.focal != "given":
+            lr = c.lr if c.focal_lr is None else c.focal_lr
+            groups.append({"params": [self.focal], "lr": lr, "rates": (lr, lr * c.lr_final / c.lr)} | own)
+        return groups
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
@@ -187,12 +221,8 @@ def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], bo
         raise ConfigError(
             "model.camera.start identity needs a forward-facing scene in NDC here; the method nerf without occupancy takes others."
         )
-    return LearnedCameras(config, cameras, train) if config.learn else None
-
-
-def _moved(rotation: Tensor, shift: Tensor, c2w: Tensor) -> Tensor:
-    """Poses ([n, 3, 4]) after the world's motion x → R·x + t."""
-    return torch.cat([rotation @ c2w[:, :, :3], rotation @ c2w[:, :, 3:] + shift[:, :, None]], -1)
+    pivot = NDC_PIVOT if not boxed or config.start == "identity" else 0.0
+    return LearnedCameras(config, cameras, train, pivot) if config.learn else None
 
 
 def _noise(cameras: Cameras, config: CameraConfig) -> Float[Tensor, "views 3"]:

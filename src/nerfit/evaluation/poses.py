@@ -6,16 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nerfit.cameras import Cameras
-from nerfit.cameras.learned import CameraConfig, LearnedCameras
 from nerfit.cameras.poses import align, transform_poses
 from nerfit.cameras.rotations import matrix_to_axis_angle
 from nerfit.errors import SceneError
-from nerfit.methods.base import Batch, Method
-from nerfit.sampling.pixels import mix
-from nerfit.scenes.scene import Scene, composite
+from nerfit.methods.base import Method
+from nerfit.scenes.scene import Scene
+from nerfit.training.relocation import photometric_poses
 
 RAYS = 1024
 """Pixels in each step of `optimised_pose`."""
@@ -70,32 +68,4 @@ def optimised_pose(method: Method, scene: Scene, view: int, steps: int) -> Camer
 
     The field stays as it is; iNeRF (Yen-Chen et al. 2021), as NeRF-- and BARF judge views that they were not trained on.
     """
-    camera = scene.cameras[[view]]
-    pose = LearnedCameras(CameraConfig(learn=True), camera, [0]).to(method.device)
-    optimizer = torch.optim.Adam(pose.parameters(), lr=LR)
-    width, height = int(camera.width[0]), int(camera.height[0])
-    background = 0.0 if scene.background == "black" else 1.0
-    weights = [p for p in method.parameters() if p.requires_grad]
-    for p in weights:
-        p.requires_grad_(False)
-    try:
-        for step in range(steps):
-            generator = torch.Generator().manual_seed(mix(view, step))
-            pixels = torch.randint(width * height, (RAYS,), generator=generator)
-            x, y, zero = pixels % width, torch.div(pixels, width, rounding_mode="floor"), torch.zeros_like(pixels)
-            target = composite(scene.colors(zero + view, x, y), background)
-            own, x, y = (i.to(method.device) for i in (zero, x, y))
-            rays = scene.rays(own, x, y, pose())
-            batch = Batch(rays, target=target.to(method.device), background=background)
-            optimizer.zero_grad()
-            _error(method, batch).backward()
-            optimizer.step()
-    finally:
-        for p in weights:
-            p.requires_grad_(True)
-    return pose.eval()().to("cpu")
-
-
-def _error(method: Method, batch: Batch) -> Tensor:
-    assert batch.target is not None
-    return (method.render(batch).rgb - batch.target).square().mean()
+    return photometric_poses(method, scene, view, scene.cameras[[view]], steps, LR, RAYS, view)[0]

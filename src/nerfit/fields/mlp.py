@@ -21,6 +21,11 @@ def linear(layer: nn.Linear, *inputs: Tensor) -> Tensor:
     return out
 
 
+def unused_skips(skips: list[int], depth: int) -> dict[str, str]:
+    """What a config's ``unused()`` says of skips that all lie beyond the layers of its deepest network."""
+    return {"skips": f"the network has only layers 0 to {depth - 1}"} if skips and min(skips) >= depth else {}
+
+
 def initialise(net: nn.Module, how: str) -> None:
     """Glorot-uniform ("glorot": Keras, the original NeRF) or He-uniform ("he") weights and zero biases; "torch" leaves PyTorch's own."""
     if how == "torch":

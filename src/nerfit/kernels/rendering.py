@@ -62,7 +62,7 @@ def render_rays(
     """
     march = (near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light)
     learned = torch.is_grad_enabled() and origins.requires_grad
-    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32 and not learned:
+    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
         color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, viewdirs, *march, soft_near)
         samples, order = slots.samples() if packed else (None, None)
         found = None if order is None else light.reshape(-1)[order]
@@ -121,7 +121,8 @@ class _Render(torch.autograd.Function):
         rays = (origins, directions, viewdirs, near, far, jitter)
         keep = any(ctx.needs_input_grad)
         slots = api.render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, True, keep)
-        ctx.save_for_backward(table, weights)
+        ctx.save_for_backward(table, weights, origins, directions)
+        ctx.cascades = occupancy.cascades
         ctx.slots, ctx.shape, ctx.half, ctx.soft_near = slots, shape, half, soft_near
         ctx.set_materialize_grads(False)
         return slots.color, slots.opacity, slots.depth, slots.weight, slots
@@ -131,12 +132,16 @@ class _Render(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         from nerfit.kernels.cpu import api
 
-        table, weights = ctx.saved_tensors
+        table, weights, origins, directions = ctx.saved_tensors
         slots, ctx.slots = ctx.slots, None
         if slots is None:
             raise RuntimeError("rendering goes backward once: its kept features have become their own gradients.")
-        g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, *gradients[:4])
+        learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, learned, *gradients[:4])
+        g_rays = api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
         g_table = None
+        if not ctx.needs_input_grad[0]:
+            return None, g_weights, *g_rays, *([None] * 14)
         factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
         accepted = getattr(table, "factored_gradients", None)
         if accepted is not None:
@@ -145,4 +150,4 @@ class _Render(torch.autograd.Function):
             into = torch.zeros_like(table) if table.grad is None else table.grad
             factored.add_to(into)
             g_table = into if table.grad is None else None
-        return g_table, g_weights, *([None] * 16)
+        return g_table, g_weights, *g_rays, *([None] * 14)

@@ -4,6 +4,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from nerfit.cameras import Cameras, Rays
 from nerfit.cameras.learned import LearnedCameras
 from nerfit.cameras.poses import scale_of
-from nerfit.errors import ConfigError, RunError
+from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.scene import Scene
 
@@ -170,12 +171,8 @@ class Method(nn.Module, ABC):
         return torch.autocast(self.device.type, dtype=self.precision)
 
 
-def require_at_least(config: Any, **least: int) -> None:
-    """Raise ConfigError where a key of a method's config lies below the least value that works."""
-    for key, value in least.items():
-        given = getattr(config, key)
-        if given is not None and given < value:
-            raise ConfigError(f"model.{key} must be at least {value}, not {given}.")
+require_at_least = partial(require_least, "model.")
+"""ConfigError where a key of a method's config lies below the least value that works, as in ``require_at_least(config, depth=1)``."""
 
 
 def require_inverse_depth(lindisp: bool, scene: Scene) -> None:

@@ -146,7 +146,6 @@ class Instant(Method):
         c, rays, space = self.config, batch.rays, self.space
         assert rays is not None
         training = batch.generator is not None
-        space.step_length = self.step_length
         origins, directions, near, far, jitter = space.ways(rays, batch.uniform(len(rays)))
         seen = render_rays(
             origins,
@@ -156,7 +155,7 @@ class Instant(Method):
             far,
             jitter,
             space.grid.occupancy(),
-            space.step_length,
+            self.step_length,
             space.cone,
             self.field.table,
             self.field.weights_behind(self._opened()),

@@ -11,7 +11,7 @@ from nerfit.cameras import Rays
 from nerfit.encodings.frequency import encoded_size, frequency_encoding
 from nerfit.encodings.integrated import integrated_encoding
 from nerfit.errors import ConfigError
-from nerfit.fields.mlp import NerfMLP
+from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.methods.base import Batch, Method, require_at_least, require_inverse_depth
 from nerfit.methods.pixels import pixel_batch
@@ -60,9 +60,7 @@ class MipNerfConfig:
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
-        if self.skips and min(self.skips) >= self.depth:
-            return {"skips": f"the network has only layers 0 to {self.depth - 1}"}
-        return {}
+        return unused_skips(self.skips, self.depth)
 
 
 class MipNerf(Method):

@@ -10,7 +10,7 @@ from torch import Tensor
 from nerfit.encodings.frequency import encoded_size, frequency_encoding
 from nerfit.encodings.integrated import icosahedron_basis, integrated_encoding, lift
 from nerfit.errors import ConfigError
-from nerfit.fields.mlp import NerfMLP, perceptron
+from nerfit.fields.mlp import NerfMLP, perceptron, unused_skips
 from nerfit.methods.base import Batch, Method, require_at_least
 from nerfit.methods.mipnerf import widened_sigmoid
 from nerfit.methods.pixels import pixel_batch
@@ -78,9 +78,7 @@ class MipNerf360Config:
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
-        if self.skips and min(self.skips) >= self.depth:
-            return {"skips": f"the network has only layers 0 to {self.depth - 1}"}
-        return {}
+        return unused_skips(self.skips, self.depth)
 
 
 class MipNerf360(Method):

@@ -12,7 +12,7 @@ from nerfit.cameras import Rays
 from nerfit.cameras.learned import CameraConfig, learned_cameras
 from nerfit.encodings.frequency import encoded_size, frequency_encoding, opened_levels
 from nerfit.errors import ConfigError
-from nerfit.fields.mlp import NerfMLP
+from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import Samples, keep_visible
@@ -86,10 +86,8 @@ class NerfConfig:
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
-        unused = {}
         deepest = max(self.depth, self.fine_depth or 0 if self.fine_samples and not self.occupancy else 0)
-        if self.skips and min(self.skips) >= deepest:
-            unused["skips"] = f"the network has only layers 0 to {deepest - 1}"
+        unused = unused_skips(self.skips, deepest)
         if self.occupancy:
             coarse_and_fine = ("samples", "lindisp", "fine_samples", "fine_depth", "fine_width")
             unused |= dict.fromkeys(coarse_and_fine, "occupancy is on, which marches with one network")

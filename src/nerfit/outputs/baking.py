@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.ndc import from_ndc, ndc_rays
-from nerfit.errors import ConfigError, RunError
+from nerfit.errors import RunError, require_least
 from nerfit.methods.base import Method
 from nerfit.outputs.grids import Grid, make_grid, near_surfaces
 from nerfit.outputs.surfaces import clip_to_box, see_surfaces
@@ -43,8 +43,7 @@ class BakeConfig:
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense."""
-        if self.views < 1:
-            raise ConfigError(f"--views must be at least 1, not {self.views}.")
+        require_least("--", self, views=1)
 
 
 @dataclass
@@ -73,7 +72,7 @@ class Baked:
 def bake(method: Method, scene: Scene, config: BakeConfig, chunk: int, report: Any = lambda *_: None) -> Baked:
     """Opacity and colour of a trained field near the surfaces that training views see; ``report(done, of)`` after each of those."""
     config.check()
-    lens = scene.ndc_lens if scene.ndc else None
+    lens = scene.ndc_by(torch.device("cpu")) if scene.ndc else None
     surfaces = see_surfaces(method, scene, config.views, config.resolution, chunk, report, warped=True)
     grid = make_grid(scene, surfaces, config.resolution, config.box, original=False)
     nodes = near_surfaces(surfaces, grid)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from nerfit.errors import ConfigError, RunError
+from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.methods.base import Method
 from nerfit.outputs.extras import extra
 from nerfit.outputs.grids import Grid, make_grid, near_surfaces, transformed
@@ -51,10 +51,7 @@ class MeshConfig:
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense and keys without effect."""
-        for key, least in (("views", 1), ("pixels", 8), ("faces", 4), ("texture", 16)):
-            given = getattr(self, key)
-            if given is not None and given < least:
-                raise ConfigError(f"--{key} must be at least {least}, not {given}.")
+        require_least("--", self, views=1, pixels=8, faces=4, texture=16)
         if self.faces is not None:
             extra("fast_simplification", "--faces")
         if self.texture is not None:

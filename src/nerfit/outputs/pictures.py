@@ -79,7 +79,7 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
     depth, opacity = rendering.depth, rendering.opacity
     assert depth is not None and opacity is not None
     camera = cameras[index].to(method.device)
-    fx, fy, width, height = (value.to(method.device) for value in scene.ndc_lens)
+    warp = scene.ndc_by(method.device) if scene.ndc else None
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).to(method.device)
     flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1).to(method.device)
     precision, method.precision = method.precision, torch.float32
@@ -89,12 +89,12 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
         assert rays is not None
         t = flat_depth[pixels.to(method.device), None]
         points = rays.origins + rays.directions * t
-        if scene.ndc:
-            points = from_ndc(points, fx, fy, width, height)
+        if warp is not None:
+            points = from_ndc(points, *warp)
             t = -points[:, 2:]
         with torch.enable_grad():
             cube = (points[:, None] + t[..., None] / camera.fx * corners).reshape(-1, 3).detach().requires_grad_()
-            density = method.density(to_ndc(cube, fx, fy, width, height) if scene.ndc else cube)
+            density = method.density(cube if warp is None else to_ndc(cube, *warp))
             (gradient,) = torch.autograd.grad(density.sum(), cube)
         out.append(-torch.nn.functional.normalize(gradient.reshape(len(pixels), -1, 3).mean(1), dim=-1).cpu())
     method.precision = precision

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from nerfit.cameras.poses import to_4x4
-from nerfit.errors import ConfigError, RunError
+from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.methods.base import Method
 from nerfit.outputs.grids import transformed
 from nerfit.outputs.surfaces import Surfaces, see_surfaces
@@ -40,9 +40,7 @@ class PointsConfig:
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense."""
-        for key, least in (("count", 1), ("views", 1), ("pixels", 8), ("agreeing", 0)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"--{key} must be at least {least}, not {getattr(self, key)}.")
+        require_least("--", self, count=1, views=1, pixels=8, agreeing=0)
         if not self.tolerance > 0:
             raise ConfigError(f"--tolerance must be above 0, not {self.tolerance:g}.")
 

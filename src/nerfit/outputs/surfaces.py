@@ -94,7 +94,7 @@ def see_surfaces(
     cameras = scene.cameras[chosen]
     cameras = cameras.rescale(min(1.0, longest_side / int(torch.maximum(cameras.width, cameras.height).max())))
     warped = warped and scene.ndc
-    found = WarpedSurfaces(cameras, [], [], scene.ndc_lens) if warped else Surfaces(cameras, [], [])
+    found = WarpedSurfaces(cameras, [], [], scene.ndc_by(torch.device("cpu"))) if warped else Surfaces(cameras, [], [])
     for view in range(len(cameras)):
         seen = render_view(method, scene, cameras, view, chunk)
         if seen.depth is None or seen.opacity is None:
@@ -144,8 +144,7 @@ def _pieces(points: Tensor, normals: Tensor, size: int) -> Iterator[tuple[Tensor
 def _colors(method: Method, scene: Scene, points: Tensor, normals: Tensor, reach: float) -> Tensor:
     above, below = points + reach * normals, points - reach * normals
     if scene.ndc:
-        camera = scene.cameras[scene.splits["train"][0]]
-        lens = (camera.fx, camera.fy, camera.width, camera.height)
+        lens = scene.ndc_by(points.device)
         above, below = to_ndc(above, *lens), to_ndc(below, *lens)
     zero = torch.zeros(len(points))
     rays = Rays(above, below - above, -normals, zero, zero + 1, zero + 0.25 * reach, zero.long())

@@ -7,7 +7,7 @@ from nerfit.errors import ConfigError, SceneError
 from nerfit.plugins import available, find
 from nerfit.scenes.scene import Scene, SceneConfig
 
-__all__ = ["Scene", "SceneConfig", "detect_format", "scene_format"]
+__all__ = ["Scene", "SceneConfig", "detect_format", "load_scene", "scene_format"]
 
 
 def detect_format(source: str) -> str:
@@ -29,6 +29,12 @@ def detect_format(source: str) -> str:
         "transforms.json (instant-ngp, nerfstudio), sparse/0 (COLMAP), train/<object>/intrinsics.txt (DeepVoxels) or metadata.json "
         "(multi-scale Blender), tiny_nerf_data.npz, a folder of photographs, a video, an image file, or 'procedural'."
     )
+
+
+def load_scene(source: str) -> Scene:
+    """What lies at ``source``, in the format that recognises it, read as that format does unless told otherwise."""
+    form = scene_format(detect_format(source))
+    return form.load(source, form.Config())
 
 
 def scene_format(name: str) -> Any:

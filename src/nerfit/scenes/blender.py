@@ -12,7 +12,7 @@ import torch
 from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.rotations import checked_rotations
-from nerfit.errors import SceneError
+from nerfit.errors import SceneError, require_least
 from nerfit.scenes.frames import image_path, read_splits
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pixels import load_pixels
@@ -38,8 +38,7 @@ def detect(source: str) -> bool:
 
 def load(source: str, config: Config) -> Scene:
     """Read the three splits; a missing val or test file leaves that split empty."""
-    if config.factor < 1 or config.testskip < 0:
-        raise SceneError("scene.factor must be at least 1 and scene.testskip at least 0.")
+    require_least("scene.", config, factor=1, testskip=0)
     folder = Path(source)
     metas, frames, splits = read_splits(folder, config.train_views, config.testskip)
     fov = _angle(folder, metas)
@@ -54,12 +53,13 @@ def load(source: str, config: Config) -> Scene:
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(folder), names)
     cameras = Cameras.pinhole(c2w, focal_from_fov(fov, width), width, height, config.pixel_offset)
     cameras = cameras.resize(*small)
+    near, far = config.reach(2.0, 6.0)
     return Scene(
         name=folder.resolve().name,
         format="blender",
         cameras=cameras,
-        near=2.0 if config.near is None else config.near,
-        far=6.0 if config.far is None else config.far,
+        near=near,
+        far=far,
         splits=splits,
         pixels=load_pixels(paths, [small] * len(paths)),
         bounds="object",

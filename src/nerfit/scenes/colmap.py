@@ -5,19 +5,16 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
-from nerfit.scenes import placing
 from nerfit.scenes.colmap_model import ModelCamera, ModelImage, is_model, poses, read_cameras, read_images, read_points
 from nerfit.scenes.frames import exists, image_path
 from nerfit.scenes.images import SUFFIXES, image_size, quarter_turns
 from nerfit.scenes.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
-from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
-from nerfit.scenes.placing import PlacedConfig
+from nerfit.scenes.pixels import find_masks, picture_files
+from nerfit.scenes.placing import PlacedConfig, placed_scene
 from nerfit.scenes.scene import Scene, pick
 
 _MODELS = ("sparse", "colmap/sparse", "distorted/sparse", ".")
@@ -60,26 +57,16 @@ def load(source: str, config: Config) -> Scene:
         lenses.append(lens)
     views = cameras_of(c2w, lenses, small, config.pixel_offset)
     masks = find_masks(files)
-    pixels = load_pixels(files, small, masks)
-    cut_out = pixels.shape[1] == 4 and not any(masks)
-    placed = placing.place(views, read_points(model), config.bounds or ("object" if cut_out else None), config.centre, config.wants_ndc)
-    views.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
-    return Scene(
+    return placed_scene(
+        config,
+        views,
+        files,
+        masks,
+        read_points(model),
         name=base.resolve().name,
         format="colmap",
-        cameras=views,
-        near=placed.near if config.near is None else config.near,
-        far=placed.far if config.far is None else config.far,
         splits=splits,
-        pixels=pixels,
-        masked=any(masks),
-        ndc=placed.ndc,
-        bounds=placed.bounds,
-        background=config.background,
-        default_path=placed.default_path,
         view_names=[os.path.relpath(path, base) for path in files],
-        to_original=torch.linalg.inv(placed.transform),
-        depth_range=placed.depth_range,
     )
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from nerfit.cameras.axes import convert_axes
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes.files import read_text
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pinhole import View, pinhole_scene
 from nerfit.scenes.pixels import picture_files
-from nerfit.scenes.scene import Scene, SceneConfig, pick
+from nerfit.scenes.scene import Scene, SceneConfig, chosen_views
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -41,20 +41,12 @@ def load(source: str, config: Config) -> Scene:
     focal length that of intrinsics.txt times the picture's height over the height given there. Raises SceneError for
     files and ConfigError for settings without sense.
     """
-    if config.factor < 1 or config.testskip < 0:
-        raise ConfigError("scene.factor must be at least 1 and scene.testskip at least 0.")
+    require_least("scene.", config, factor=1, testskip=0)
     folder = Path(source)
     shape = _shape(folder, config.shape)
-    views: list[View] = []
-    splits: dict[str, list[int]] = {}
-    for split, name in _SPLITS.items():
-        place = folder / name / shape
-        if split != "train" and not place.is_dir():
-            continue
-        found = _views(place)
-        chosen = pick(len(found), config.train_views if split == "train" else (0, -1, max(config.testskip, 1)))
-        splits[split] = list(range(len(views), len(views) + len(chosen)))
-        views += [found[i] for i in chosen]
+    places = {split: folder / name / shape for split, name in _SPLITS.items()}
+    listed = {split: _views(place) for split, place in places.items() if split == "train" or place.is_dir()}
+    views, splits = chosen_views(listed, config.train_views, config.testskip)
     radius = float(np.mean([np.linalg.norm(view.c2w[:3, 3]) for view in views]))
     scene = pinhole_scene(
         folder,

@@ -32,6 +32,14 @@ def read_json(file: Path) -> Any:
         raise SceneError(f"{file} is not valid JSON ({error}).") from error
 
 
+def peek_json(file: Path) -> Any:
+    """The content of what may be a JSON file, None where it isn't."""
+    try:
+        return read_json(file)
+    except SceneError:
+        return None
+
+
 def read_npy(file: Path) -> np.ndarray:
     """The array in an .npy file of at most 64 MB, of any type but Python objects."""
     with _reading(file, _TEXT) as stream:

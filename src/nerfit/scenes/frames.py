@@ -9,7 +9,7 @@ import numpy as np
 from nerfit.errors import SceneError
 from nerfit.scenes.files import read_json
 from nerfit.scenes.images import SUFFIXES
-from nerfit.scenes.scene import pick
+from nerfit.scenes.scene import chosen_views
 
 
 def read_frames(file: Path) -> dict[str, Any]:
@@ -43,18 +43,9 @@ def read_splits(
 
     Every ``testskip``-th frame of val and test is chosen; where one of these two files is missing, so is the split.
     """
-    metas: dict[str, dict[str, Any]] = {}
-    frames: list[dict[str, Any]] = []
-    splits: dict[str, list[int]] = {}
-    for split in ("train", "val", "test"):
-        file = folder / f"transforms_{split}.json"
-        if split != "train" and not file.exists():
-            continue
-        metas[split] = read_frames(file)
-        own = metas[split]["frames"]
-        chosen = pick(len(own), train_views if split == "train" else (0, -1, max(testskip, 1)))
-        splits[split] = list(range(len(frames), len(frames) + len(chosen)))
-        frames += [own[i] for i in chosen]
+    files = {split: folder / f"transforms_{split}.json" for split in ("train", "val", "test")}
+    metas = {split: read_frames(file) for split, file in files.items() if split == "train" or file.exists()}
+    frames, splits = chosen_views({split: meta["frames"] for split, meta in metas.items()}, train_views, testskip)
     return metas, frames, splits
 
 
@@ -67,10 +58,15 @@ def image_path(folder: Path, file_path: str, allow_outside: bool = False) -> Pat
     if path.suffix.lower() not in SUFFIXES:
         named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
         path = next((p for p in (path, *named) if exists(p)), named[0])
+    return path if allow_outside else inside(folder, path, f"the frame '{file_path}'")
+
+
+def inside(folder: Path, path: Path, what: str) -> Path:
+    """A path that a scene's file names, which need not exist; SceneError for one out of its folder, unless that is in nerfit's cache."""
     real = os.path.realpath if exists(path) else os.path.abspath
     here = Path(real(folder))
-    if not (allow_outside or Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
-        raise SceneError(f"the frame '{file_path}' points outside {folder}; add --scene.allow-outside if that is meant.")
+    if not (Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
+        raise SceneError(f"{what} points outside {folder}; add --scene.allow-outside if that is meant.")
     return path
 
 

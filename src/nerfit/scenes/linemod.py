@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nerfit.errors import ConfigError, SceneError
-from nerfit.scenes.files import read_json
+from nerfit.errors import SceneError, require_least
+from nerfit.scenes.files import peek_json
 from nerfit.scenes.frames import exists, image_path, read_splits
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pinhole import View, pinhole_scene
@@ -30,15 +30,9 @@ class Config(SceneConfig):
 
 def detect(source: str) -> bool:
     """A folder whose transforms_train.json gives an intrinsic_matrix in its first frame."""
-    file = Path(source) / "transforms_train.json"
-    if not file.is_file():
-        return False
-    try:
-        match read_json(file):
-            case {"frames": [{"intrinsic_matrix": _}, *_]}:
-                return True
-    except SceneError:
-        pass
+    match peek_json(Path(source) / "transforms_train.json"):
+        case {"frames": [{"intrinsic_matrix": _}, *_]}:
+            return True
     return False
 
 
@@ -48,8 +42,7 @@ def load(source: str, config: Config) -> Scene:
     ``intrinsic_matrix`` is OpenCV's, which puts pixel centres on whole numbers, and is each frame's own. Raises
     SceneError for files and ConfigError for settings without sense.
     """
-    if config.factor < 1 or config.testskip < 0:
-        raise ConfigError("scene.factor must be at least 1 and scene.testskip at least 0.")
+    require_least("scene.", config, factor=1, testskip=0)
     folder = Path(source)
     metas, frames, splits = read_splits(folder, config.train_views, config.testskip)
     ends = [_range(folder / f"transforms_{split}.json", meta) for split, meta in metas.items() if split != "val"]

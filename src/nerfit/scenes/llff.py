@@ -75,7 +75,7 @@ def load(source: str, config: Config) -> Scene:
     if not forward and not config.spherify and config.ndc is not False:
         what = "were turned off, as" if config.ndc is None else "are on, though"
         warnings.warn(f"{folder}: normalised device coordinates {what} the cameras do not all look one way (along -z).", stacklevel=2)
-    near, far = (0.0, 1.0) if ndc else (0.9 * low, high)
+    near, far = config.reach(0.0, 1.0) if ndc else config.reach(0.9 * low, high)
     train, test = split(c2w, config.hold)
     masks = find_masks(files)
     chosen = [train[i] for i in pick(len(train), config.train_views)]
@@ -83,8 +83,8 @@ def load(source: str, config: Config) -> Scene:
         name=folder.resolve().name,
         format="llff",
         cameras=cameras,
-        near=near if config.near is None else config.near,
-        far=far if config.far is None else config.far,
+        near=near,
+        far=far,
         splits={"train": chosen, "val": test, "test": test},
         pixels=load_pixels(files, [(width, height)] * len(files), masks),
         masked=any(masks),

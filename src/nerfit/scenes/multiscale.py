@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes import blender
-from nerfit.scenes.files import read_json
+from nerfit.scenes.files import peek_json, read_json
 from nerfit.scenes.frames import exists, image_path
 from nerfit.scenes.images import image_size, resize_area, write_png
 from nerfit.scenes.pinhole import View, pinhole_scene
-from nerfit.scenes.scene import Scene, SceneConfig, pick, write_json
+from nerfit.scenes.scene import Scene, SceneConfig, chosen_views, write_json
 
 _KEYS = ("file_path", "cam2world", "width", "height", "pix2cam", "near", "far")
 
@@ -28,15 +28,9 @@ class Config(SceneConfig):
 
 def detect(source: str) -> bool:
     """A folder whose metadata.json has a train split with pix2cam."""
-    file = Path(source) / "metadata.json"
-    if not file.is_file():
-        return False
-    try:
-        match read_json(file):
-            case {"train": {"pix2cam": _}}:
-                return True
-    except SceneError:
-        pass
+    match peek_json(Path(source) / "metadata.json"):
+        case {"train": {"pix2cam": _}}:
+            return True
     return False
 
 
@@ -46,36 +40,24 @@ def load(source: str, config: Config) -> Scene:
     ``lossmult``, the area of a pixel in pixels of full size, isn't read: pixels drawn from a view drawn uniformly, whatever
     its size, have that weight already. Raises SceneError for files and ConfigError for settings without sense.
     """
-    if config.testskip < 0:
-        raise ConfigError("scene.testskip must be at least 0.")
+    require_least("scene.", config, testskip=0)
     folder = Path(source)
     file = folder / "metadata.json"
     meta = read_json(file)
-    views: list[View] = []
-    splits: dict[str, list[int]] = {}
-    ends: list[tuple[float, float]] = []
-    for split in ("train", "val", "test"):
-        if split != "train" and split not in meta:
-            continue
-        table = _table(file, meta, split)
-        rows = list(zip(*(table[key] for key in _KEYS), strict=True))
-        chosen = pick(len(rows), config.train_views if split == "train" else (0, -1, max(config.testskip, 1)))
-        splits[split] = list(range(len(views), len(views) + len(chosen)))
-        for i in chosen:
-            view, near, far = _view(f"{file}, picture {i} of {split}", folder, rows[i])
-            views.append(view)
-            ends.append((near, far))
-    return pinhole_scene(
-        folder, views, min(near for near, _ in ends), max(far for _, far in ends), config, format="multiscale", splits=splits
-    )
+    rows = {split: _rows(file, meta, split) for split in ("train", "val", "test") if split == "train" or split in meta}
+    chosen, splits = chosen_views(rows, config.train_views, config.testskip)
+    views, near, far = zip(*(_view(what, folder, row) for what, row in chosen), strict=True)
+    return pinhole_scene(folder, views, min(near), max(far), config, format="multiscale", splits=splits)
 
 
-def _table(file: Path, meta: Any, split: str) -> dict[str, list[Any]]:
+def _rows(file: Path, meta: Any, split: str) -> list[tuple[str, tuple[Any, ...]]]:
+    """What a split says of each picture, and how the picture is called in errors."""
     table = meta.get(split) if isinstance(meta, dict) else None
     columns = {key: column for key in _KEYS if isinstance(table, dict) and isinstance(column := table.get(key), list)}
     if len(columns) < len(_KEYS) or len({*map(len, columns.values())}) > 1 or not columns["file_path"]:
         raise SceneError(f"{file}: {split} must have lists of one length named {', '.join(_KEYS)}.")
-    return columns
+    rows = zip(*(columns[key] for key in _KEYS), strict=True)
+    return [(f"{file}, picture {i} of {split}", row) for i, row in enumerate(rows)]
 
 
 def _view(what: str, folder: Path, row: tuple[Any, ...]) -> tuple[View, float, float]:

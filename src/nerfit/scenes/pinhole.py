@@ -39,11 +39,12 @@ def pinhole_scene(
     small = [(max(1, w // factor), max(1, h // factor)) for w, h in (view.size for view in views)]
     width, height = torch.tensor(small).T
     fx, fy, cx, cy = (lens * (torch.tensor(small) / sizes).repeat(1, 2)).to(torch.float32).T
+    near, far = config.reach(near, far)
     return Scene(
         name=source.resolve().name,
         cameras=Cameras(c2w[:, :3].to(torch.float32), fx, fy, cx, cy, width, height, pixel_offset=config.pixel_offset),
-        near=near if config.near is None else config.near,
-        far=far if config.far is None else config.far,
+        near=near,
+        far=far,
         pixels=load_pixels([view.file for view in views], small),
         background=config.background,
         view_names=names,

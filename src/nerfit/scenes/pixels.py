@@ -1,6 +1,5 @@
 """The pixels of all views of a scene: decoded side by side, shrunk, hidden where masks say so, and kept in a cache."""
 
-import hashlib
 import os
 import re
 import tempfile
@@ -22,6 +21,7 @@ from torch import Tensor
 from nerfit.errors import SceneError
 from nerfit.scenes.frames import cache_folder, exists
 from nerfit.scenes.images import SUFFIXES, Header, read_header, read_image, resize_area
+from nerfit.scenes.work import fingerprint
 
 Pixels = UInt8[np.ndarray, "pixels channels"]
 T = TypeVar("T")
@@ -64,8 +64,7 @@ def load_pixels(
 
     pixels = None
     if shape[0] * channels > _IN_MEMORY or any(header[:2] != size for header, size in zip(headers, sizes, strict=True)):
-        files = [(path.resolve(), (s := path.stat()).st_mtime_ns, s.st_size) for path in (*paths, *filter(None, masks))]
-        key = hashlib.sha256(repr(("pixels", files, sizes, [mask is None for mask in masks])).encode()).hexdigest()[:32]
+        key = fingerprint([*paths, *filter(None, masks)], "pixels", sizes, [mask is None for mask in masks])
         pixels = _cached(cache_folder() / f"{key}.npy", shape, fill)
     return torch.from_numpy(fill(np.empty(shape, np.uint8)) if pixels is None else pixels)
 

@@ -1,7 +1,10 @@
 """Where a capture lies in the scene's world, and how far one looks in it, from its cameras and the points that are known of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,8 +12,9 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import Meeting, rays_meet, recentre, scale_of, to_4x4, transform_poses, view_frame, world_up
-from nerfit.errors import ConfigError
-from nerfit.scenes.scene import Bounds, SceneConfig
+from nerfit.errors import ConfigError, require_least
+from nerfit.scenes.pixels import load_pixels
+from nerfit.scenes.scene import Bounds, Scene, SceneConfig
 
 _NEAR, _FAR, _OBJECT = 0.05, 100.0, 0.75
 """In mean distances of the cameras from what they look at: near, far of unbounded scenes, radius of an object."""
@@ -48,8 +52,43 @@ class PlacedConfig(SceneConfig):
 
     def check(self) -> None:
         """Raise ConfigError for settings without sense."""
-        if self.factor < 1 or self.holdout < 0:
-            raise ConfigError("scene.factor must be at least 1 and scene.holdout at least 0.")
+        require_least("scene.", self, factor=1, holdout=0)
+
+
+def placed_scene(
+    config: PlacedConfig,
+    cameras: Cameras,
+    files: Sequence[Path],
+    masks: Sequence[Path | None],
+    points: Float[Tensor, "n 3"] | None,
+    is_object: bool = False,
+    applied: Float[Tensor, "4 4"] | None = None,
+    **about: Any,
+) -> Scene:
+    """The scene of pictures of the cameras' sizes, placed by `place`; transparent pixels also say that it is an object.
+
+    ``cameras`` and ``points`` are in the file's world, poses in float64; ``applied`` led there from the user's. ``about`` is the
+    scene's name, format, splits and names of views.
+    """
+    pixels = load_pixels(files, list(zip(cameras.width.tolist(), cameras.height.tolist(), strict=True)), masks)
+    is_object |= pixels.shape[1] == 4 and not any(masks)
+    placed = place(cameras, points, config.bounds or ("object" if is_object else None), config.centre, config.wants_ndc)
+    near, far = config.reach(placed.near, placed.far)
+    to_file = torch.linalg.inv(placed.transform)
+    return Scene(
+        cameras=replace(cameras, c2w=transform_poses(cameras.c2w, placed.transform).to(torch.float32)),
+        near=near,
+        far=far,
+        pixels=pixels,
+        masked=any(masks),
+        ndc=placed.ndc,
+        bounds=placed.bounds,
+        background=config.background,
+        default_path=placed.default_path,
+        to_original=to_file if applied is None else torch.linalg.inv(placed.transform @ applied),
+        depth_range=placed.depth_range,
+        **about,
+    )
 
 
 @dataclass

@@ -79,13 +79,13 @@ def load(source: str, config: Config) -> Scene:
     backdrop = None if alpha else 0.0 if config.background == "black" else 1.0
     pixels, depths, normals = render(stage(kind, config.scene_seed, wall=not alpha), cameras, config.samples, backdrop)
     seen = depths[depths > 0]
-    near, far = (2.0, 6.0) if is_object else (0.0, 1.0)
+    near, far = config.reach(2.0, 6.0) if is_object else config.reach(0.0, 1.0)
     return Scene(
         name="procedural-object" if is_object else "procedural-forward",
         format="procedural",
         cameras=cameras,
-        near=near if config.near is None else config.near,
-        far=far if config.far is None else config.far,
+        near=near,
+        far=far,
         splits=splits,
         pixels=pixels,
         bounds="object" if is_object else "forward-facing",

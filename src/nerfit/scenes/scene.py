@@ -1,9 +1,10 @@
 """A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +16,7 @@ from nerfit.cameras.ndc import ndc_rays
 from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
 
+T = TypeVar("T")
 Bounds = Literal["object", "forward-facing", "unbounded"]
 Background = Literal["white", "black", "random"]
 
@@ -35,6 +37,10 @@ class SceneConfig:
     """Training views to use: start, end (-1 = all), step, in the format's order."""
     pixel_offset: float = 0.5
     """Where in its pixel a ray starts: 0.5 = centre; the original NeRF code used 0."""
+
+    def reach(self, near: float, far: float) -> tuple[float, float]:
+        """Near and far: those given, else the format's own."""
+        return near if self.near is None else self.near, far if self.far is None else self.far
 
 
 @dataclass
@@ -58,6 +64,8 @@ class Scene:
     bounds: Bounds = "object"
     background: Background = "white"
     ndc: bool = False
+    ndc_lens: tuple[float, float, float, float] | None = None
+    """Focal lengths, width and height that make the scene's NDC, whatever lens looks at it; none = the first view's."""
     default_path: str = "circle"
     view_names: list[str] = field(default_factory=list)
     to_original: Float[Tensor, "4 4"] = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
@@ -73,6 +81,9 @@ class Scene:
         if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
             kind = LENSES[int(self.cameras.lens.max())]
             raise SceneError(f"{self.name}: normalised device coordinates need perspective cameras, not {kind} ones; turn ndc off.")
+        if self.ndc and self.ndc_lens is None:
+            first = self.cameras[0]
+            self.ndc_lens = float(first.fx), float(first.fy), float(first.width), float(first.height)
         sizes = self.cameras.width * self.cameras.height
         self.starts: Tensor = sizes.cumsum(0) - sizes
         self.masked &= self.pixels is None or self.pixels.shape[1] == 4
@@ -130,8 +141,7 @@ class Scene:
         if look is not None:
             rays.viewdirs = torch.nn.functional.normalize(look.directions(views, x, y), dim=-1)
         if self.ndc:
-            fx, fy, width, height = (value.to(rays.near.device) for value in self.ndc_lens)
-            rays = ndc_rays(rays, fx, fy, width, height)
+            rays = ndc_rays(rays, *self.ndc_by(rays.near.device))
         return rays
 
     def describe(self) -> str:
@@ -145,11 +155,11 @@ class Scene:
         """The cameras with their poses in the coordinates of the user's files, float64."""
         return replace(self.cameras, c2w=transform_poses(self.cameras.c2w, self.to_original))
 
-    @property
-    def ndc_lens(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Focal lengths, width and height ([1] each) that make the scene's NDC: the first view's, with whatever lens one looks at it."""
-        first = self.cameras[0]
-        return first.fx, first.fy, first.width, first.height
+    def ndc_by(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``ndc_lens`` as tensors ([1] each)."""
+        assert self.ndc_lens is not None
+        fx, fy, width, height = torch.tensor(self.ndc_lens, device=device)[:, None]
+        return fx, fy, width, height
 
     def save(self, folder: Path, given: Cameras | None = None) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images.
@@ -171,7 +181,7 @@ class Scene:
             state = json.loads((folder / "cameras.json").read_text())
             cameras = Cameras.from_state(state["given" if given and "given" in state else "normalised"])
             to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
-            info["depth_range"] = info["depth_range"] and tuple(info["depth_range"])
+            info |= {key: tuple(info[key]) for key in ("depth_range", "ndc_lens") if info.get(key)}
             return cls(cameras=cameras, to_original=to_original, **info)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SceneError(f"{folder} is not a run folder that can be read: {error}.") from error
@@ -185,7 +195,21 @@ def _numbers(values: Tensor) -> str:
     return ", ".join(f"{value:g}" for value in values.tolist())
 
 
-_PLAIN = ("name", "format", "near", "far", "splits", "bounds", "background", "ndc", "default_path", "view_names", "depth_range", "masked")
+_PLAIN = (
+    "name",
+    "format",
+    "near",
+    "far",
+    "splits",
+    "bounds",
+    "background",
+    "ndc",
+    "ndc_lens",
+    "default_path",
+    "view_names",
+    "depth_range",
+    "masked",
+)
 
 
 def composite(rgba: Float[Tensor, "*n channels"], background: float | Tensor) -> Float[Tensor, "*n 3"]:
@@ -205,6 +229,22 @@ def pick(count: int, views: tuple[int, int, int]) -> list[int]:
     if not chosen:
         raise SceneError(f"the view selection {start}, {end}, {step} leaves none of {count} views.")
     return chosen
+
+
+def chosen_views(
+    listed: Mapping[str, Sequence[T]], train_views: tuple[int, int, int], testskip: int
+) -> tuple[list[T], dict[str, list[int]]]:
+    """Of the views that files list for each split those to use, one after another, and each split's places among them.
+
+    Of val and test every ``testskip``-th is used.
+    """
+    views: list[T] = []
+    splits: dict[str, list[int]] = {}
+    for split, own in listed.items():
+        chosen = pick(len(own), train_views if split == "train" else (0, -1, max(testskip, 1)))
+        splits[split] = list(range(len(views), len(views) + len(chosen)))
+        views += [own[i] for i in chosen]
+    return views, splits
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nerfit.cameras import Cameras
-from nerfit.errors import SceneError
+from nerfit.errors import require_least
 from nerfit.scenes.images import SUFFIXES, image_size
 from nerfit.scenes.pixels import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
@@ -32,8 +32,7 @@ def detect(source: str) -> bool:
 def load(source: str, config: Config) -> Scene:
     """One view, seen straight on from a camera at the origin, that is both training and test view."""
     path = Path(source)
-    if config.factor < 1:
-        raise SceneError("scene.factor must be at least 1.")
+    require_least("scene.", config, factor=1)
     width, height = (max(1, pixels // config.factor) for pixels in image_size(path))
     return Scene(
         name=path.stem,

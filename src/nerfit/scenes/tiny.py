@@ -46,12 +46,13 @@ def load(source: str, config: Config) -> Scene:
     c2w = checked_rotations(torch.from_numpy(poses.astype(np.float64)), str(file))
     first = min(_TRAIN, n - 1)
     test = list(range(first, n))
+    near, far = config.reach(2.0, 6.0)
     return Scene(
         name=file.stem,
         format="tiny",
         cameras=Cameras.pinhole(c2w, float(focal.item()), width, height, config.pixel_offset),
-        near=2.0 if config.near is None else config.near,
-        far=6.0 if config.far is None else config.far,
+        near=near,
+        far=far,
         splits={"train": pick(first, config.train_views), "val": test, "test": test},
         pixels=torch.from_numpy(_bytes(file, images).reshape(-1, channels)),
         background=config.background,

@@ -11,19 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.cameras.poses import scale_of, to_4x4, transform_poses
+from nerfit.cameras.poses import scale_of, to_4x4
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
-from nerfit.scenes import placing
 from nerfit.scenes.depths import load_depths
-from nerfit.scenes.files import read_json
-from nerfit.scenes.frames import exists, image_path, read_frames
+from nerfit.scenes.files import peek_json
+from nerfit.scenes.frames import exists, image_path, inside, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.intrinsics import cameras_of, number, read_lenses
-from nerfit.scenes.pixels import find_masks, load_pixels
-from nerfit.scenes.placing import PlacedConfig
+from nerfit.scenes.pixels import find_masks
+from nerfit.scenes.placing import PlacedConfig, placed_scene
 from nerfit.scenes.ply import read_ply
-from nerfit.scenes.scene import Bounds, Scene, pick
+from nerfit.scenes.scene import Scene, pick
 
 _SPLITS = ("train", "val", "test")
 
@@ -33,7 +32,7 @@ class Config(PlacedConfig):
     """How a transforms.json is read."""
 
     allow_outside: bool = False
-    """Read pictures outside the scene's folder too, where a frame names one."""
+    """Read files outside the scene's folder too, where transforms.json names one."""
     depths: bool = False
     """Read the depth maps that frames name."""
 
@@ -45,10 +44,7 @@ def detect(source: str) -> bool:
         return False
     if file.name == "transforms.json":
         return True
-    try:
-        meta = read_json(file)
-    except SceneError:
-        return False
+    meta = peek_json(file)
     return isinstance(meta, dict) and "frames" in meta
 
 
@@ -76,40 +72,34 @@ def load(source: str, config: Config) -> Scene:
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
     masks = _masks(file, frames, paths, config.allow_outside)
-    pixels = load_pixels(paths, small, masks)
-    cut_out = pixels.shape[1] == 4 and not any(masks)
-    bounds: Bounds | None = "object" if cut_out or meta.get("aabb_scale") == 1 else None
-    placed = placing.place(cameras, _points(file, meta), config.bounds or bounds, config.centre, config.wants_ndc)
-    cameras.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
-    to_original = torch.linalg.inv(placed.transform @ applied)
-    depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
-    return Scene(
+    scene = placed_scene(
+        config,
+        cameras,
+        paths,
+        masks,
+        _points(file, meta, config.allow_outside),
+        meta.get("aabb_scale") == 1,
+        applied,
         name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
         format="transforms",
-        cameras=cameras,
-        near=placed.near if config.near is None else config.near,
-        far=placed.far if config.far is None else config.far,
         splits=splits,
-        pixels=pixels,
-        masked=any(masks),
-        ndc=placed.ndc,
-        bounds=placed.bounds,
-        background=config.background,
-        default_path=placed.default_path,
         view_names=names,
-        to_original=to_original,
-        depth_range=placed.depth_range,
-        depths=None if depths is None else depths / scale_of(to_original),
     )
+    depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
+    scene.depths = None if depths is None else depths / scale_of(scene.to_original)
+    return scene
 
 
-def _points(file: Path, meta: dict[str, Any]) -> Float[Tensor, "n 3"] | None:
+def _points(file: Path, meta: dict[str, Any], allow_outside: bool) -> Float[Tensor, "n 3"] | None:
     """The points of the PLY file that ``ply_file_path`` names; None, said aloud, where it can't be read."""
     name = meta.get("ply_file_path")
     if not isinstance(name, str):
         return None
+    path = file.parent / name
+    if not allow_outside:
+        inside(file.parent, path, f"the ply_file_path '{name}'")
     try:
-        return read_ply(file.parent / name)
+        return read_ply(path)
     except SceneError as error:
         warnings.warn(f"{error} It is done without.", stacklevel=3)
         return None

@@ -101,7 +101,7 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
         raise ConfigError("optim.schedule multi-step needs --optim.milestones.")
     groups = [{"lr_scale": 1.0} | group for group in method.parameter_groups()]
     if method.cameras is not None:
-        groups.append(method.cameras.parameter_group())
+        groups.extend(method.cameras.parameter_groups())
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     make = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sparse-adam": SparseAdam}[config.optimizer]

@@ -23,6 +23,7 @@ from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_che
 from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_memory, pick_device, pick_precision, set_threads
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
+from nerfit.training.relocation import relocate
 
 MAX_RESTARTS = 5
 MAX_SKIPPED_IN_A_ROW = 20
@@ -245,6 +246,10 @@ class Trainer:
             if what is not None:
                 self._restart(what, bar)
                 return
+        if self.method.cameras is not None and due(self.method.cameras.config.look_again) and self.method.cameras.moves(self.progress):
+            found = relocate(self.method, self.scene, step)
+            if found:
+                bar.say(f"step {step}: {found} lost camera{'s' * (found > 1)} found elsewhere.")
         if due(config.print_every) or step == 1:
             values = self._scalars(rendering, batch, losses, log)
             bar.show(self.progress, self._line(values))

@@ -58,11 +58,17 @@ def encode_backward(x: Tensor, table: Tensor, gradient: Tensor, layout: GridLayo
 
 def position_gradient(x: Tensor, g_features: Tensor, table: Tensor, layout: GridLayout, channels: int | None = None) -> Tensor:
     """dL/dx [n, 3] from the gradients of blocked features."""
-    out = torch.zeros_like(x)
-    if len(x):
-        depth = layout.depth if channels is None else channels
-        run_parallel(hash_grid.position_gradient, _array(x), _array(g_features), _array(table), *_grid(layout), _array(out), depth)
-    return out
+    if not len(x):
+        return torch.zeros_like(x)
+    depth = layout.depth if channels is None else channels
+    return _position_gradient(*_one_row(x, g_features), table, layout, depth)[0]
+
+
+def _position_gradient(rows: Any, count: Any, g_features: Any, table: Tensor, layout: GridLayout, depth: int) -> list[Tensor]:
+    """dL/dx [n, 3] of each row of blocked positions."""
+    out = torch.empty(rows.shape)
+    run_parallel(hash_grid.position_gradient, rows, count, g_features, _array(table), *_grid(layout), _array(out), depth)
+    return [out[r].view(-1, 3, LANES).transpose(1, 2).reshape(-1, 3)[:n] for r, n in enumerate(count.tolist())]
 
 
 def scatter(x: Tensor, g_features: Tensor, layout: GridLayout, into: Tensor) -> None:
@@ -323,8 +329,10 @@ def render(
     return slots
 
 
-def render_backward(slots: Slots, weights: Tensor, shape: FieldShape, half: bool, soft_near: float, *gradients: Tensor | None) -> Tensor:
-    """Turn the slots' features into their gradients; the networks' gradients."""
+def render_backward(
+    slots: Slots, weights: Tensor, shape: FieldShape, half: bool, soft_near: float, stretch: bool, *gradients: Tensor | None
+) -> Tensor:
+    """Turn the slots' features into their gradients; the networks' gradients. With ``stretch`` what `ray_gradients` needs is kept."""
     n, parts = len(slots.opacity), len(slots.kept)
     g_color, g_opacity, g_depth, g_weight = gradients
     g_color = torch.zeros(n, 3) if g_color is None else g_color.contiguous()
@@ -345,9 +353,26 @@ def render_backward(slots: Slots, weights: Tensor, shape: FieldShape, half: bool
         *_network(weights, shape, half),
         *map(_array, (g_color, g_opacity, g_depth, g_weight)),
         _f32(soft_near),
+        stretch,
         _array(sums),
     )
     return sums.sum(0)
+
+
+def ray_gradients(
+    slots: Slots, origins: Tensor, directions: Tensor, table: Tensor, layout: GridLayout, cascades: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients [n, 3] of rays whose samples stay at their distances, after `render_backward` with ``stretch``."""
+    by_place = torch.cat(_position_gradient(slots.places, np.array(slots.kept), slots.features, table, layout, layout.depth))
+    kept = list(enumerate(slots.kept))
+    arrays = (slots.ray, slots.t0, slots.t1, slots.light_after)
+    ray, t0, t1, stretch = (torch.cat([torch.from_numpy(a[r, :n]) for r, n in kept]) for a in arrays)
+    with torch.enable_grad():
+        o, d = (v.detach().requires_grad_() for v in (origins, directions))
+        ray = ray.long()
+        x = marching.contract(o[ray] + 0.5 * (t0 + t1)[:, None] * d[ray], cascades)
+        stretched = torch.zeros(len(d)).index_add_(0, ray, stretch) * d.norm(dim=-1).log()
+        return torch.autograd.grad((x * by_place).sum() + stretched.sum(), (o, d))
 
 
 def scatter_rows(g: FactoredGradient, into: Tensor) -> None:

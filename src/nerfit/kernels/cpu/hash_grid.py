@@ -179,33 +179,59 @@ def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, t
             scatter_level(level, rows, count, gradient, resolutions[level], offsets[level], entries, depth, table_gradient, unmarked)
 
 
+@part_of_kernel
+def _fractions(p, resolution, out):
+    """Where positions p ([3, LANES]) lie in their cells, from 0 to 1."""
+    n, zero, inside = splat16(np.float32(resolution)), splat16(np.float32(0)), splat16(np.float32(1 - 2**-24))
+    for i in range(0, 3 * LANES, 16):
+        x = maximum(minimum(load16(p, i), inside), zero) * n
+        store16(out, i, x - to_float(truncate(x)))
+
+
+@part_of_kernel
+def _slopes(entry, i, fraction, table):
+    """The derivatives of the features of position i along x, y, z, in cells: 3 vectors of 4 features.
+
+    Differences along one axis, interpolated along the others.
+    """
+    fx, fy, fz = splat4(fraction[i]), splat4(fraction[LANES + i]), splat4(fraction[2 * LANES + i])
+    a, b = load4(table, 4 * np.int64(entry[i])), load4(table, 4 * np.int64(entry[2 * LANES + i]))
+    c, d = load4(table, 4 * np.int64(entry[4 * LANES + i])), load4(table, 4 * np.int64(entry[6 * LANES + i]))
+    xa, xb = load4(table, 4 * np.int64(entry[LANES + i])) - a, load4(table, 4 * np.int64(entry[3 * LANES + i])) - b
+    xc, xd = load4(table, 4 * np.int64(entry[5 * LANES + i])) - c, load4(table, 4 * np.int64(entry[7 * LANES + i])) - d
+    low, high = fma(fx, xa, a), fma(fx, xc, c)
+    y_low, y_high = fma(fx, xb, b) - low, fma(fx, xd, d) - high
+    x_low, x_high = fma(fy, xb - xa, xa), fma(fy, xd - xc, xc)
+    return fma(fz, x_high - x_low, x_low), fma(fz, y_high - y_low, y_low), fma(fy, y_high, high) - fma(fy, y_low, low)
+
+
 @kernel
-def position_gradient(part, parts, x, gradient, table, resolutions, offsets, entries, dx, depth):
-    """dx [n, 3] += the gradient with respect to positions; zero for coordinates outside [0, 1)."""
-    p, f = aligned(3 * LANES), aligned(3)
+def position_gradient(part, parts, rows, count, gradient, table, resolutions, offsets, entries, out, depth):
+    """``out`` of the shape of ``rows`` (`scatter_level`'s, as ``count`` and ``gradient``) is dL/dx; zero outside [0, 1)."""
     index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
-    blocks = (x.shape[0] + LANES - 1) // LANES
-    for block in range(blocks * part // parts, blocks * (part + 1) // parts):
-        positions(x, block, 1, p)
-        for level in range(resolutions.size):
-            corners(p, resolutions[level], offsets[level], entries, index, weight)
-            n = np.float32(resolutions[level])
-            at = (block * depth + 4 * level) * LANES
-            for i in range(min(LANES, x.shape[0] - block * LANES)):
-                for axis in range(3):
-                    at_axis = min(max(p[axis * LANES + i], np.float32(0)), np.float32(1 - 2**-24)) * n
-                    f[axis] = at_axis - np.floor(at_axis)
-                for k in range(8):
-                    value = np.float32(0)
-                    entry = 4 * np.int64(index[k * LANES + i])
-                    for c in range(4):
-                        value += table[entry + c] * gradient[at + c * LANES + i]
-                    value *= n
-                    wx, wy, wz = f[0] if k & 1 else 1 - f[0], f[1] if k & 2 else 1 - f[1], f[2] if k & 4 else 1 - f[2]
-                    dx[block * LANES + i, 0] += value * wy * wz * (1 if k & 1 else -1)
-                    dx[block * LANES + i, 1] += value * wx * wz * (1 if k & 2 else -1)
-                    dx[block * LANES + i, 2] += value * wx * wy * (1 if k & 4 else -1)
-        for i in range(min(LANES, x.shape[0] - block * LANES)):
+    each, fraction, sums = aligned(4 * LANES), aligned(3 * LANES), aligned(12 * LANES)
+    for r in range(count.size):
+        blocks = (count[r] + LANES - 1) // LANES
+        for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+            p, to = rows[r, 3 * block * LANES :], out[r, 3 * block * LANES :]
+            sums[:] = np.float32(0)
+            for level in range(resolutions.size):
+                corners(p, resolutions[level], offsets[level], entries, index, weight)
+                _fractions(p, resolutions[level], fraction)
+                for k in range(8 * LANES):
+                    prefetch(table, 4 * np.int64(index[k]))
+                at = (block * depth + 4 * level) * LANES
+                for i in range(0, LANES, 16):
+                    join4(gradient[r], at + i, LANES, each, 4 * i)
+                n = splat4(np.float32(resolutions[level]))
+                for i in range(LANES):
+                    g = load4(each, 4 * i) * n
+                    x, y, z = _slopes(index, i, fraction, table)
+                    store4(sums, 12 * i, fma(x, g, load4(sums, 12 * i)))
+                    store4(sums, 12 * i + 4, fma(y, g, load4(sums, 12 * i + 4)))
+                    store4(sums, 12 * i + 8, fma(z, g, load4(sums, 12 * i + 8)))
             for axis in range(3):
-                if not 0 <= x[block * LANES + i, axis] < 1:
-                    dx[block * LANES + i, axis] = 0
+                for i in range(LANES):
+                    s = sums[12 * i + 4 * axis : 12 * i + 4 * axis + 4]
+                    inside = 0 <= p[axis * LANES + i] < 1
+                    to[axis * LANES + i] = s[0] + s[1] + s[2] + s[3] if inside else np.float32(0)

@@ -29,7 +29,7 @@ POOL = 256
 """Rays that a thread follows at a time."""
 WAVE = 8
 """Samples that each of them takes before their light is looked at."""
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+_ZERO, _HALF, _ONE, _LEAST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
 
 
 @part_of_kernel
@@ -224,13 +224,14 @@ def render_backward(
     depth_gradient,
     weight_gradient,
     soft_near,
+    stretch,
     weight_sums,
 ):
     """Turn the slots' ``features`` into their gradients; weight_sums[part] is this part's sum of the networks' gradients.
 
     dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
     ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``soft_near`` gradients shrink with
-    the distance's square.
+    the distance's square. With ``stretch`` the slots' ``light_after`` becomes σ dL/dσ: the loss's derivative by the logarithm of length.
     """
     count = kept[part]
     ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
@@ -261,7 +262,10 @@ def render_backward(
                 v = space.color[c * LANES + lane]
                 g += color_gradient[i, c] * v
                 g_color[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
-            g_density[lane] = share * length[s] * (light_after[s] * g - behind[i])
+            by_thickness = share * (light_after[s] * g - behind[i])
+            g_density[lane] = length[s] * by_thickness
+            if stretch:
+                light_after[s] = by_thickness * np.log((light_after[s] + w) / max(light_after[s], _LEAST))
             behind[i] += w * g
         back_through_layers(net, turned, f, space, g_color, g_density, g_joint, g_a, g_b, sums)
     end(tiles)

@@ -1,0 +1,189 @@
+"""The options of commands, each as a dataclass; the docstrings are their help. Those of a training and of exports are with them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass
+class Common:
+    """Options of every command."""
+
+    json: bool = False
+    """Print the answer as JSON, for programs."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass
+class DeviceOptions(Common):
+    """Options of commands that compute."""
+
+    threads: int | None = None
+    """CPU threads."""
+    device: str = "auto"
+    """cpu, cuda, …"""
+
+
+@dataclass
+class RunOptions(Common):
+    """Options of commands on a run."""
+
+    run: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder."""
+
+
+@dataclass
+class EvalOptions(RunOptions, DeviceOptions):
+    """nerfit eval RUN: metrics of held-out views into metrics.json, pictures and strips into renders/."""
+
+    split: str = "test"
+    """test, val or train."""
+    scene: str | None = None
+    """Read the scene from here instead of where it was trained."""
+    reference_poses: str | None = None
+    """Scene with the true cameras of the training views, by name; none = of learned cameras the given ones."""
+    pose_steps: int = 0
+    """First move each view's camera by so many photometric steps (NeRF--, BARF: 100 and more)."""
+    lpips_weights: Path | None = None
+    """Folder with alex.safetensors and vgg.safetensors."""
+
+
+@dataclass
+class RenderOptions(RunOptions, DeviceOptions):
+    """nerfit render RUN: pictures and videos along a camera path."""
+
+    path: str | None = None
+    """circle, sphere, spiral, spiral-flat, interpolate, ellipse, still, test, or a JSON file; none = the scene's own."""
+    what: str | None = None
+    """Any of rgb,depth,disparity,opacity,normal, separated by commas; none = rgb and, of a field, disparity."""
+    factor: float = 1.0
+    """Shrink the pictures by this factor (the old render_factor)."""
+    frames: int | None = None
+    """Frames; none = the path's own number."""
+    fps: float = 30.0
+    """Frames per second of the videos."""
+    side_by_side: bool = False
+    """One video with all quantities side by side instead of one of each."""
+    video: Literal["mp4", "gif", "webp"] = "mp4"
+    """Format of the videos."""
+    out: Path | None = None
+    """Folder; none = renders/<path> in the run."""
+
+
+@dataclass
+class ViewOptions(DeviceOptions):
+    """nerfit view RUN|SCENE: a run's field in the browser, or a scene's cameras and pictures before any training.
+
+    Examples:
+      nerfit view runs/lego-instant
+      nerfit view data/lego --port 8080
+      nerfit view runs/lego-instant --host 0.0.0.0
+    """
+
+    source: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """Run folder, or what nerfit train takes as SCENE."""
+    host: str = "127.0.0.1"
+    """Address to serve on; 0.0.0.0 = reachable from other machines."""
+    port: int = 7007
+    """Port; the next free one is taken where it is in use."""
+    scene: str | None = None
+    """Read a run's pictures from here instead of where it was trained."""
+
+
+@dataclass
+class DemoOptions(Common):
+    """nerfit demo: a made-up scene, trained and filmed in a few minutes."""
+
+    out: Path | None = None
+    """Run folder; none = runs/demo[-n]."""
+    seconds: float | None = None
+    """Training time; none = the recipe's."""
+
+
+@dataclass
+class SpeedOptions(DeviceOptions):
+    """nerfit bench speed: this machine's matrix product, the fused field, and each kernel beside its definition in PyTorch.
+
+    Examples:
+      nerfit bench speed
+      nerfit bench speed --threads 2 --precision float32 --json
+    """
+
+    levels: int = 8
+    """Levels of the hash grid."""
+    log2_entries: int = 18
+    """Entries per level at most, as a power of two."""
+    width: int = 64
+    """Channels of the networks."""
+    samples: int = 65_536
+    """Positions along made-up rays."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """What matrix products take; auto = bf16 where the hardware is fast at it."""
+
+
+@dataclass
+class TrainingBenchOptions(Common):
+    """Options of benchmarks that train."""
+
+    scene: tyro.conf.Positional[str] = ""
+    """What nerfit train takes as SCENE."""
+    method: tyro.conf.Positional[str] = "instant"
+    """What nerfit train takes as METHOD."""
+
+
+@dataclass
+class TimeToQualityOptions(TrainingBenchOptions):
+    """nerfit bench time-to-quality SCENE [METHOD]: test PSNR after trainings of several lengths.
+
+    Each training is a process of its own with its schedule set to its seconds; all flags of nerfit train may follow. Writes
+    results.json, results.csv and results.svg; run again with the same --out, it goes on where it was stopped.
+
+    Examples:
+      nerfit bench time-to-quality procedural --at 5 10 20
+      nerfit bench time-to-quality data/lego instant --at 60 300 --seeds 3 --out runs/lego-times --threads 2
+    """
+
+    at: tuple[float, ...] = (15, 30, 60, 120, 300, 600, 1200)
+    """Seconds of training."""
+    seeds: int = 1
+    """Trainings for each of them, with seeds 0, 1, …"""
+    out: Path | None = None
+    """Folder of the results and the runs; none = runs/bench-<scene>-<method>."""
+
+
+@dataclass
+class MemoryOptions(TrainingBenchOptions):
+    """nerfit bench memory SCENE [METHOD]: the most memory held so far after loading, building, training and rendering a view.
+
+    All flags of nerfit train may follow.
+
+    Examples:
+      nerfit bench memory procedural
+      nerfit bench memory data/lego nerf --recipe nerf-small --steps 50
+    """
+
+    steps: int = 200
+    """Training steps."""
+
+
+BENCHMARKS: dict[str, type[Common]] = {"speed": SpeedOptions, "time-to-quality": TimeToQualityOptions, "memory": MemoryOptions}
+"""Kinds of nerfit bench, by name."""
+
+
+@dataclass
+class MultiscaleOptions(Common):
+    """nerfit convert multiscale SCENE OUT: a Blender scene at several sizes, each half the one before, as mip-NeRF trains on.
+
+    Examples:
+      nerfit convert multiscale data/lego data/lego-multiscale
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """Folder with transforms_train.json."""
+    out: tyro.conf.Positional[Path] = field(default_factory=Path)
+    """New folder."""
+    scales: int = 4
+    """Sizes, the full one among them."""
