@@ -496,6 +496,14 @@ def test_the_page_is_served_here_and_beside_a_port_in_use(viewer: Viewer) -> Non
     assert_close(np.array(start.position), viewer.scene.cameras.centers[0])
 
 
+def test_a_connection_that_is_not_used_is_not_told_about(viewer: Viewer, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", viewer.port)):
+        pass
+    with urllib.request.urlopen(viewer.url):  # comes after it
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
 def test_hosts_and_ports_that_can_not_be() -> None:
     with pytest.raises(ConfigError, match=r"--host 203.0.113.7"):
         free_port("203.0.113.7", 7007)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import logging
 import socket
 import threading
 import time
@@ -74,6 +75,7 @@ class Viewer:
         self.port = free_port(host, port)
         if host not in LOOPBACK:
             warnings.warn(f"on --host {host} whoever reaches this machine can look, pause a training and make videos.", stacklevel=2)
+        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # browsers open connections that they don't use
         with contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of its own
             self.server = viser.ViserServer(host=host, port=self.port, label=f"nerfit: {scene.name}", verbose=False)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
@@ -144,11 +146,11 @@ class Viewer:
         return True
 
     def _draw(self, sight: Sight, size: int, stop: Callable[[], bool]) -> None:
-        pace, version = self.paces[sight.wish.quantity], sight.version
-        camera = sight.viewpoint.camera(size, self.scene.cameras.pixel_offset)
+        viewpoint, wish, version = sight.asked()
+        pace, camera = self.paces[wish.quantity], viewpoint.camera(size, self.scene.cameras.pixel_offset)
         start = time.perf_counter()
         chunk = max(256, min(self.chunk, pace.pixels(0.05)))
-        frame = draw(self.method, self.scene, camera, sight.wish, chunk, stop)
+        frame = draw(self.method, self.scene, camera, wish, chunk, stop)
         end = time.perf_counter()
         self.ration.spent(start, end)
         if frame is None:
