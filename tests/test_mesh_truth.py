@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from nerfit.cameras import Cameras
@@ -66,8 +66,8 @@ def chamfer(stage: Stage, cameras: Cameras, vertices: Tensor, faces: Tensor, lin
     visible = visible[seen_by(stage, cameras, visible)]
     assert 0.3 < len(visible) / (len(truth) // 4) < 0.95
     accuracy, completeness = (
-        cKDTree(truth.numpy()).query(meshed.numpy())[0].mean(),
-        cKDTree(meshed.numpy()).query(visible.numpy())[0].mean(),
+        KDTree(truth.numpy()).query(meshed.numpy())[0].mean(),
+        KDTree(meshed.numpy()).query(visible.numpy())[0].mean(),
     )
     return float(accuracy) / diagonal, float(completeness) / diagonal
 

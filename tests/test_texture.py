@@ -54,7 +54,7 @@ def test_triangles_are_drawn_as_a_slow_twin_draws_them(seed: int) -> None:
     face, weights = rasterise(torch.from_numpy(corners), torch.from_numpy(nearness), width, height)
     for y in range(height):
         for x in range(width):
-            best, found = 0.0, -1
+            best, found, expected = 0.0, -1, np.zeros(3)
             for k in range(count):
                 if (nearness[k] <= 0).any():
                     continue

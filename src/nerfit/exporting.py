@@ -44,13 +44,17 @@ class FieldOptions(ExportOptions, DeviceOptions):
 
         Raises RunError where nothing can be written, before any work is done.
         """
-        stem, suffix = Path(name).stem, Path(name).suffix
-        numbered = (p.with_name(p.name + suffix) for p in numbered_folders(self.run / "exports" / stem))
-        for path in numbered if self.out is None else [self.out]:
-            there = next((p for p in (path, *beside(path)) if p.exists()), None)
-            if there is None:
-                return _writable(path)
-        raise RunError(f"{there} exists already: choose another --out.")
+
+        def taken(path: Path) -> list[Path]:
+            return [p for p in (path, *beside(path)) if p.exists()]
+
+        if self.out is None:
+            stem, suffix = Path(name).stem, Path(name).suffix
+            numbered = (p.with_name(p.name + suffix) for p in numbered_folders(self.run / "exports" / stem))
+            return _writable(next(p for p in numbered if not taken(p)))
+        for there in taken(self.out):
+            raise RunError(f"{there} exists already: choose another --out.")
+        return _writable(self.out)
 
 
 @dataclass(kw_only=True)

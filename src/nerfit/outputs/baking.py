@@ -166,7 +166,7 @@ def draw(baked: Baked, cameras: Cameras, view: int, background: float) -> Float[
     along = torch.nn.functional.normalize(straight.directions, dim=-1)
     origins = baked.grid.nodes_of(straight.origins)
     pieces = zip(*(v.split(_PIECE) for v in (origins, along, rays.viewdirs)), strict=True)
-    return torch.cat([_march(table, busy, baked.slope, *piece, background) for piece in pieces]).reshape(height, width, 3)
+    return torch.cat([_march(table, busy, baked.slope, o, d, v, background) for o, d, v in pieces]).reshape(height, width, 3)
 
 
 def likeness(method: Method, scene: Scene, baked: Baked, chunk: int, pictures: int = 3, longest_side: int = 400) -> list[float]:
