@@ -161,4 +161,5 @@ def test_auto_takes_it_for_unbounded_scenes_unless_a_recipe_is_named(
 ) -> None:
     given = replace(scene, **changes)
     monkeypatch.setattr(Plan, "load_scene", lambda plan: given)
-    assert jobs.choose_method("procedural", [*words, "--steps", "7"]) == (method, given)
+    chosen, loaded = jobs.choose_method("procedural", [*words, "--steps", "7"])
+    assert chosen == method and loaded is given

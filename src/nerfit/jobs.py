@@ -249,7 +249,7 @@ def _log_histograms(trainer: Trainer) -> None:
 
 def _path(scene: Scene, kind: str, frames: int | None) -> Any:
     default = scene.default_path if scene.default_path != "test" else "spiral"
-    return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default)
+    return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default, scene.name)
 
 
 def evaluate(options: EvalOptions) -> dict[str, Any]:
