@@ -29,6 +29,7 @@ _BUILT_IN = {
         "linemod": "nerfit.scenes.linemod",
         "multiscale": "nerfit.scenes.multiscale",
         "deepvoxels": "nerfit.scenes.deepvoxels",
+        "nsvf": "nerfit.scenes.nsvf",
         "llff": "nerfit.scenes.llff",
         "tiny": "nerfit.scenes.tiny",
         "image": "nerfit.scenes.single_image",
