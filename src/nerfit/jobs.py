@@ -24,8 +24,8 @@ from nerfit.options import Common, DemoOptions, EvalOptions, RenderOptions
 from nerfit.outputs.histograms import draw_histograms
 from nerfit.outputs.inspect import inspect_part
 from nerfit.outputs.pictures import checked_quantities, render_path
-from nerfit.plugins import AUTO
 from nerfit.outputs.pose_plots import draw_poses, log_paths
+from nerfit.plugins import AUTO
 from nerfit.preparing import TrainCommand, prepare, say
 from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
 from nerfit.scenes import load_scene, photos, video

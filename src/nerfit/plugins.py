@@ -30,6 +30,7 @@ _BUILT_IN = {
         "linemod": "nerfit.scenes.linemod",
         "multiscale": "nerfit.scenes.multiscale",
         "deepvoxels": "nerfit.scenes.deepvoxels",
+        "nsvf": "nerfit.scenes.nsvf",
         "llff": "nerfit.scenes.llff",
         "unposed": "nerfit.scenes.unposed",
         "tiny": "nerfit.scenes.tiny",

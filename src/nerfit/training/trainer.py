@@ -23,8 +23,8 @@ from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_mem
 from nerfit.training.interrupts import stop_on_signals
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
-from nerfit.training.pose_search import PoseSearch
 from nerfit.training.perceptual import Perceptual, PerceptualConfig
+from nerfit.training.pose_search import PoseSearch
 from nerfit.training.relocation import relocate
 
 MAX_RESTARTS = 5
