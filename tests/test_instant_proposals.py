@@ -154,9 +154,10 @@ def test_ndc_is_refused(scene: Scene) -> None:
         ({"ndc": True}, [], "instant"),
         ({}, ["--recipe", "instant"], "instant"),
         ({}, ["--recipe", "nerf-small"], "nerf"),
+        ({}, ["--model.march-steps", "400"], "instant"),
     ],
 )
-def test_auto_takes_it_for_unbounded_scenes_unless_a_recipe_is_named(
+def test_auto_takes_it_for_unbounded_scenes_unless_words_are_for_another(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: list[str], method: str
 ) -> None:
     given = replace(scene, **changes)

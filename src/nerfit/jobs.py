@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import tyro
 
-from nerfit import config as configs
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
@@ -64,11 +63,15 @@ class PosesOptions(video.VideoConfig, Common):
 
 
 def choose_method(source: str | None, argv: list[str]) -> tuple[str, Scene]:
-    """What `auto` stands for, and the scene, which has to be loaded to tell."""
+    """What `auto` stands for, and the scene, which has to be loaded to tell.
+
+    Whoever names a recipe or the model's keys means the method that they are for.
+    """
     plan, _, _ = prepare(AUTO, source, [word for word in argv if word != "--resume"], folder=False)
     set_threads(plan.config.threads)
     scene, method = plan.load_scene(), plan.method
-    if method == "instant" and scene.bounds == "unbounded" and not scene.ndc and configs.typed_value(argv, "--recipe") is None:
+    free = not any(word.startswith(("--recipe", "--model.")) for word in argv)
+    if free and method == "instant" and scene.bounds == "unbounded" and not scene.ndc:
         method = "instant-unbounded"
         say(f"auto: the scene is unbounded, so method {method}")
     return method, scene
