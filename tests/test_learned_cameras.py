@@ -311,7 +311,7 @@ def test_wrong_settings_are_refused(choice: dict[str, Any], told: str) -> None:
 
 def test_keys_without_effect_are_told() -> None:
     assert CameraConfig().unused().keys() == {f.name for f in fields(CameraConfig)} - {"learn"}
-    assert CameraConfig(learn=True).unused().keys() == {"fov", "separate"}
+    assert CameraConfig(learn=True).unused().keys() == {"fov", "separate", "focal_lr"}
     assert not CameraConfig(learn=True, focal="exp").unused()
 
 
