@@ -107,6 +107,7 @@ def test_broken_plug_ins_are_named_and_disturb_nothing_else(packages: Path) -> N
     assert listed.returncode == 0 and set(told) == {
         "auto",
         "instant",
+        "instant-unbounded",
         "nerf",
         "mipnerf",
         "mipnerf360",

@@ -109,14 +109,17 @@ def _kind(argv: list[str], command: str, kinds: Collection[str]) -> str:
 
 
 def train(argv: list[str]) -> int:
-    """nerfit train METHOD SCENE: see `preparing.prepare` and `jobs.train`."""
-    from nerfit import jobs
+    """nerfit train METHOD SCENE: see `preparing.prepare` and `seeds.train_seeds`."""
+    from nerfit import jobs, seeds
     from nerfit.preparing import prepare
 
     method, source, rest = _positionals(argv)
+    scene = None
+    if method == AUTO:
+        method, scene = jobs.choose_method(source, rest)
     plan, options, folder = prepare(method, source, rest)
-    summary = jobs.train(plan, options, folder, lambda summary: _answer(options, summary, jobs.train_text(summary)))
-    return int(summary["exit_code"])
+    tell = lambda summary: _answer(options, summary, seeds.train_text(summary))  # noqa: E731
+    return int(seeds.train_seeds(plan, options, folder, tell, scene)["exit_code"])
 
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:

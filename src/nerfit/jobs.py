@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import tyro
 
+from nerfit import config as configs
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
@@ -23,6 +24,8 @@ from nerfit.options import Common, DemoOptions, EvalOptions, RenderOptions
 from nerfit.outputs.histograms import draw_histograms
 from nerfit.outputs.inspect import inspect_part
 from nerfit.outputs.pictures import checked_quantities, render_path
+from nerfit.outputs.pose_plots import draw_poses, log_paths
+from nerfit.plugins import AUTO
 from nerfit.preparing import TrainCommand, prepare, say
 from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
 from nerfit.scenes import load_scene, photos, video
@@ -60,15 +63,30 @@ class PosesOptions(video.VideoConfig, Common):
     """Show the traceback of an error, and what COLMAP says."""
 
 
+def choose_method(source: str | None, argv: list[str]) -> tuple[str, Scene]:
+    """What `auto` stands for, and the scene, which has to be loaded to tell."""
+    plan, _, _ = prepare(AUTO, source, [word for word in argv if word != "--resume"], folder=False)
+    set_threads(plan.config.threads)
+    scene, method = plan.load_scene(), plan.method
+    if method == "instant" and scene.bounds == "unbounded" and not scene.ndc and configs.typed_value(argv, "--recipe") is None:
+        method = "instant-unbounded"
+        say(f"auto: the scene is unbounded, so method {method}")
+    return method, scene
+
+
 def train(
-    plan: Plan, options: TrainCommand[Any, Any], folder: Path, tell: Callable[[dict[str, Any]], None] = lambda _: None
+    plan: Plan,
+    options: TrainCommand[Any, Any],
+    folder: Path,
+    tell: Callable[[dict[str, Any]], None] = lambda _: None,
+    scene: Scene | None = None,
 ) -> dict[str, Any]:
     """Train a plan in its run folder, then judge the test views if that is quick; returns what was reached.
 
-    With a viewer ``tell`` gets the same when all is done, and the viewer is served until Ctrl-C.
+    With a viewer ``tell`` gets the same when all is done, and the viewer is served until Ctrl-C. ``scene`` is the plan's, if it is loaded.
     """
     set_threads(plan.config.threads)
-    scene = plan.load_scene()
+    scene = scene or plan.load_scene()
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
     if options.resume:
@@ -114,19 +132,20 @@ def _trained(
 ) -> tuple[Trainer, dict[str, Any]]:
     due = plan.config.log
     callbacks = [Callback(due.test_every, _draw_test), Callback(due.video_every, _draw_path), Callback(due.image_every, _log_histograms)]
+    callbacks.append(Callback(due.image_every, log_paths))
     if viewer is not None:
         callbacks.append(Callback(1, _look_up(viewer)))
     made: list[Method] = []
 
     def make_method() -> Method:
         method = plan.make_method(scene)
-        if options.init is not None and not made:
-            initialise_from(options.init, method)
+        if options.init is not None and (options.init_only or not made):
+            initialise_from(options.init, method, scene, options.init_only)
         made.append(method)
         return method
 
     try:
-        trainer = Trainer(make_method, scene, plan.config, folder, callbacks, quiet=options.json)
+        trainer = Trainer(make_method, scene, plan.config, folder, callbacks, options.json, options.lpips_weights)
     except NerfitError:
         if not options.resume:
             folder.rmdir()
@@ -140,6 +159,8 @@ def _trained(
     placed = trainer.method.place(scene)
     if placed is not scene:
         placed.save(folder, given=scene.cameras)
+        if trainer.interrupted is None:
+            draw_poses(trainer, folder / "renders" / "cameras")
     summary: dict[str, Any] = {
         "run": str(folder),
         "method": plan.method,
@@ -239,7 +260,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     if options.pose_steps < 0:
         raise ConfigError(f"--pose-steps must not be negative, but is {options.pose_steps}.")
     errors = judge_cameras(run.method, run.scene, reference)
-    metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say, pose_steps=options.pose_steps)
+    fits = {"pose_steps": options.pose_steps, "appearance_fit": options.appearance_fit}
+    metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say, **fits)
     metrics |= errors
     update_metrics(options.run, options.split, metrics)
     picture = draw_histograms(run.method, run.scene, run.scene.splits[options.split][0])

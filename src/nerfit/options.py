@@ -47,6 +47,8 @@ class EvalOptions(RunOptions, DeviceOptions):
     """Scene with the true cameras of the training views, by name; none = of learned cameras the given ones."""
     pose_steps: int = 0
     """First move each view's camera by so many photometric steps (NeRF--, BARF: 100 and more)."""
+    appearance_fit: bool = False
+    """Judge the right half of each picture after the affine colour map that fits its left half best (NeRF in the Wild)."""
     lpips_weights: Path | None = None
     """Folder with alex.safetensors and vgg.safetensors."""
 

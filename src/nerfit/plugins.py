@@ -16,6 +16,7 @@ from nerfit.errors import ConfigError, nearest
 _BUILT_IN = {
     "nerfit.methods": {
         "instant": "nerfit.methods.instant:Instant",
+        "instant-unbounded": "nerfit.methods.instant_proposals:InstantProposals",
         "nerf": "nerfit.methods.nerf:Nerf",
         "mipnerf": "nerfit.methods.mipnerf:MipNerf",
         "mipnerf360": "nerfit.methods.mipnerf360:MipNerf360",
@@ -29,7 +30,9 @@ _BUILT_IN = {
         "linemod": "nerfit.scenes.linemod",
         "multiscale": "nerfit.scenes.multiscale",
         "deepvoxels": "nerfit.scenes.deepvoxels",
+        "nsvf": "nerfit.scenes.nsvf",
         "llff": "nerfit.scenes.llff",
+        "unposed": "nerfit.scenes.unposed",
         "tiny": "nerfit.scenes.tiny",
         "image": "nerfit.scenes.single_image",
         "video": "nerfit.scenes.video",

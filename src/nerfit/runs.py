@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import yaml
@@ -213,18 +213,38 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     return Run(folder, plan, method.place(scene), method, state, plan.config.chunk or 4 * state.chunk)
 
 
-def initialise_from(folder: Path, method: Method) -> None:
-    """Start a method from another run's weights (--init)."""
+def initialise_from(folder: Path, method: Method, scene: Scene, only: Literal["cameras"] | None = None) -> None:
+    """Start a method from another run's weights (--init), or from its learned cameras alone (--init-only)."""
+    if only == "cameras":
+        _take_cameras(folder, method, scene)
+        return
     found = load_checkpoint(folder / "checkpoints", method.device)
     if found is None:
         raise ConfigError(f"--init {folder}: there is no checkpoint.")
     restore(found[1], method)
 
 
+def _take_cameras(folder: Path, method: Method, scene: Scene) -> None:
+    """Begin where another run of the same views, of any method, has left its cameras."""
+    if method.cameras is None:
+        raise ConfigError("--init-only cameras needs a run that learns its own: add --model.camera.learn.")
+    config = getattr(Plan.load(folder).config.model, "camera", None)
+    if config is None or not config.learn:
+        raise ConfigError(f"--init-only cameras: {folder} has learned none.")
+    found = Scene.load(folder)
+    names = [[Path(name).stem for name in s.view_names] for s in (found, scene)]
+    if names[0] != names[1] or found.ndc != scene.ndc:
+        raise ConfigError(f"--init-only cameras: {folder} was not trained on the views of {scene.name}.")
+    if config.focal != "given" and method.cameras.config.focal == "given":
+        raise ConfigError(f"--init-only cameras: {folder} has learned its focal length, so add --model.camera.focal {config.focal}.")
+    method.cameras.begin_at(found.cameras)
+
+
 def with_budget(config: RunConfig[Any, Any], typed: set[str], default_steps: int) -> RunConfig[Any, Any]:
     """A budget typed on the command line replaces the recipe's; without any budget the method's own number of steps."""
-    if ("steps" in typed) != ("seconds" in typed):
-        config = dataclasses.replace(config, **({"seconds": None} if "steps" in typed else {"steps": None}))
-    if config.steps is None and config.seconds is None:
+    budgets = {"steps", "epochs", "seconds"}
+    if budgets & typed:
+        config = dataclasses.replace(config, **dict.fromkeys(budgets - typed))
+    if config.steps is None and config.epochs is None and config.seconds is None:
         config = dataclasses.replace(config, steps=default_steps)
     return config

@@ -130,6 +130,11 @@ class Cameras:
         u, v, seen = project(local, *self._optics(views))
         return torch.stack([u * self.fx[views] + self.cx[views], v * self.fy[views] + self.cy[views]], -1), seen
 
+    def depths(self, views: Int[Tensor, "n"], points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
+        """The distance t at which rays of the given views meet world points: along the axis of a perspective camera, else straight."""
+        to, perspective = points - self.c2w[views, :, 3], True if self.lens is None else self.lens[views] == 0
+        return torch.where(torch.as_tensor(perspective, device=to.device), -(to * self.c2w[views, :, 2]).sum(-1), to.norm(dim=-1))
+
     def _optics(self, views: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Lens and distortion of each ray."""
         lens, k = self.lens, self.distortion

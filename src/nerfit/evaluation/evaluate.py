@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nerfit.errors import SceneError
+from nerfit.evaluation.appearance import fitted_to_left_half
 from nerfit.evaluation.poses import optimised_pose
 from nerfit.methods.base import Method, render_view
 from nerfit.rendering.lpips import find_weights, load_lpips
@@ -34,15 +35,18 @@ def evaluate(
     report: Callable[[str], None] = lambda _: None,
     lpips: bool = True,
     pose_steps: int = 0,
+    appearance_fit: bool = False,
 ) -> dict[str, Any]:
     """PSNR, SSIM, LPIPS (where wished and weights are at hand) and seconds per view of a split.
 
     ``pose_steps`` first moves each view's camera by so many photometric steps (`optimised_pose`).
+    ``appearance_fit`` judges the right half of each view alone, after `fitted_to_left_half`.
     ``pictures`` is a folder for PNGs of each view and strips of truth | prediction | error. Returns what metrics.json
     keeps: means, ``by_size`` with those of each size where sizes differ, ``views`` with each view's own, ``protocol`` in words,
     and ``missing`` saying what could not be judged.
     """
-    views = [view for view in scene.splits.get(split, ()) if scene.visible(view).any()]
+    left = [int(width) // 2 if appearance_fit else 0 for width in scene.cameras.width]
+    views = [view for view in scene.splits.get(split, ()) if scene.visible(view)[:, left[view] :].any()]
     if not views:
         others = ", ".join(name for name, of_split in scene.splits.items() if of_split)
         raise SceneError(f"{scene.name} has no {split} views that can be judged (it has: {others}).")
@@ -63,12 +67,13 @@ def evaluate(
         else:
             rendering = render_view(method, scene, scene.cameras, view, chunk)
         seconds = time.perf_counter() - start
-        prediction, truth = quantise(rendering.rgb), quantise(scene.image(view, background))
-        known = scene.visible(view)
+        rgb = fitted_to_left_half(rendering, scene, view, background) if appearance_fit else rendering.rgb
+        whole, known = quantise(scene.image(view, background)), scene.visible(view)
+        prediction, truth, known = (of[:, left[view] :] for of in (quantise(rgb), whole, known))
         judged = torch.where(known[..., None], prediction, truth)
         row: dict[str, Any] = {
             "view": scene.view_names[view] if scene.view_names else str(view),
-            "size": f"{truth.shape[1]}x{truth.shape[0]}",
+            "size": f"{whole.shape[1]}x{whole.shape[0]}",
             "psnr": min(psnr(prediction[known], truth[known]), 100.0),
         }
         row["ssim"] = ssim(judged, truth)
@@ -89,7 +94,9 @@ def evaluate(
         "by_size": _by_size(rows),
         "seconds_per_view": float(np.mean([row["seconds"] for row in rows])),
         "split": split,
-        "protocol": PROTOCOL.format(split=split, scene=scene.name, background=over) + _poses(method, split, pose_steps),
+        "protocol": PROTOCOL.format(split=split, scene=scene.name, background=over)
+        + _poses(method, split, pose_steps)
+        + _appearance(method, appearance_fit),
         "missing": missing,
         "views": rows,
     }
@@ -112,6 +119,13 @@ def _poses(method: Method, split: str, pose_steps: int) -> str:
     carried = "given poses carried into the learned world by the similarity that fits the training positions"
     own = "" if method.cameras is None else "; learned poses" if split == "train" else f"; {carried}"
     return own + (f"; each pose optimised on its own picture for {pose_steps} photometric steps" if pose_steps else "")
+
+
+def _appearance(method: Method, fit: bool) -> str:
+    """The protocol's words about the colours' appearance, where it is not that of the field alone."""
+    if fit:
+        return "; the right half of each picture, after the affine colour map that fits its left half best"
+    return "" if method.appearance is None else "; in the mean appearance of the training pictures"
 
 
 def error_strip(truth: Tensor, prediction: Tensor) -> np.ndarray:

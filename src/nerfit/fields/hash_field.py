@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerfit.kernels.field import FieldShape, field, field_density
+from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.intervals import density_along
 
 
 class HashField(nn.Module):
@@ -16,19 +18,7 @@ class HashField(nn.Module):
         super().__init__()
         self.shape = shape
         self.table = nn.Parameter(torch.empty(shape.grid.size).uniform_(-1e-4, 1e-4))
-        self.weights = nn.Parameter(torch.cat([w.flatten() for w in self._initial()]))
-
-    def _initial(self) -> list[Tensor]:
-        """He-uniform matrices; columns and rows that stand for nothing are zero."""
-        found = []
-        for number, (rows, columns) in enumerate(self.shape.matrices):
-            w = torch.empty(rows, columns).uniform_(-1, 1) * math.sqrt(6 / columns)
-            if number == 0:
-                w[:, 4 * self.shape.grid.levels :] = 0
-            if number == 4:
-                w[3:] = 0
-            found.append(w)
-        return found
+        self.weights = nn.Parameter(torch.cat([w.flatten() for w in _initial(shape)]))
 
     def forward(self, x: Float[Tensor, "n 3"], d: Float[Tensor, "n 3"], half: bool) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
         """Density per unit length of the cube, and colour in [0, 1], seen along unit directions."""
@@ -50,3 +40,34 @@ class HashField(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             return field(x, torch.zeros_like(x), table, weights, self.shape, half)[0]
         return field_density(x, table, weights, self.shape, half)
+
+
+class HashDensity(nn.Module):
+    """Density alone in contracted space, from a small hash grid and one hidden layer: a proposal for where a field is to be looked at."""
+
+    def __init__(self, grid: GridLayout, width: int = 32) -> None:
+        super().__init__()
+        self.shape = FieldShape(grid, width)
+        self.table = nn.Parameter(torch.empty(grid.size).uniform_(-1e-4, 1e-4))
+        hidden, out = _initial(self.shape)[:2]
+        out[1:] = 0
+        self.weights = nn.Parameter(torch.cat([hidden.flatten(), out.flatten()]))
+
+    def forward(
+        self, origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"], edges: Float[Tensor, "rays samples+1"], half: bool
+    ) -> Float[Tensor, "rays samples"]:
+        """Density per side of the unit box in the middles of intervals of rays in cascade coordinates, with gradients."""
+        return density_along(origins, directions, edges, self.table, self.weights, self.shape, half)
+
+
+def _initial(shape: FieldShape) -> list[Tensor]:
+    """He-uniform matrices; columns and rows that stand for nothing are zero."""
+    found = []
+    for number, (rows, columns) in enumerate(shape.matrices):
+        w = torch.empty(rows, columns).uniform_(-1, 1) * math.sqrt(6 / columns)
+        if number == 0:
+            w[:, 4 * shape.grid.levels :] = 0
+        if number == 4:
+            w[3:] = 0
+        found.append(w)
+    return found

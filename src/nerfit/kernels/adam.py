@@ -33,6 +33,16 @@ class FactoredGradient:
 
         api.scatter_rows(self, dense)
 
+    def give_to(self, table: Tensor) -> Tensor | None:
+        """Leave the gradient with its table, in factors where that takes them, else in its ``grad``; what is returned is to become it."""
+        accepted = getattr(table, "factored_gradients", None)
+        if accepted is not None:
+            accepted.append(self)
+            return None
+        into = torch.zeros_like(table) if table.grad is None else table.grad
+        self.add_to(into)
+        return into if table.grad is None else None
+
 
 @torch.no_grad()
 def sparse_adam(

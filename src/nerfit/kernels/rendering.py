@@ -1,5 +1,6 @@
 """From rays to colours in one kernel: march, densities, light, colours; forward and backward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,25 +62,41 @@ def render_rays(
     near a camera than anywhere else (Philip and Deschaintre 2023). ``packed`` asks for the samples and their weights.
     """
     march = (near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light)
-    learned = torch.is_grad_enabled() and origins.requires_grad
     if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
-        color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, viewdirs, *march, soft_near)
-        samples, order = slots.samples() if packed else (None, None)
-        found = None if order is None else light.reshape(-1)[order]
-        return Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated, samples, found)
+        from nerfit.kernels.cpu import api
+
+        given = ((origins, directions, viewdirs, near, far, jitter), *march[3:], True)
+        draw = lambda keep: api.render(*given, keep)  # noqa: E731
+        return render_slots(draw, table, weights, origins, directions, shape, half, soft_near, occupancy.cascades, packed)
     samples = visible_samples(origins.detach(), directions.detach(), *march)
-    ray = samples.ray_indices.long()
-    if learned:
-        samples.x = contract(origins[ray] + samples.middles[:, None] * directions[ray], occupancy.cascades)
+    found = render_samples(samples, origins, directions, viewdirs, table, weights, shape, half, least_light, soft_near, occupancy.cascades)
+    return found if packed else replace(found, samples=None, weights=None)
+
+
+def render_samples(
+    samples: Samples,
+    origins: Float[Tensor, "rays 3"],
+    directions: Float[Tensor, "rays 3"],
+    viewdirs: Float[Tensor, "rays 3"],
+    table: Float[Tensor, "size"],
+    weights: Float[Tensor, "weights"],
+    shape: FieldShape,
+    half: bool,
+    least_light: float,
+    soft_near: float,
+    cascades: int,
+) -> Rendered:
+    """`field` at samples of rays and `composite_packed`, differentiable as `render_rays` is."""
+    ray, norm, middle = samples.ray_indices.long(), directions.norm(dim=-1), samples.middles
+    if torch.is_grad_enabled() and origins.requires_grad:
+        samples.x = contract(origins[ray] + middle[:, None] * directions[ray], cascades)
     density, rgb = _evaluate(samples, viewdirs[ray], table, weights, shape, half)
-    norm, middle = directions.norm(dim=-1), samples.middles
     density, length = with_lengths(density, samples, norm)
     if soft_near > 0:
         share = (middle / soft_near).square().clamp(max=1)
         density, rgb = _with_gradient(density, share), _with_gradient(rgb, share[:, None])
     color, opacity, depth, light = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
-    found = Rendered(color, opacity, depth, len(samples), samples.evaluated)
-    return replace(found, samples=samples, weights=light) if packed else found
+    return Rendered(color, opacity, depth, len(samples), samples.evaluated, samples, light)
 
 
 def with_lengths(density: Float[Tensor, "samples"], samples: Samples, norm: Float[Tensor, "rays"]) -> tuple[Tensor, Tensor]:
@@ -108,22 +125,33 @@ def _evaluate(samples: Samples, d: Tensor, table: Tensor, weights: Tensor, shape
     return torch.cat([density for density, _ in found]), torch.cat([rgb for _, rgb in found])
 
 
+def render_slots(
+    draw: Callable[[bool], Any],
+    table: Tensor,
+    weights: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    shape: FieldShape,
+    half: bool,
+    soft_near: float,
+    cascades: int,
+    packed: bool,
+) -> Rendered:
+    """What a CPU kernel renders into slots, which ``draw`` keeps for the way back if told so; differentiable as `render_rays` is."""
+    color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, draw, shape, half, soft_near, cascades)
+    samples, order = slots.samples() if packed else (None, None)
+    found = None if order is None else light.reshape(-1)[order]
+    return Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated, samples, found)
+
+
 class _Render(torch.autograd.Function):
     """The CPU kernel; what backward needs stays in its slots."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, weights: Tensor, *rest: Any) -> Any:
-        from nerfit.kernels.cpu import api
-
-        origins, directions, viewdirs, near, far, jitter, occupancy, step, cone, _, _, shape, half, least_weight, least_light, soft_near = (
-            rest
-        )
-        rays = (origins, directions, viewdirs, near, far, jitter)
-        keep = any(ctx.needs_input_grad)
-        slots = api.render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, True, keep)
+    def forward(ctx: Any, table: Tensor, weights: Tensor, origins: Tensor, directions: Tensor, *rest: Any) -> Any:
+        draw, ctx.shape, ctx.half, ctx.soft_near, ctx.cascades = rest
         ctx.save_for_backward(table, weights, origins, directions)
-        ctx.cascades = occupancy.cascades
-        ctx.slots, ctx.shape, ctx.half, ctx.soft_near = slots, shape, half, soft_near
+        ctx.slots = slots = draw(any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
         return slots.color, slots.opacity, slots.depth, slots.weight, slots
 
@@ -139,15 +167,6 @@ class _Render(torch.autograd.Function):
         learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, learned, *gradients[:4])
         g_rays = api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
-        g_table = None
-        if not ctx.needs_input_grad[0]:
-            return None, g_weights, *g_rays, *([None] * 14)
         factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
-        accepted = getattr(table, "factored_gradients", None)
-        if accepted is not None:
-            accepted.append(factored)
-        else:
-            into = torch.zeros_like(table) if table.grad is None else table.grad
-            factored.add_to(into)
-            g_table = into if table.grad is None else None
-        return g_table, g_weights, *g_rays, *([None] * 14)
+        g_table = factored.give_to(table) if ctx.needs_input_grad[0] else None
+        return g_table, g_weights, *g_rays, *([None] * 5)

@@ -3,7 +3,7 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,15 +15,20 @@ from nerfit.cameras import Cameras, Rays
 from nerfit.cameras.learned import LearnedCameras
 from nerfit.cameras.poses import scale_of
 from nerfit.errors import ConfigError, RunError, require_least
+from nerfit.rendering.appearance import Appearance, AppearanceConfig, learned_appearance
+from nerfit.rendering.losses import depth_error
 from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.scene import Scene
+
+_PER_RAY = ("rays", "coordinates", "target", "depth", "depth_weight")
 
 
 @dataclass
 class Batch:
     """What one step, or one chunk of a picture, works on: rays, or plain coordinates ([n, k]) for image fitting.
 
-    ``target`` holds the true colours where they are known. ``generator`` is the step's source of randomness;
+    ``target`` holds the true colours where they are known, ``depth`` the distances t of what is seen, and ``depth_weight`` what an
+    error of theirs is multiplied by, 0 where they are unknown. ``generator`` is the step's source of randomness;
     None means judging: no jitter, no noise, the same picture every time.
     """
 
@@ -32,6 +37,8 @@ class Batch:
     target: Float[Tensor, "n 3"] | None = None
     background: Tensor | float = 1.0
     generator: torch.Generator | None = None
+    depth: Float[Tensor, "n"] | None = None
+    depth_weight: Float[Tensor, "n"] | None = None
 
     def __len__(self) -> int:
         source = self.rays if self.rays is not None else self.coordinates
@@ -41,12 +48,11 @@ class Batch:
         """The batch in consecutive pieces of at most ``size``."""
         for start in range(0, len(self), size):
             piece = slice(start, start + size)
-            yield Batch(
-                None if self.rays is None else self.rays[piece],
-                None if self.coordinates is None else self.coordinates[piece],
-                None if self.target is None else self.target[piece],
-                self.background[piece] if isinstance(self.background, Tensor) and self.background.ndim == 2 else self.background,
-                self.generator,
+            background = self.background
+            yield replace(
+                self,
+                background=background[piece] if isinstance(background, Tensor) and background.ndim == 2 else background,
+                **{name: value[piece] for name in _PER_RAY if (value := getattr(self, name)) is not None},
             )
 
     def uniform(self, *shape: int) -> Tensor | None:
@@ -54,6 +60,16 @@ class Batch:
         if self.generator is None:
             return None
         return torch.rand(shape, generator=self.generator, device=self.generator.device)
+
+
+@dataclass
+class CaptureConfig:
+    """What any method can take from captures of the real world."""
+
+    appearance: AppearanceConfig = field(default_factory=AppearanceConfig)
+    """Learning what each picture makes of the scene's colours."""
+    depth_loss: float = 0.0
+    """Factor of the loss on depths, where the scene is read with some."""
 
 
 class Method(nn.Module, ABC):
@@ -80,6 +96,20 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.cameras: LearnedCameras | None = None
         """Cameras that are learned with the scene."""
+        self.appearance: Appearance | None = None
+        """What each training picture makes of the scene's colours, learned with the scene."""
+        self.depth_loss = 0.0
+        """Factor of `depth_error`, where batches come with depths."""
+
+    def set_capture(self, config: CaptureConfig, scene: Scene) -> None:
+        """Take up the options of `CaptureConfig`; ConfigError where the scene (with its images) has no depths to learn from."""
+        self.appearance, self.depth_loss = learned_appearance(config.appearance, scene), config.depth_loss
+        require_least("model.", config, depth_loss=0)
+        if self.depth_loss and scene.pixels is not None and scene.depths is None and scene.points is None:
+            raise ConfigError(
+                "model.depth_loss needs depths, which this scene was read without: add --scene.depths to a COLMAP model with points "
+                "or a transforms.json with depth maps."
+            )
 
     @abstractmethod
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
@@ -93,6 +123,16 @@ class Method(nn.Module, ABC):
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Terms to be summed and minimised, each a mean over the batch's rays."""
 
+    def training_losses(self, batch: Batch, step: int) -> tuple[Rendering, dict[str, Tensor]]:
+        """What a training batch's rays see, as its pictures would show it, and its losses, that of known depths among them."""
+        rendering = self.render(batch)
+        if self.appearance is not None and batch.rays is not None:
+            rendering = self.appearance(rendering, batch.rays.image_index, batch.background)
+        losses = self.losses(rendering, batch, step)
+        if batch.depth is not None and batch.depth_weight is not None and rendering.depth is not None:
+            losses["depth"] = self.depth_loss * depth_error(rendering.depth, batch.depth, batch.depth_weight).mean()
+        return rendering, losses
+
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
         """Numbers for the log beside the losses, such as ``psnr_coarse``."""
         return {}
@@ -104,10 +144,10 @@ class Method(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; ``lr_scale`` multiplies the learning rate of a group.
 
-        Learned cameras have a group of their own (`LearnedCameras.parameter_group`), which is not among them.
+        Learned cameras and appearance have groups of their own (``parameter_group``), which are not among them.
         A group with ``sparse`` True holds tables most of whose entries have no gradient in a step (optimizer sparse-adam).
         """
-        return [{"params": [p for name, p in self.named_parameters() if not name.startswith("cameras.")]}]
+        return [{"params": [p for name, p in self.named_parameters() if not name.startswith(("cameras.", "appearance."))]}]
 
     def training_cameras(self) -> Cameras | None:
         """Learned cameras at this point of the budget, with gradients; None where the scene's are taken as they are."""

@@ -18,8 +18,8 @@ from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import contract
 from nerfit.kernels.rendering import render_rays
-from nerfit.methods.base import Batch, Method, require_at_least
-from nerfit.methods.pixels import random_pixels
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least
+from nerfit.methods.pixels import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.sampling.space import OccupiedSpace
@@ -27,7 +27,7 @@ from nerfit.scenes.scene import Scene
 
 
 @dataclass
-class InstantConfig:
+class InstantConfig(CaptureConfig):
     """The field, the march and the batch."""
 
     levels: int = 8
@@ -100,6 +100,7 @@ class Instant(Method):
         self.distortion = (1e-3 if unbounded else 0.0) if c.distortion is None else c.distortion
         self.near, self.far = scene.near, scene.far
         self.register_buffer("rays", torch.tensor(256))
+        self.set_capture(c, scene)
 
     @property
     def half_precision(self) -> bool:
@@ -108,7 +109,8 @@ class Instant(Method):
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, fewer of the empty ones; as many as give ``samples`` visible samples."""
-        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device, self.training_cameras())
+        cameras, depths = self.training_cameras(), self.depth_loss > 0
+        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device, cameras, depths)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
@@ -129,8 +131,7 @@ class Instant(Method):
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples, by at most a half."""
         rays, _, kept = self.space.seen
-        wanted = rays * self.config.samples / max(kept, 1)
-        self.rays.fill_(int(min(max(wanted, 0.5 * rays, 64), 1.5 * rays, 2**16)))
+        self.rays.fill_(rays_for_samples(self.config.samples, rays, kept))
 
     def _density(self, x: Tensor) -> Tensor:
         """Density per side of the unit box, at cascade coordinates."""

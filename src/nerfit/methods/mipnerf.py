@@ -13,7 +13,7 @@ from nerfit.encodings.integrated import integrated_encoding
 from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.methods.base import Batch, Method, require_at_least, require_inverse_depth
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least, require_inverse_depth
 from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, render_weights
@@ -24,7 +24,7 @@ from nerfit.scenes.scene import Scene
 
 
 @dataclass
-class MipNerfConfig:
+class MipNerfConfig(CaptureConfig):
     """The network and its samples; the defaults are the paper's."""
 
     depth: int = 8
@@ -80,10 +80,12 @@ class MipNerf(Method):
         self.network = NerfMLP(6 * c.frequencies, encoded_size(3, c.view_frequencies), c.depth, c.width, c.skips, "glorot")
         self.ndc, self.point_gaussians = scene.ndc, PointGaussians(scene)
         self.mean_area = _mean_area(scene)
+        self.set_capture(c, scene)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Rays of one random image, or of all."""
-        return pixel_batch(scene, self.config.rays, self.config.batching, step, self.seed, generator, self.device)
+        c, depths = self.config, self.depth_loss > 0
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths)
 
     def render(self, batch: Batch) -> Rendering:
         """Evenly spread frustums, then as many where the first ones' blurred weights are (section 3.2), through the same network."""

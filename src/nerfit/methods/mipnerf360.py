@@ -11,7 +11,7 @@ from nerfit.encodings.frequency import encoded_size, frequency_encoding
 from nerfit.encodings.integrated import icosahedron_basis, integrated_encoding, lift
 from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP, perceptron, unused_skips
-from nerfit.methods.base import Batch, Method, require_at_least
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least
 from nerfit.methods.mipnerf import widened_sigmoid
 from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.distortion import distortion
@@ -24,7 +24,7 @@ from nerfit.scenes.scene import Scene
 
 
 @dataclass
-class MipNerf360Config:
+class MipNerf360Config(CaptureConfig):
     """The two networks and their samples; the defaults are the paper's."""
 
     depth: int = 8
@@ -107,10 +107,12 @@ class MipNerf360(Method):
         self.proposal = perceptron(size, c.proposal_depth, c.proposal_width, 1, "he")
         self.field = NerfMLP(size, directions, c.depth, c.width, c.skips, "he", c.bottleneck, c.view_width)
         self.ndc, self.point_gaussians = scene.ndc, PointGaussians(scene)
+        self.set_capture(c, scene)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Rays of all images, or of a random one."""
-        return pixel_batch(scene, self.config.rays, self.config.batching, step, self.seed, generator, self.device)
+        c, depths = self.config, self.depth_loss > 0
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths)
 
     def render(self, batch: Batch) -> Rendering:
         """What the field's few samples show; of training rays also the losses on the histograms of all levels."""

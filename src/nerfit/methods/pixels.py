@@ -15,6 +15,8 @@ from nerfit.scenes.scene import Scene, composite
 Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
 """View, column, row and stored colour of pixels."""
 _TRIES = 100
+_POINTS = 4
+"""For so many pixels one more is drawn in which a point is seen."""
 
 
 def pixel_batch(
@@ -27,13 +29,14 @@ def pixel_batch(
     device: torch.device,
     crop: float = 1.0,
     cameras: Cameras | None = None,
+    depths: bool = False,
 ) -> Batch:
     """``count`` training pixels with rays and target colours, drawn without replacement.
 
     ``batching`` "image": from one random view (fewer if the view is smaller). "all": a shuffled walk through all
     training pixels in the order of ``seed``; ``crop`` < 1 keeps to each image's central part (rows H/2 ± H/2·crop, the same for columns).
-    Pixels hidden by masks are drawn but left out. ``cameras`` (`Method.training_cameras`) replace the scene's own; so they do
-    in `random_pixels`.
+    Pixels hidden by masks are drawn but left out. ``cameras`` (`Method.training_cameras`) replace the scene's own, and ``depths`` asks for
+    the depths that are known, those of maps, else of a quarter as many pixels more in which points are seen; so it is in `random_pixels`.
     """
     views = torch.tensor(scene.splits["train"])
     width, height = scene.cameras.width[views], scene.cameras.height[views]
@@ -59,11 +62,17 @@ def pixel_batch(
         y = top[chosen] + torch.div(inside, width[chosen], rounding_mode="floor")
         return views[chosen], x, y, scene.colors(views[chosen], x, y)
 
-    return _batch(scene, draw, seed, generator, device, cameras)
+    return _batch(scene, draw, seed, generator, device, cameras, depths)
 
 
 def random_pixels(
-    scene: Scene, count: int, empty: float, generator: torch.Generator, device: torch.device, cameras: Cameras | None = None
+    scene: Scene,
+    count: int,
+    empty: float,
+    generator: torch.Generator,
+    device: torch.device,
+    cameras: Cameras | None = None,
+    depths: bool = False,
 ) -> Batch:
     """``count`` training pixels drawn with replacement; of the fully transparent ones about the share ``empty``.
 
@@ -75,7 +84,12 @@ def random_pixels(
     def draw(key: int, seed: int) -> Drawn:
         return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty)
 
-    return _batch(scene, draw, 0, generator, device, cameras)
+    return _batch(scene, draw, 0, generator, device, cameras, depths)
+
+
+def rays_for_samples(samples: int, rays: int, kept: int) -> int:
+    """How many rays give about ``samples`` where so many gave ``kept``; more or fewer by a half at most, from 64 to 2¹⁶."""
+    return int(min(max(rays * samples / max(kept, 1), 0.5 * rays, 64), 1.5 * rays, 2**16))
 
 
 def _batch(
@@ -85,9 +99,14 @@ def _batch(
     generator: torch.Generator,
     device: torch.device,
     cameras: Cameras | None,
+    depths: bool,
 ) -> Batch:
     """Rays and colours of the pixels that ``draw`` takes with a key and a seed, over the scene's background or a random one each."""
-    view, x, y, colors = _known(scene, draw, seed, generator.initial_seed())
+    view, x, y, colors = drawn = _known(scene, draw, seed, generator.initial_seed())
+    depth = weight = None
+    if depths:
+        (view, x, y, colors), depth, weight = _with_depths(scene, drawn, generator.initial_seed(), cameras)
+        depth, weight = depth.to(device), weight.to(device)
     colors = colors.to(device)
     if scene.background == "random":
         background = torch.rand((len(colors), 3), generator=generator, device=device)
@@ -95,7 +114,25 @@ def _batch(
         background = 1.0 if scene.background == "white" else 0.0
     where = view.device if cameras is None else cameras.c2w.device
     rays = scene.rays(view.to(where), x.to(where), y.to(where), cameras).to(device)
-    return Batch(rays=rays, target=composite(colors, background), background=background, generator=generator)
+    return Batch(rays, None, composite(colors, background), background, generator, depth, weight)
+
+
+def _with_depths(scene: Scene, drawn: Drawn, key: int, cameras: Cameras | None) -> tuple[Drawn, Tensor, Tensor]:
+    """The pixels and, where they are few, others in which points are seen; distances t of all, and what their errors are multiplied by."""
+    view, x, y, colors = drawn
+    if scene.depths is not None:
+        depth = scene.depths[scene.starts[view] + y * scene.cameras.width[view] + x]
+        trust = (depth > 0).float()
+    else:
+        assert scene.points is not None
+        more = -(-len(view) // _POINTS)
+        seen = scene.points[torch.randint(len(scene.points), (more,), generator=torch.Generator().manual_seed(mix(key, 0xDE)))]
+        none = torch.zeros(len(view))
+        depth, trust = torch.cat([none, seen.depth]), torch.cat([none, seen.trust])
+        view, x, y = (torch.cat(pair) for pair in ((view, seen.view), (x, seen.x), (y, seen.y)))
+        colors = torch.cat([colors, scene.colors(seen.view, seen.x, seen.y)])
+    distance, weight = scene.distances(view, x, y, depth, cameras)
+    return (view, x, y, colors), distance, trust * weight
 
 
 def _known(scene: Scene, draw: Callable[[int, int], Drawn], seed: int, key: int) -> Drawn:

@@ -10,6 +10,14 @@ def charbonnier(prediction: Float[Tensor, "rays 3"], target: Float[Tensor, "rays
     return ((prediction - target).square() + padding**2).sqrt().mean(-1)
 
 
+def depth_error(depth: Float[Tensor, "rays"], known: Float[Tensor, "rays"], weight: Float[Tensor, "rays"]) -> Float[Tensor, "rays"]:
+    """√(e² + 0.01²) - 0.01 of e = weight·(depth - known): the expected depth Σwt against a known one (after DS-NeRF, Deng et al. 2022).
+
+    With the reciprocal of the known depth as weight e is the relative error, which counts squared below a hundredth.
+    """
+    return ((weight * (depth - known)).square() + 1e-4).sqrt() - 1e-2
+
+
 def interlevel(
     edges: Float[Tensor, "rays samples+1"],
     weights: Float[Tensor, "rays samples"],

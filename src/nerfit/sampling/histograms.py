@@ -43,8 +43,13 @@ def range_maxima(values: Float[Tensor, "rays n"], first: Int[Tensor, "rays m"], 
 
 
 def annealed(weights: Float[Tensor, "rays samples"], progress: float, slope: float) -> Float[Tensor, "rays samples"]:
-    """weights^b with Schlick's bias b = s·x/((s - 1)·x + 1): flat at first, as they are at the end (mip-NeRF 360, appendix)."""
-    return weights ** (slope * progress / ((slope - 1) * progress + 1))
+    """weights^b, b the `bias`: flat at first, as they are at the end (mip-NeRF 360, appendix)."""
+    return weights ** bias(progress, slope)
+
+
+def bias(progress: float, slope: float) -> float:
+    """Schlick's bias s·x/((s - 1)·x + 1): from 0 to 1, the faster the larger the slope."""
+    return slope * progress / ((slope - 1) * progress + 1)
 
 
 def resample(
@@ -52,15 +57,16 @@ def resample(
     weights: Float[Tensor, "rays bins"],
     samples: int,
     jitter: Float[Tensor, "rays 1"] | Float[Tensor, "rays samples"] | None,
+    padding: float = 1e-5,
 ) -> Float[Tensor, "rays samples+1"]:
     """Edges in [0, 1] of ``samples`` intervals around points drawn from a histogram (mip-NeRF 360, appendix).
 
     Point i is where the weight before it is (i + jitter)/samples of all, or (i + ½)/samples; intervals meet half way between
-    points, and the outermost reach as far beyond. At least 2 samples; no gradient flows.
+    points, and the outermost reach as far beyond. ``padding`` is added to each weight. At least 2 samples; no gradient flows.
     """
     order = torch.arange(samples, device=edges.device, dtype=edges.dtype)
     share = ((order + (0.5 if jitter is None else jitter)) / samples).expand(len(edges), samples)
-    centers = sample_pdf(edges, torch.where(edges.diff() > 0, weights, 0.0), samples, share)
+    centers = sample_pdf(edges, torch.where(edges.diff() > 0, weights, 0.0), samples, share, padding)
     middles = 0.5 * (centers[:, 1:] + centers[:, :-1])
     first, last = 2 * centers[:, :1] - middles[:, :1], 2 * centers[:, -1:] - middles[:, -1:]
     return torch.cat([first, middles, last], -1).clamp(0, 1)

@@ -39,7 +39,7 @@ class OccupiedSpace(nn.Module):
         is an object or in NDC, which is 16 sides; for ``cone``: 0 with one cascade, else 1/256. ``young_decay`` as in `OccupancyGrid`.
         """
         super().__init__()
-        half, center = _box(scene)
+        half, center = box_of(scene)
         half = box or half
         bounded = scene.ndc or scene.bounds == "object"
         self.cascades = cascades or (1 if bounded else 5)
@@ -103,7 +103,7 @@ class OccupiedSpace(nn.Module):
         return {"samples_per_ray": evaluated / max(rays, 1), "visible_per_ray": kept / max(rays, 1), "occupied_blocks": occupied}
 
 
-def _box(scene: Scene) -> tuple[float, Tensor]:
+def box_of(scene: Scene) -> tuple[float, Tensor]:
     """Half the side and the centre of a scene's box."""
     if scene.ndc:
         return 1.25, torch.zeros(3)  # cameras beside the central one see a little more than [-1, 1]³

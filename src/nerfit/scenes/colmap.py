@@ -5,16 +5,18 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import SceneError
-from nerfit.scenes.colmap_model import ModelCamera, ModelImage, is_model, poses, read_cameras, read_images, read_points
+from nerfit.scenes.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
 from nerfit.scenes.frames import exists, image_path
-from nerfit.scenes.images import SUFFIXES, image_size, quarter_turns
+from nerfit.scenes.images import SUFFIXES, image_size, orientation
 from nerfit.scenes.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
 from nerfit.scenes.pixels import find_masks, picture_files
 from nerfit.scenes.placing import PlacedConfig, placed_scene
+from nerfit.scenes.points import PointDepths, point_depths
 from nerfit.scenes.scene import Scene, pick
 
 _MODELS = ("sparse", "colmap/sparse", "distorted/sparse", ".")
@@ -26,6 +28,9 @@ _PICTURES = ("images", "image", "input", "rgb", ".")
 class Config(PlacedConfig):
     """How a COLMAP model is read; ``factor`` takes the pictures of images_<factor> where there are any."""
 
+    depths: bool = False
+    """Keep the depths of the model's points in the training pictures that see them."""
+
 
 def detect(source: str) -> bool:
     """A folder with a model in sparse/0, sparse, colmap/sparse/0 or distorted/sparse/0, or a model's own folder."""
@@ -36,15 +41,16 @@ def load(source: str, config: Config) -> Scene:
     """The registered pictures that are there, in order of their names, of the model with the most of them.
 
     Pictures without a pose and poses without a picture are counted, said and left out. A picture that its EXIF tag turns, as
-    COLMAP does not, takes its camera along. Raises SceneError for files and ConfigError for settings without sense.
+    COLMAP does not, takes its camera along; where it mirrors one there is no such camera, and that one is left out too. Raises
+    SceneError for files and ConfigError for settings without sense.
     """
     config.check()
     root = Path(source)
     model, registered = _largest(root)
     cameras = read_cameras(model)
     base, folder, paths = _pictures(root, model, registered, config.factor)
-    images = [image for image in registered if image.name in paths]
     _say_left_out(model, folder, registered, paths)
+    images = _unmirrored(model, [image for image in registered if image.name in paths], paths, cameras)
     splits = _splits(model, len(images), config)
 
     files = [paths[image.name] for image in images]
@@ -57,17 +63,37 @@ def load(source: str, config: Config) -> Scene:
         lenses.append(lens)
     views = cameras_of(c2w, lenses, small, config.pixel_offset)
     masks = find_masks(files)
-    return placed_scene(
+    points = read_points(model)
+    scene = placed_scene(
         config,
         views,
         files,
         masks,
-        read_points(model),
+        None if points is None else points.xyz,
         name=base.resolve().name,
         format="colmap",
         splits=splits,
         view_names=[os.path.relpath(path, base) for path in files],
     )
+    scene.points = _seen(model, points, scene, images) if config.depths else None
+    return scene
+
+
+def _seen(model: Path, points: ModelPoints | None, scene: Scene, images: list[ModelImage]) -> PointDepths:
+    """Depths of the model's points in those training pictures that see them, but for pixels that are hidden or cut out."""
+    if points is None or not len(points.picture):
+        raise SceneError(f"{model} has no points that pictures see, whose depths scene.depths asks for; leave it out.")
+    train = scene.splits["train"]
+    numbers, order = torch.tensor([images[i].number for i in train]).sort()
+    place = torch.searchsorted(numbers, points.picture).clamp(max=len(numbers) - 1)
+    own, here = numbers[place] == points.picture, torch.linalg.inv(scene.to_original)
+    xyz = (points.xyz @ here[:3, :3].T + here[:3, 3]).float()
+    found = point_depths(scene.cameras, xyz, points.error, torch.tensor(train)[order][place[own]], points.point[own])
+    shown = (scene.colors(found.view, found.x, found.y)[:, 3:] > 0).all(-1)
+    found = found[shown & (found.depth > 0)]
+    if not len(found):
+        raise SceneError(f"{model}: no training picture sees a point, whose depths scene.depths asks for; leave it out.")
+    return found
 
 
 def _models(root: Path) -> list[Path]:
@@ -133,6 +159,26 @@ def _say_left_out(model: Path, folder: Path, registered: list[ModelImage], used:
             warnings.warn(f"{what.format(len(names), all_)}: {shown}", stacklevel=3)
 
 
+def _unmirrored(model: Path, images: list[ModelImage], paths: dict[str, Path], cameras: dict[int, ModelCamera]) -> list[ModelImage]:
+    """The pictures that are not stored mirrored, which COLMAP doesn't notice; says which are."""
+    mirrored = [image.name for image in images if image.camera in cameras and _orientation(paths[image.name], cameras[image.camera])[1]]
+    if mirrored:
+        said = (
+            f"{model}: {len(mirrored)} of {len(images)} pictures are stored mirrored, as their EXIF tag says and COLMAP ignores, such as "
+            f"{mirrored[0]}; save them upright and estimate the poses again"
+        )
+        if len(mirrored) == len(images):
+            raise SceneError(f"{said}.")
+        warnings.warn(f"{said}; they were left out.", stacklevel=3)
+    return [image for image in images if image.name not in mirrored]
+
+
+def _orientation(path: Path, camera: ModelCamera) -> tuple[int, bool]:
+    """`orientation`, or nothing where the model was made of pictures that had been turned."""
+    turns, mirrored = orientation(path)
+    return (turns, mirrored) if turns % 2 == 0 or _alike(image_size(path), (camera.height, camera.width)) else (0, False)
+
+
 def _splits(model: Path, count: int, config: Config) -> dict[str, list[int]]:
     """Every ``holdout``-th view for testing, the others to train on."""
     test = list(range(0, count, config.holdout)) if config.holdout else []
@@ -149,10 +195,7 @@ def _lens(
     if camera is None:
         raise SceneError(f"{what}: the model lacks this picture's camera; export the model again.")
     width, height, lens = camera
-    turns = quarter_turns(path)
-    if turns % 2 and not _alike(size, (height, width)):
-        turns = 0  # the model was made of pictures that had been turned
-    for _ in range(turns):
+    for _ in range(_orientation(path, camera)[0]):
         lens, c2w = quarter_turn(lens, height, c2w)
         width, height = height, width
     if not _alike(size, (width, height)):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nerfit.cameras.axes import convert_axes
@@ -63,11 +63,21 @@ class ModelCamera(NamedTuple):
 
 
 class ModelImage(NamedTuple):
-    """A registered picture: its name, its camera's number, and the world-to-camera pose (quaternion w x y z, then translation)."""
+    """A registered picture: its name, its camera's number, the world-to-camera pose (quaternion w x y z, then translation), its number."""
 
     name: str
     camera: int
     pose: tuple[float, ...]
+    number: int
+
+
+class ModelPoints(NamedTuple):
+    """Points, their mean reprojection errors in pixels, and who sees whom: numbers of pictures, and beside each the place of a point."""
+
+    xyz: Float[Tensor, "n 3"]
+    error: Float[Tensor, "n"]
+    picture: Int[Tensor, "seen"]
+    point: Int[Tensor, "seen"]
 
 
 def is_model(folder: Path, whole: bool = False) -> bool:
@@ -123,13 +133,20 @@ def poses(images: list[ModelImage]) -> Float[Tensor, "views 3 4"]:
     return convert_axes(torch.cat([rotation, -rotation @ table[:, 4:, None]], -1), "opencv")
 
 
-def read_points(folder: Path) -> Float[Tensor, "n 3"] | None:
+def read_points(folder: Path) -> ModelPoints | None:
     """The finite points of a model, float64; None where it has no file of points."""
     path = _part(folder, "points3D")
     if path is None:
         return None
-    xyz = torch.from_numpy(_points_bin(path) if path.suffix == ".bin" else _points_txt(path))
-    return xyz[xyz.isfinite().all(1)]
+    rows, tracks = [], [np.empty(0, np.int64)]
+    for *row, track in _points_bin(path) if path.suffix == ".bin" else _points_txt(path):
+        if np.isfinite(row).all():
+            rows.append(row)
+            tracks.append(track)
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
+    seen = torch.tensor([len(track) for track in tracks[1:]], dtype=torch.long)
+    pictures = torch.from_numpy(np.concatenate(tracks).astype(np.int64))
+    return ModelPoints(table[:, :3], table[:, 3], pictures, torch.arange(len(table)).repeat_interleave(seen))
 
 
 def _needed(folder: Path, name: str) -> Path:
@@ -199,19 +216,21 @@ def _understood(path: Path, camera: int, model: str) -> str:
 def _images_bin(path: Path) -> Iterator[ModelImage]:
     data = _Bytes(path)
     for _ in range(data.count(_IMAGE.size + 1 + 8, "pictures")):
-        _, *pose, camera = data.take(_IMAGE)
+        number, *pose, camera = data.take(_IMAGE)
         name = data.name()
         data.skip(24 * data.count(24, "points in a picture"))
-        yield ModelImage(name, camera, tuple(pose))
+        yield ModelImage(name, camera, tuple(pose), number)
 
 
-def _points_bin(path: Path) -> Float[np.ndarray, "n 3"]:
+Point = tuple[float, float, float, float, np.ndarray]
+
+
+def _points_bin(path: Path) -> Iterator[Point]:
     data = _Bytes(path)
-    xyz = np.empty((data.count(_POINT.size, "points"), 3))
-    for i in range(len(xyz)):
-        _, *xyz[i], _, _, _, _, track = data.take(_POINT)
+    for _ in range(data.count(_POINT.size, "points")):
+        _, x, y, z, _, _, _, error, track = data.take(_POINT)
         data.skip(8 * track)
-    return xyz
+        yield x, y, z, error, np.frombuffer(data.data, "<u4", 2 * track, data.at - 8 * track)[::2]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -244,21 +263,19 @@ def _images_txt(path: Path) -> Iterator[ModelImage]:
             continue
         words = line.split(maxsplit=9)
         try:
-            int(words[0])
-            pose, camera, name = tuple(map(float, words[1:8])), int(words[8]), words[9].strip()
+            number, pose, camera, name = int(words[0]), tuple(map(float, words[1:8])), int(words[8]), words[9].strip()
         except (ValueError, IndexError):
             raise SceneError(f"{path}: line {at} is no picture (number, quaternion, translation, camera, name).") from None
         next(lines, None)  # the points in the picture
-        yield ModelImage(name, camera, pose)
+        yield ModelImage(name, camera, pose, number)
 
 
-def _points_txt(path: Path) -> Float[np.ndarray, "n 3"]:
-    found = []
+def _points_txt(path: Path) -> Iterator[Point]:
     for at, line in _lines(path):
-        if words := line.split(maxsplit=4):
+        if words := line.split():
             try:
-                x, y, z = map(float, words[1:4])
-            except ValueError:
+                x, y, z, error = map(float, (*words[1:4], words[7]))
+                track = np.array(words[8::2], np.int64)
+            except (ValueError, IndexError, OverflowError):
                 raise SceneError(f"{path}: line {at} is no point (number, x, y, z, colour, error, track).") from None
-            found.append((x, y, z))
-    return np.array(found).reshape(-1, 3)
+            yield x, y, z, error, track

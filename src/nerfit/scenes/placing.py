@@ -209,14 +209,13 @@ def _depths(cameras: Cameras, points: Float[Tensor, "n 3"] | None) -> Float[Tens
     if points is None or not len(points):
         return None
     points = points[:: -(-len(points) // _SAMPLE_POINTS)].to(torch.float64)
-    c2w = to_4x4(cameras.c2w)
     found = []
     for view in range(0, len(cameras), -(-len(cameras) // _SAMPLE_VIEWS)):
-        pixels, seen = cameras.project(torch.full((len(points),), view), points)
+        views = torch.full((len(points),), view)
+        pixels, seen = cameras.project(views, points)
         size = torch.stack([cameras.width[view], cameras.height[view]])
-        inside = points[seen & (pixels >= 0).all(-1) & (pixels <= size).all(-1)] - c2w[view, :3, 3]
-        perspective = cameras.lens is None or int(cameras.lens[view]) == 0
-        found.append(-inside @ c2w[view, :3, 2] if perspective else inside.norm(dim=-1))
+        inside = seen & (pixels >= 0).all(-1) & (pixels <= size).all(-1)
+        found.append(cameras.depths(views[inside], points[inside]))
     depths = torch.cat(found)
     return depths if len(depths) >= _FEW else None
 

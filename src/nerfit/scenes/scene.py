@@ -15,6 +15,7 @@ from nerfit.cameras.lenses import LENSES
 from nerfit.cameras.ndc import ndc_rays
 from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
+from nerfit.scenes.points import PointDepths
 
 T = TypeVar("T")
 Bounds = Literal["object", "forward-facing", "unbounded"]
@@ -50,7 +51,8 @@ class Scene:
     ``pixels`` holds all views one after another, rows first: uint8 [sum of H·W, 3 or 4], alpha straight (not
     premultiplied); None for a scene known only by its cameras. ``to_original`` takes this scene's coordinates back to
     those of the user's files. ``depths`` and ``normals``, where known, are float32 [sum of H·W] (along the optical
-    axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``. In a ``masked`` scene alpha 0 says that
+    axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``; ``points``, where asked for, those pixels of
+    training views in which points of a reconstruction are seen. In a ``masked`` scene alpha 0 says that
     a pixel is unknown, elsewhere that the background is seen there.
     """
 
@@ -73,6 +75,7 @@ class Scene:
     depths: Tensor | None = None
     normals: Tensor | None = None
     masked: bool = False
+    points: PointDepths | None = None
 
     def __post_init__(self) -> None:
         if not -_ENDLESS < self.near < self.far < _ENDLESS:
@@ -143,6 +146,20 @@ class Scene:
         if self.ndc:
             rays = ndc_rays(rays, *self.ndc_by(rays.near.device))
         return rays
+
+    def distances(
+        self, views: Tensor, x: Tensor, y: Tensor, depth: Float[Tensor, "n"], cameras: Cameras | None = None
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+        """The distances t on `rays` of known depths of pixels, and what errors of t are multiplied by to be comparable.
+
+        That is 1/t, and in NDC, where t = 1 + 1/z is linear in inverse depth (NeRF, appendix C), 1.
+        """
+        if not self.ndc:
+            return depth, 1 / depth.clamp(min=1e-9)
+        cameras = self.cameras if cameras is None else cameras
+        views, x, y = (index.to(cameras.c2w.device) for index in (views, x, y))
+        z = cameras.c2w[views, 2, 3] + depth.to(cameras.c2w.device) * cameras.directions(views, x, y)[:, 2]
+        return (1 + 1 / z.clamp(max=-1e-9)).clamp(min=0).detach().to(depth.device), torch.ones_like(depth)
 
     def describe(self) -> str:
         """Views, bounds, near and far in a line."""

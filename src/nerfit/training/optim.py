@@ -102,6 +102,8 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
     groups = [{"lr_scale": 1.0} | group for group in method.parameter_groups()]
     if method.cameras is not None:
         groups.extend(method.cameras.parameter_groups())
+    if method.appearance is not None:
+        groups.append(method.appearance.parameter_group())
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     make = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sparse-adam": SparseAdam}[config.optimizer]
@@ -127,6 +129,8 @@ class SparseAdam(torch.optim.Optimizer):
                     p.grad = None
                     continue
                 if self.factored:
+                    if getattr(p, "factored_gradients", []):
+                        p.grad = None  # where several were summed: a single one is used as it is
                     p.factored_gradients = []
                 elif p.grad is None:
                     p.grad = torch.zeros_like(p)
@@ -198,10 +202,12 @@ def average(optimizer: torch.optim.Optimizer, finish: bool = False) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, progress: float) -> None:
-    """Give every group ``lr`` times its own scale; one with ``rates`` goes log-linearly from the first to the second instead."""
+    """Give every group ``lr`` times its own scale; one with ``rates`` goes log-linearly from the first to the second instead, but
+    rises from nothing in the share of the budget that is the third.
+    """
     for group in optimizer.param_groups:
         if "rates" in group:
-            first, last = group["rates"]
-            group["lr"] = first ** (1 - progress) * last**progress
+            first, last, warmup = group["rates"]
+            group["lr"] = first ** (1 - progress) * last**progress * (1.0 if progress >= warmup else progress / warmup)
         else:
             group["lr"] = lr * group["lr_scale"]

@@ -1,0 +1,254 @@
+"""Intervals along rays on CPUs: densities in their middles with gradients, and colours of rays whose samples are given."""
+
+import numpy as np
+
+from nerfit.kernels.cpu.field import (
+    codes_of_blocks,
+    density16,
+    density_of_raw,
+    layers,
+    networks,
+)
+from nerfit.kernels.cpu.hash_grid import CHUNK
+from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end, forward, round16, weight_gradient
+from nerfit.kernels.cpu.rendering import POOL, WAVE, _blank_lanes, _copy_lanes, _paint
+from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
+from nerfit.kernels.cpu.sampling import _contraction
+from nerfit.kernels.cpu.vectors import exp16, load16, positive_part, splat16, store16
+
+_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
+
+
+@part_of_kernel
+def _middles(origins, directions, edges, first, blocks, rows):
+    """Middles of intervals, numbered ray after ray, from number ``first`` on, as positions in the field's cube (`contract`).
+
+    They are ``rows`` ([blocks, 3, LANES], flat); lanes past the last interval repeat it.
+    """
+    samples = edges.shape[1] - 1
+    last = edges.shape[0] * samples - 1
+    for block in range(blocks):
+        for lane in range(LANES):
+            q = min(first + block * LANES + lane, last)
+            i = q // samples
+            k = q - i * samples
+            t = _HALF * (edges[i, k] + edges[i, k + 1])
+            x = origins[i, 0] + t * directions[i, 0] - _HALF
+            y = origins[i, 1] + t * directions[i, 1] - _HALF
+            z = origins[i, 2] + t * directions[i, 2] - _HALF
+            squeeze = _contraction(x, y, z)
+            row = 3 * block * LANES + lane
+            rows[row], rows[row + LANES], rows[row + 2 * LANES] = x * squeeze + _HALF, y * squeeze + _HALF, z * squeeze + _HALF
+
+
+@kernel
+def density_along(
+    part, parts, origins, directions, edges, table, resolutions, offsets, entries, weights, depth, width, tiles, places, features, out
+):
+    """Densities [blocks·LANES] in the middles of intervals; ``places`` and ``features`` of all blocks stay there, if not empty."""
+    blocks = out.size // LANES
+    stop = blocks * (part + 1) // parts
+    rows, found = aligned(3 * CHUNK * LANES), aligned_zeros(CHUNK * depth * LANES)
+    codes = aligned(16 * CHUNK * LANES)
+    net, room = networks(weights, depth, width, tiles), layers(depth, width)
+    begin(tiles)
+    for first in range(blocks * part // parts, stop, CHUNK):
+        many = min(CHUNK, stop - first)
+        if features.size:
+            rows, found = places[3 * first * LANES :], features[first * depth * LANES :]
+        _middles(origins, directions, edges, first * LANES, many, rows)
+        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, found, room.hidden, room.scratch, codes)
+        for block in range(many):
+            density_of_raw(codes, 16 * LANES * block, out, (first + block) * LANES)
+    end(tiles)
+
+
+@kernel
+def density_along_backward(part, parts, features, weights, depth, width, tiles, gradient, weight_sums):
+    """Turn ``features`` into their gradients, given those of the densities [blocks·LANES]; weight_sums[part] gets the networks'."""
+    blocks = gradient.size // LANES
+    hidden, code, g_code, g_hidden = aligned(width * LANES), aligned(16 * LANES), aligned_zeros(32 * LANES), aligned(width * LANES)
+    scratch = aligned(3 * max(depth, width) * LANES)
+    net = networks(weights, depth, width, tiles)
+    to_hidden, to_features = aligned_zeros(width * 32), aligned_zeros(depth * width)
+    for j in range(width):
+        for k in range(depth):
+            to_features[k * width + j] = weights[j * depth + k]
+        for k in range(16):
+            to_hidden[j * 32 + k] = weights[net.w1 + k * width + j]
+    hidden16, features16 = aligned(to_hidden.size // 2).view(np.int32), aligned(to_features.size // 2).view(np.int32)
+    round16(to_hidden, hidden16)
+    round16(to_features, features16)
+    sums, sums_of_code = aligned_zeros(width * depth), aligned_zeros(width * 32)
+    begin(tiles)
+    for block in range(blocks * part // parts, blocks * (part + 1) // parts):
+        f = features[block * depth * LANES : (block + 1) * depth * LANES]
+        forward(tiles, weights, net.w16, f, net.open, hidden, width, depth, scratch)
+        forward(tiles, weights[net.w1 :], net.w16[net.w1 // 2 :], hidden, hidden, code, 16, width, scratch)
+        for i in range(0, LANES, 16):
+            raw = load16(code, i)
+            slope = positive_part(exp16(raw), splat16(np.float32(15)) - raw)  # constant above: no gradient
+            store16(g_code, i, load16(gradient, block * LANES + i) * slope)
+        weight_gradient(tiles, hidden, hidden, g_code, net.open, sums_of_code, width, 32, scratch)
+        forward(tiles, to_hidden, hidden16, g_code, net.open, g_hidden, width, 32, scratch)
+        weight_gradient(tiles, g_hidden, hidden, f, net.open, sums, width, depth, scratch)
+        forward(tiles, to_features, features16, g_hidden, hidden, f, depth, width, scratch)
+    end(tiles)
+    weight_sums[part, : net.w1] = sums
+    for j in range(width):
+        for k in range(16):
+            weight_sums[part, net.w1 + k * width + j] = sums_of_code[32 * j + k]
+
+
+@kernel
+def render_along(
+    part,
+    parts,
+    origins,
+    directions,
+    viewdirs,
+    edges,
+    table,
+    resolutions,
+    offsets,
+    entries,
+    weights,
+    depth,
+    width,
+    tiles,
+    least_weight,
+    least_light,
+    keep,
+    shares,
+    color,
+    opacity,
+    along,
+    ray,
+    t0,
+    t1,
+    length,
+    weight,
+    light_after,
+    places,
+    looks,
+    features,
+):
+    """Colour [n, 3], opacity [n] and depth [n] of rays, and ``shares`` [n, samples], the weights of all their intervals.
+
+    Those worth a colour get slots, as in `render`; returns how many did.
+    """
+    n, samples = shares.shape
+    low, high = n * part // parts, n * (part + 1) // parts
+    ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
+    places, looks, features = places[part], looks[part], features[part]
+    pool = max(POOL * WAVE // samples, 1)
+    room = (pool * samples + LANES - 1) // LANES * LANES
+    p, passing = aligned(3 * room), aligned(room)
+    found, codes = aligned_zeros(room * depth), aligned(16 * room)
+    kept_codes = aligned(16 * ray.size)
+    from_ = np.empty(room, np.int64)
+    net, space = networks(weights, depth, width, tiles), layers(depth, width)
+    kept, gone, painted = 0, 0, 0
+    zero = splat16(_ZERO)
+    color[low:high] = _ZERO
+    opacity[low:high] = _ZERO
+    along[low:high] = _ZERO
+    begin(tiles)
+    for first in range(low, high, pool):
+        many = min(pool, high - first)
+        blocks = (many * samples + LANES - 1) // LANES
+        _middles(origins[first : first + many], directions[first : first + many], edges[first : first + many], 0, blocks, p)
+        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space.hidden, space.scratch, codes)
+        for i in range(first, first + many):
+            d = directions[i]
+            norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
+            for k in range(samples):
+                passing[(i - first) * samples + k] = (edges[i, k + 1] - edges[i, k]) * norm
+        for block in range(blocks):
+            for i in range(0, LANES, 16):
+                density, q = density16(load16(codes, 16 * LANES * block + i)), block * LANES + i
+                store16(passing, q, exp16(zero - density * load16(passing, q)))
+        fresh = kept
+        for i in range(first, first + many):
+            d = directions[i]
+            norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
+            light = shown = _ONE
+            for k in range(samples):
+                q = (i - first) * samples + k
+                shares[i, k] = light * (_ONE - passing[q])
+                if shares[i, k] >= least_weight and light >= least_light:
+                    w = shown * (_ONE - passing[q])
+                    shown *= passing[q]
+                    ray[kept], t0[kept], t1[kept], weight[kept], light_after[kept] = i, edges[i, k], edges[i, k + 1], w, shown
+                    length[kept] = (edges[i, k + 1] - edges[i, k]) * norm
+                    from_[kept - fresh] = q
+                    opacity[i] += w
+                    along[i] += w * _HALF * (edges[i, k] + edges[i, k + 1])
+                    kept += 1
+                light *= passing[q]
+        if keep:
+            _copy_lanes(p, from_, 3, places, fresh, kept - fresh)
+            _copy_lanes(found, from_, depth, features, fresh, kept - fresh)
+        _copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
+        for s in range(fresh, kept):
+            row = (s // LANES) * 3 * LANES + s % LANES
+            looks[row], looks[row + LANES], looks[row + 2 * LANES] = viewdirs[ray[s], 0], viewdirs[ray[s], 1], viewdirs[ray[s], 2]
+        ready = kept // LANES * LANES if keep else kept
+        _paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
+        painted = ready
+        if not keep:
+            gone, kept, painted = gone + kept, 0, 0
+    _paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
+    if keep:
+        _blank_lanes(places, 3, kept)
+        _blank_lanes(looks, 3, kept)
+        _blank_lanes(features, depth, kept)
+    end(tiles)
+    return gone + kept
+
+
+@part_of_kernel
+def _from_ladder(y, power):
+    """`inverse_power_ladder`."""
+    if power == _ONE:
+        return y
+    if power == _ZERO:
+        return np.exp(y) - _ONE
+    scale = abs(power - _ONE)
+    return scale * ((_ONE + power / scale * y) ** (_ONE / power) - _ONE)
+
+
+@kernel
+def draw_intervals(part, parts, s, t, density, norm, low, high, jitter, exponent, padding, power, unit, weights, new_s, new_t):
+    """``weights`` [n, bins] of intervals and the edges of new ones, [n, samples + 1], on the ladder and as distances.
+
+    ``jitter`` is [n, 1]; ``low`` and ``high`` [n] are where the ladder's share of the way begins and ends.
+    """
+    n, bins = weights.shape
+    samples = new_s.shape[1] - 1
+    mass, center = np.empty(bins, np.float32), np.empty(samples, np.float32)
+    for i in range(n * part // parts, n * (part + 1) // parts):
+        light, total = _ONE, _ZERO
+        for b in range(bins):
+            left = light * np.exp(-density[i, b] * (t[i, b + 1] - t[i, b]) * norm[i])
+            w = light - left
+            light = left
+            weights[i, b] = w
+            if exponent != _ONE:
+                w = np.exp(exponent * np.log(max(w, np.float32(1e-30))))
+            mass[b] = (w if s[i, b + 1] > s[i, b] else _ZERO) + padding
+            total += mass[b]
+        before, b = _ZERO, 0
+        for k in range(samples):
+            wanted = (np.float32(k) + jitter[i, 0]) / np.float32(samples) * total
+            while b < bins - 1 and before + mass[b] <= wanted:
+                before += mass[b]
+                b += 1
+            share = min((wanted - before) / max(mass[b], np.float32(1e-30)), _ONE)
+            center[k] = s[i, b] + share * (s[i, b + 1] - s[i, b])
+        new_s[i, 0] = max(_HALF * (np.float32(3) * center[0] - center[1]), _ZERO)
+        for k in range(1, samples):
+            new_s[i, k] = _HALF * (center[k - 1] + center[k])
+        new_s[i, samples] = min(_HALF * (np.float32(3) * center[samples - 1] - center[samples - 2]), _ONE)
+        for k in range(samples + 1):
+            new_t[i, k] = _from_ladder(low[i] + new_s[i, k] * (high[i] - low[i]), power) * unit
