@@ -135,7 +135,7 @@ def test_the_path_of_another_scene_is_not_rendered(run: Path, tmp_path: Path, ca
     assert "is a path through the scene 'garden', not through 'procedural-object'" in capsys.readouterr().err
     path.write_text(json.dumps({"c2w": [pose]}).replace("4", "400"))
     assert main(["render", str(run), "--path", str(path), "--what", "rgb", "--factor", "4"]) == 0
-    assert "100 times as far away as the scene's cameras" in capsys.readouterr().err
+    assert "times as far away as the scene's cameras: is it a path of this scene?" in capsys.readouterr().err
 
 
 def test_a_run_in_jupyter(run: Path) -> None:
