@@ -121,7 +121,7 @@ def _container(file: BinaryIO) -> Any:
         if magic.startswith(_FLOAT_ONLY[0]) and _exr_lacks_chunks(file):
             raise ValueError("it is cut short") from None
         file.seek(0)
-        image = av.open(file)
+        image = av.open(file, metadata_errors="replace")
         codec = image.streams.video[0].codec_context
         width, height = codec.width, codec.height
         if not width * height or "f32" not in str(codec.pix_fmt):
