@@ -111,7 +111,7 @@ def test_densities_and_colours_at_points_are_those_that_rays_meet(trained: Train
     method = trained.method
     batch = method.view_batch(scene, scene.cameras, 0, torch.arange(0, 1600, 31))
     rays, (s, weights) = batch.rays, method.histograms(batch)[-1]
-    assert rays is not None
+    assert rays is not None and isinstance(method, InstantProposals)
     with torch.no_grad():
         t = method.ladder.distances(*method.ladder.ends(rays.near, rays.far), s)
         points = rays.origins[:, None] + 0.5 * (t[:, 1:] + t[:, :-1])[..., None] * rays.directions[:, None]
