@@ -1,6 +1,7 @@
 """Each picture's appearance: maps whose mean is the identity, exact gradients, gains found for real, and the right half judged."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def spoiled(scene: Scene, gains: Tensor) -> Scene:
     return replace(scene, pixels=pixels.round().to(torch.uint8))
 
 
-def train(kind: type[Method], config: Any, scene: Scene, folder: Path, steps: int, optim: OptimConfig) -> Method:
+def train(kind: Callable[[Any, Scene], Method], config: Any, scene: Scene, folder: Path, steps: int, optim: OptimConfig) -> Method:
     loop = LoopConfig(optim=optim, log=LogConfig(image_every=0), steps=steps, device="cpu", threads=1)
     trainer = Trainer(lambda: kind(config, scene), scene, loop, folder, quiet=True)
     trainer.train()

@@ -224,14 +224,15 @@ def test_a_path_is_drawn_in_every_quantity(run: Path, path: str) -> None:
     assert np.abs(rgb[0] - rgb[1]).max() > 0
 
 
-def test_a_video_may_hold_all_quantities_side_by_side(run: Path) -> None:
-    words = ("--path", "circle", "--what", "rgb,depth,disparity", "--frames", 3, "--side-by-side", "--video", "gif", "--json")
-    answer = nerfit("render", run, *words)
-    assert answer.code == 0 and [Path(video).name for video in answer.data["videos"]] == ["rgb-depth-disparity.gif"]
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_a_video_may_hold_all_quantities_side_by_side(run: Path, kind: str) -> None:
+    words = ("--path", "circle", "--what", "rgb,depth,disparity", "--frames", 3, "--side-by-side", "--video", kind, "--json")
+    answer = nerfit("render", run, *words, "--out", f"film-{kind}")
+    assert answer.code == 0 and [Path(video).name for video in answer.data["videos"]] == [f"rgb-depth-disparity.{kind}"]
     with Image.open(answer.data["videos"][0]) as video:
-        assert (video.size, getattr(video, "n_frames", 1)) == ((72, 24), 3)
+        assert (video.format, video.size, getattr(video, "n_frames", 1)) == (kind.upper(), (72, 24), 3)
         picture = np.asarray(video.convert("RGB")).astype(int)
-    rgb = np.asarray(Image.open(run / "renders" / "circle" / "rgb" / "0000.png")).astype(int)
+    rgb = np.asarray(Image.open(f"film-{kind}/rgb/0000.png")).astype(int)
     assert np.abs(picture[:, :24] - rgb).mean() < 10
 
 

@@ -335,6 +335,32 @@ def test_a_picture_that_exif_turns_takes_its_camera_along(capture, orientation):
     assert_rays_meet_points(load(capture), 4, "THIN_PRISM_FISHEYE", 4, turn[orientation])
 
 
+@pytest.mark.parametrize("orientation", [2, 4, 5, 7])
+def test_a_picture_that_exif_mirrors_is_left_out(capture, orientation):
+    """COLMAP has posed the mirrored picture, and the upright one is that of no camera."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(4)).save(capture / "images" / NAMES[4], exif=exif)
+    with pytest.warns(UserWarning, match="1 of 9 pictures are stored mirrored") as caught:
+        scene = colmap.load(str(capture), colmap.Config())
+    assert NAMES[4] in str([w.message for w in caught]) and len(scene.cameras) == VIEWS - 1
+    assert_rays_meet_points(scene, 4, "OPENCV", 5)
+    for name in NAMES:
+        Image.fromarray(picture(4)).save(capture / "images" / name, exif=exif)
+    refused(capture, "9 of 9 pictures are stored mirrored")
+
+
+@pytest.mark.parametrize("orientation", [5, 7])
+def test_a_model_of_pictures_that_were_set_upright_holds(capture, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    undo = Image.Transpose.TRANSPOSE if orientation == 5 else Image.Transpose.TRANSVERSE
+    Image.fromarray(picture(4)).transpose(undo).save(capture / "images" / NAMES[4], exif=exif)
+    scene = load(capture)
+    assert np.array_equal((scene.image(4, None) * 255).round().numpy(), picture(4))
+    assert_rays_meet_points(scene, 4, "OPENCV", 4)
+
+
 def test_transparent_pictures_are_an_object_and_masked_ones_are_not(capture):
     Image.fromarray(picture(2, channels=4)).save(capture / "images" / NAMES[2])
     assert load(capture).bounds == "object"

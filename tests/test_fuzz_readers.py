@@ -124,6 +124,31 @@ def write_deepvoxels(folder: Path) -> None:
         (place / "intrinsics.txt").write_text("720. 319.5 239.5 0.\n0. 0. 0.\n0.5\n1.\n480 640\n0\n")
 
 
+def write_nsvf(folder: Path) -> None:
+    for i, c2w in enumerate(POSES):
+        save(folder / "rgb" / f"{i // 2}_{i}.png", i, 3)
+        write_matrix(folder / "pose" / f"{i // 2}_{i}.txt", c2w @ np.diag([1.0, -1, -1, 1]), "\n")
+    write_matrix(folder / "intrinsics.txt", lens_matrix(), "\n")
+    (folder / "bbox.txt").write_text("-1.1 -1.2 -1.3 1.1 1.2 1.3 0.4\n")
+
+
+def write_nerfpp(folder: Path) -> None:
+    for split, views in (("train", (0, 1, 2)), ("validation", (3,)), ("test", (4,))):
+        for i in views:
+            save(folder / split / "rgb" / f"{i:05d}.jpg", i, 3)
+            write_matrix(folder / split / "pose" / f"{i:05d}.txt", POSES[i] @ np.diag([1.0, -1, -1, 1]), " ")
+            write_matrix(folder / split / "intrinsics" / f"{i:05d}.txt", lens_matrix(), " ")
+
+
+def lens_matrix() -> np.ndarray:
+    return np.array([[12.0, 0, WIDTH / 2, 0], [0, 12.5, HEIGHT / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def write_matrix(file: Path, matrix: np.ndarray, between: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(between.join(" ".join(map(repr, row)) for row in matrix.tolist()) + "\n")
+
+
 def write_tiny(folder: Path) -> None:
     images = np.stack([ball_picture(c2w)[..., :3] for c2w in POSES])
     np.savez(folder / "tiny.npz", images=(images / 255).astype(np.float32), poses=np.stack(POSES), focal=np.array(12.0))
@@ -189,6 +214,11 @@ def write_photos(folder: Path) -> None:
         save(folder / f"{i}.png", i, 3)
 
 
+def write_unposed(folder: Path) -> None:
+    for view in range(4):
+        save(folder / f"photo_{view}.png", view, 3)
+
+
 def write_video(folder: Path) -> None:
     with av.open(str(folder / "film.mp4"), "w") as film:
         stream = film.add_stream("mpeg4", rate=4)
@@ -207,8 +237,11 @@ READERS = {
     "llff": Reader(write_llff, options={"factor": 1}),
     "transforms": Reader(write_transforms, options={"depths": True}),
     "deepvoxels": Reader(write_deepvoxels),
+    "nsvf": Reader(write_nsvf),
+    "nsvf nerf++": Reader(write_nerfpp, options={"factor": 2}),
     "tiny": Reader(write_tiny, "tiny.npz"),
     "multiscale": Reader(write_multiscale),
+    "unposed": Reader(write_unposed, options={"holdout": 2}),
     "photos": Reader(write_photos, readable=False),
     "video": Reader(write_video, "film.mp4", readable=False),
     "image": Reader(lambda folder: save(folder / "photo.png", 0), "photo.png"),
@@ -412,7 +445,8 @@ def misplace(rng: random.Random, file: Path, other: Path) -> None:
             file.write_bytes(other.read_bytes())
             other.write_bytes(content)
         case 3:
-            shutil.copy(other, file.with_name(f"{file.stem}_{file.suffix}"))
+            with contextlib.suppress(shutil.SameFileError):
+                shutil.copy(other, file.with_name(f"{file.stem}_{file.suffix}"))
         case 4:
             file.write_bytes(b"")
         case 5:

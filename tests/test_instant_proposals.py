@@ -112,7 +112,7 @@ def test_densities_and_colours_at_points_are_those_that_rays_meet(trained: Train
     assert isinstance(method, InstantProposals)
     batch = method.view_batch(scene, scene.cameras, 0, torch.arange(0, 1600, 31))
     rays, (s, weights) = batch.rays, method.histograms(batch)[-1]
-    assert rays is not None
+    assert rays is not None and isinstance(method, InstantProposals)
     with torch.no_grad():
         t = method.ladder.distances(*method.ladder.ends(rays.near, rays.far), s)
         points = rays.origins[:, None] + 0.5 * (t[:, 1:] + t[:, :-1])[..., None] * rays.directions[:, None]
@@ -161,8 +161,7 @@ def test_ndc_is_refused(scene: Scene) -> None:
 def test_auto_takes_it_for_unbounded_scenes_unless_words_are_for_another(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: list[str], method: str
 ) -> None:
-    given, seen = replace(scene, **changes), []
+    given = replace(scene, **changes)
     monkeypatch.setattr(Plan, "load_scene", lambda plan: given)
-    monkeypatch.setattr(jobs, "train", lambda plan, options, folder, tell, scene: seen.append((plan.method, str(folder), scene)) or {})
-    jobs.train_auto("procedural", [*words, "--steps", "7"], lambda options, summary: None)
-    assert seen == [(method, f"runs/procedural-{method}", given)]
+    chosen, loaded = jobs.choose_method("procedural", [*words, "--steps", "7"])
+    assert chosen == method and loaded is given

@@ -279,6 +279,15 @@ def test_other_views_are_carried_along() -> None:
     assert_close(cameras.fx, torch.full((6,), 20.0))
 
 
+def test_other_views_whose_places_nobody_knows_stand_by_the_next_one() -> None:
+    unknown = replace(some_cameras(), c2w=torch.eye(3, 4).repeat(6, 1, 1))
+    learned = LearnedCameras(CameraConfig(learn=True, start="identity"), unknown, [1, 2, 4])
+    torch.nn.init.normal_(learned.shift)
+    cameras, moved = learned.placed()
+    assert torch.equal(moved, torch.eye(4, dtype=torch.float64))
+    assert_close(cameras.c2w[[0, 5]], learned().c2w[[1, 4]])
+
+
 def test_cameras_move_in_their_window_alone() -> None:
     learned = LearnedCameras(CameraConfig(learn=True, learn_from=0.2, learn_until=0.6), some_cameras(), [0, 1])
     assert [learned(p).c2w.requires_grad for p in (0.0, 0.2, 0.5, 0.65, 1.0)] == [False, True, True, False, False]
@@ -292,6 +301,7 @@ def test_cameras_move_in_their_window_alone() -> None:
         ({"fov": 200.0}, "fov must lie between"),
         ({"learn_from": 0.5, "learn_until": 0.5}, "below learn_until"),
         ({"coarse_from": 0.5, "coarse_until": 0.4}, "below coarse_until"),
+        ({"refine_after": 1.0}, "refine_after must be"),
     ],
 )
 def test_wrong_settings_are_refused(choice: dict[str, Any], told: str) -> None:
@@ -301,20 +311,8 @@ def test_wrong_settings_are_refused(choice: dict[str, Any], told: str) -> None:
 
 def test_keys_without_effect_are_told() -> None:
     assert CameraConfig().unused().keys() == {f.name for f in fields(CameraConfig)} - {"learn"}
-    assert CameraConfig(learn=True).unused().keys() == {"fov", "separate"}
+    assert CameraConfig(learn=True).unused().keys() == {"fov", "separate", "focal_lr"}
     assert not CameraConfig(learn=True, focal="exp").unused()
-
-
-def test_a_hopeless_search_is_said() -> None:
-    learned = LearnedCameras(CameraConfig(learn=True, start="identity"), some_cameras(), [0, 1, 2])
-    with pytest.warns(UserWarning, match="hopeless: the cameras' positions spread by 0 only"):
-        for step in range(9):
-            learned.watch(step / 20, 10.0 + step)
-    learned = LearnedCameras(learned.config, some_cameras(), [0, 1, 2])
-    torch.nn.init.normal_(learned.shift)
-    with pytest.warns(UserWarning, match="PSNR rose by 0.0 dB only"):
-        for step in range(9):
-            learned.watch(step / 20, 10.0)
 
 
 def test_a_run_keeps_its_cameras(tmp_path: Path) -> None:

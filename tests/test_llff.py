@@ -233,6 +233,21 @@ def test_columns_of_the_file_are_down_right_backwards(scene):
     close(loaded.cameras.centers, np.arange(27).reshape(9, 3), 1e-12)
 
 
+def test_a_picture_that_exif_turns_upside_down_takes_its_camera_along(scene):
+    plain = load(str(scene), Config(factor=1, bd_factor=None, recentre=False))
+    tag = Image.Exif()
+    tag[0x0112] = 3
+    Image.fromarray(picture(4)).save(scene / "images" / "IMG_04.png", exif=tag)
+    turned = load(str(scene), Config(factor=1, bd_factor=None, recentre=False))
+    assert torch.equal(turned.image(4), plain.image(4).flip(0, 1)) and torch.equal(turned.cameras.c2w[3], plain.cameras.c2w[3])
+    view, x, y = torch.tensor([4, 4]), torch.tensor([0, 9]), torch.tensor([5, 40])
+    close(turned.cameras.directions(view, x, y), plain.cameras.directions(view, WIDTH - 1 - x, HEIGHT - 1 - y))
+    tag[0x0112] = 2
+    Image.fromarray(picture(4)).save(scene / "images" / "IMG_04.png", exif=tag)
+    with pytest.raises(SceneError, match=r"IMG_04\.png is stored mirrored"):
+        load(str(scene), Config(factor=1))
+
+
 def test_near_far_and_views_follow_the_config(scene):
     loaded = load(str(scene), Config(near=0.1, far=0.8, train_views=(1, -1, 3), pixel_offset=0.0, background="black"))
     assert (loaded.near, loaded.far) == (0.1, 0.8)

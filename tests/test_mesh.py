@@ -16,7 +16,8 @@ from conftest import around, assert_close
 from fields import CENTER, RADIUS, Ball
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, RunError
-from nerfit.outputs.mesh import Mesh, MeshConfig, largest_piece, make_mesh, pieces, vertex_normals, write_mesh
+from nerfit.outputs.mesh import Mesh, MeshConfig, largest_piece, make_mesh, pieces, vertex_normals
+from nerfit.outputs.mesh_files import write_mesh
 from nerfit.outputs.points import PointsConfig, confirmed, make_points, surface_normals, write_points
 from nerfit.outputs.surfaces import Surfaces, see_surfaces
 from nerfit.scenes.ply import read_ply

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from nerfit.errors import RunError
 from nerfit.rendering.lpips import Lpips, find_weights, load_lpips
 from nerfit.rendering.metrics import mean_psnr, psnr, quantise, ssim
+from networks import LAYERS, geometry, save_lpips
 
 DATA = Path(os.environ.get("NERFIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 NETS = ("alex", "vgg")
@@ -87,35 +88,12 @@ def test_ssim_of_equal_and_of_tiny_images():
     assert math.isnan(ssim(a[:10], a[:10])) and math.isnan(ssim(a[:, :10], a[:, :10]))
 
 
-# torchvision's `features`, layer by layer: a number is a convolution to that many channels, "R" a ReLU, "T" a ReLU that LPIPS taps.
-ALEX = [64, "T", "P3", 192, "T", "P3", 384, "T", 256, "T", 256, "T"]
-VGG = [64, "R", 64, "T", "P2", 128, "R", 128, "T", "P2", 256, "R", 256, "R", 256, "T", "P2",
-       512, "R", 512, "R", 512, "T", "P2", 512, "R", 512, "R", 512, "T"]  # fmt: skip
-LAYERS = {"alex": ALEX, "vgg": VGG}
-
-
-def geometry(net, index):
-    """Kernel, stride and padding of a convolution."""
-    return {0: (11, 4, 2), 3: (5, 1, 2)}.get(index, (3, 1, 1)) if net == "alex" else (3, 1, 1)
-
-
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory):
-    """Made-up weight files, stored like the real ones."""
-    folder, generator = tmp_path_factory.mktemp("lpips"), torch.Generator().manual_seed(3)
-    for net, layers in LAYERS.items():
-        tensors, channels, tap = {}, 3, 0
-        for index, layer in enumerate(layers):
-            if isinstance(layer, int):
-                kernel = geometry(net, index)[0]
-                weight = torch.randn(layer, channels, kernel, kernel, generator=generator)
-                tensors[f"features.{index}.weight"] = (weight * (2 / (channels * kernel**2)) ** 0.5).half()
-                tensors[f"features.{index}.bias"] = (0.1 * torch.randn(layer, generator=generator)).half()
-                channels = layer
-            elif layer == "T":
-                tensors[f"lin{tap}.weight"] = torch.rand(1, channels, 1, 1, generator=generator)
-                tap += 1
-        save_file(tensors, folder / f"{net}.safetensors")
+    """A folder with made-up weights."""
+    folder = tmp_path_factory.mktemp("lpips")
+    for net in NETS:
+        save_lpips(net, folder)
     return folder
 
 
@@ -124,8 +102,8 @@ def windows(x, kernel, stride):
     return np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), (1, 2))[:, ::stride, ::stride]
 
 
-def slow_lpips(net, weights, a, b):
-    """LPIPS 0.1 in float64, one layer after another."""
+def slow_lpips(net, weights, a, b, aligned=True):
+    """LPIPS 0.1 in float64, one layer after another; not ``aligned``, of the features' means over the picture."""
     total, features = 0.0, []
     for image in (a, b):
         x = (image.double().numpy() * 2 - 1 - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
@@ -144,6 +122,8 @@ def slow_lpips(net, weights, a, b):
         features.append(taps)
     for tap, (x, y) in enumerate(zip(*features, strict=True)):
         x, y = (f / (np.sqrt((f**2).sum(0)) + 1e-10) for f in (x, y))
+        if not aligned:
+            x, y = (f.mean((1, 2), keepdims=True) for f in (x, y))
         weight = weights[f"lin{tap}.weight"].double().numpy()[0, :, 0, 0]
         total += np.einsum("c,chw->hw", weight, (x - y) ** 2).mean()
     return total
@@ -155,6 +135,26 @@ def test_lpips_against_the_explicit_network(random_weights, net, height, width):
     path = random_weights / f"{net}.safetensors"
     a, b = picture(height, width), picture(height, width, 1)
     assert load_lpips(net, path).distance(a, b) == pytest.approx(slow_lpips(net, load_file(path), a, b), rel=1e-4)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_pictures_from_different_places_are_compared_by_their_mean_features(random_weights, net):
+    path = random_weights / f"{net}.safetensors"
+    a, b = picture(33, 46), picture(40, 31, 1)
+    expected = slow_lpips(net, load_file(path), a, b, aligned=False)
+    assert float(load_lpips(net, path).difference(a, b, aligned=False)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_the_difference_has_a_gradient(random_weights, aligned):
+    """Along a random direction it is the finite difference, in float64."""
+    model, direction = load_lpips("alex", random_weights / "alex.safetensors").double(), picture(33, 35, 2).double() - 0.5
+    a, b = picture(33, 35).double().requires_grad_(), picture(33, 35, 1).double()
+    (gradient,) = torch.autograd.grad(model.difference(a, b, aligned), a)
+    with torch.no_grad():
+        ahead, behind = (model.difference(a + s * direction, b, aligned) for s in (1e-6, -1e-6))
+    assert float((gradient * direction).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5)
+    assert float(model.difference(b, b, aligned)) == 0
 
 
 @pytest.mark.parametrize("net", NETS)

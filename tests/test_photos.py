@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from nerfit.cameras.poses import align, scale_of, to_4x4
 from nerfit.cli import main
 from nerfit.errors import ConfigError, SceneError
 from nerfit.preparing import prepare
-from nerfit.scenes import detect_format, photos
+from nerfit.scenes import detect_format, photos, retrieval
 from nerfit.scenes.llff import read_poses
 from nerfit.scenes.registration import Links, PoseConfig, Report, View, advice, all_pairs, sequence_pairs, sharpness, why_missing
 from nerfit.scenes.work import alone
@@ -64,17 +67,19 @@ def photograph(c2w: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight photographs, one of them held sideways; a copy of one, a dark one, one of something else, and one that is damaged."""
+    """Eight photographs, one held sideways and one stored mirrored; a copy of one, a dark one, one of something else, a damaged one."""
     folder = tmp_path_factory.mktemp("photos") / "mein Garten äöü"
     folder.mkdir()
     for view in range(VIEWS):
         picture = Image.fromarray(photograph(pose(view)))
+        tags = Image.Exif()
         if view == 3:
-            tags = Image.Exif()
             tags[274] = 6  # turn by a quarter clockwise to see it upright
-            picture.rotate(90, expand=True).save(folder / f"photo {view}.png", exif=tags)
-        else:
-            picture.save(folder / f"photo {view}.png")
+            picture = picture.rotate(90, expand=True)
+        if view == 5:
+            tags[274] = 7  # mirror and turn by a quarter clockwise to see it upright
+            picture = picture.transpose(Image.Transpose.TRANSVERSE)
+        picture.save(folder / f"photo {view}.png", exif=tags)
     shutil.copy(folder / "photo 1.png", folder / "photo 9.png")
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), 4, np.uint8)).save(folder / "dark.png")
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT // 4, WIDTH // 4, 3), dtype=np.uint8)
@@ -125,7 +130,7 @@ def test_photographs_are_posed_and_those_that_are_not_have_a_reason(album: Path,
     rotations, places = compare(original(scene), torch.from_numpy(np.stack([pose(i) for i in range(VIEWS)])))
     assert rotations.max() < 0.3 and places.max() < 0.005
     assert abs(float(scene.cameras.fx.mean()) / FOCAL - 1) < 0.02
-    for view in (0, 3):
+    for view in (0, 3, 5):
         assert np.array_equal((scene.image(view) * 255).round().numpy(), photograph(pose(view)))
 
     report = photos.estimate(str(album), PoseConfig())[1]
@@ -215,7 +220,7 @@ def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monk
 
 def test_pictures_of_several_sizes_have_a_lens_each(album: Path, tmp_path: Path) -> None:
     for view in range(VIEWS):
-        picture = Image.open(album / f"photo {view}.png") if view != 3 else Image.fromarray(photograph(pose(3)))
+        picture = Image.fromarray(photograph(pose(view)))
         (picture if view % 2 else picture.resize((WIDTH // 2, HEIGHT // 2))).save(tmp_path / f"{view}.png")
     scene = photos.load(str(tmp_path), photos.Config())
     report = photos.estimate(str(tmp_path), PoseConfig())[1]
@@ -223,6 +228,87 @@ def test_pictures_of_several_sizes_have_a_lens_each(album: Path, tmp_path: Path)
     assert abs(scene.cameras.fx / scene.cameras.width * WIDTH / FOCAL - 1).max() < 0.03
     alone = photos.estimate(str(tmp_path), PoseConfig(shared_camera=False))[1]
     assert alone.cameras == VIEWS
+
+
+def test_all_at_once_from_pairs_that_look_alike(album: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(retrieval, "NEAREST", 3)
+    monkeypatch.setattr(retrieval, "BESIDE", 1)
+    monkeypatch.setattr("pycolmap.incremental_mapping", None)
+    file, report = photos.estimate(str(album), PoseConfig(matching="retrieval", mapper="global"))
+    assert report.registered == [f"photo {i}.png" for i in range(VIEWS)] and report.error < 1
+    frames = json.loads(file.read_text())["frames"]
+    found = torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64)
+    rotations, places = compare(found, torch.from_numpy(np.stack([pose(i) for i in range(VIEWS)])))
+    assert rotations.max() < 0.5 and places.max() < 0.01
+    pairs = int(re.findall(r"(\d+)/\1 pairs matched", capfd.readouterr().err)[-1])
+    assert 15 <= pairs <= 30  # of 45
+
+
+@pytest.mark.parametrize(("count", "ordered", "chosen"), [(200, False, 19900), (201, False, 1), (60, True, 1770), (201, True, None)])
+def test_many_photographs_are_matched_by_their_looks(
+    count: int, ordered: bool, chosen: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nerfit.scenes import sfm
+
+    monkeypatch.setattr(sfm, "similar_pairs", lambda descriptors, count: [(0, count - 1)])
+    pairs = sfm._pairs(tmp_path / "empty.db", [view(str(i)) for i in range(count)], PoseConfig(), ordered)
+    assert len(pairs) == chosen if chosen else pairs == sequence_pairs(count)
+
+
+def test_masks_and_transparency_keep_features_off(tmp_path: Path) -> None:
+    """A sharp sticker on the lens, at the same place of every picture, which features would take for the world."""
+    from nerfit.scenes import sfm
+
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+    sticker = np.asarray(Image.fromarray(noise).resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST))
+    hidden = np.zeros((HEIGHT, WIDTH), bool)
+    hidden[: HEIGHT // 2, : WIDTH // 2] = True
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for i in range(6):
+        picture = photograph(pose(i))
+        picture[: HEIGHT // 2, : WIDTH // 2] = sticker
+        alpha = np.where(hidden, 0, 255).astype(np.uint8)
+        if i == 0:  # as transparency, as instant-ngp has it, else as COLMAP has it and at half the size
+            picture = np.dstack([picture, alpha])
+        elif i == 1:
+            Image.fromarray(255 - alpha).save(tmp_path / "images" / "dynamic_mask_1.png")
+        else:
+            Image.fromarray(alpha[::2, ::2]).save(tmp_path / "masks" / f"{i}.png.png")
+        Image.fromarray(picture).save(tmp_path / "images" / f"{i}.png")
+
+    found: list[np.ndarray] = []
+    real = sfm._match
+
+    def look(database: Path, *args) -> None:
+        with sfm._opened(database) as db:
+            found.extend(db.read_keypoints(image.image_id) for image in db.read_all_images())
+        real(database, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sfm, "_match", look)
+        file, report = photos.estimate(str(tmp_path), PoseConfig())
+    assert len(found) == 6 and all(len(points) > 200 for points in found)
+    assert all(((points[:, 0] >= WIDTH // 2) | (points[:, 1] >= HEIGHT // 2)).all() for points in found)
+    assert len(report.registered) == report.masked == 6 and "masked or transparent in 6 pictures" in report.text()
+    frames = json.loads(file.read_text())["frames"]
+    rotations, _ = compare(
+        torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64),
+        torch.from_numpy(np.stack([pose(i) for i in range(6)])),
+    )
+    assert rotations.max() < 0.5
+
+    out = photos.export(file, report, tmp_path / "out")
+    with pytest.warns(UserWarning, match="in 5 of 6 pictures"):
+        scene = photos.transforms.load(str(out), photos.transforms.Config())
+    for i in range(1, 6):
+        assert np.array_equal(scene.visible(i).numpy(), ~hidden)
+    (tmp_path / "masks" / "2.png.png").write_bytes(b"")
+    with pytest.raises(SceneError, match="2.png.png can't be read"):
+        photos.estimate(str(tmp_path), PoseConfig())
+    Image.new("L", (9, 9)).save(tmp_path / "masks" / "2.png.png")
+    with pytest.raises(SceneError, match="2.png.png is 9x9, of another shape than"):
+        photos.estimate(str(tmp_path), PoseConfig())
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -275,7 +361,12 @@ def test_reasons() -> None:
     assert "matches only 5" in why_missing(4, views, links, groups[:1])
     assert "nearly the same picture as 1" in why_missing(2, [*views[:2], view("2", level=11), *views[3:]], links, groups)
     weak = Links([900, 900, 20, 900, 900, 900], matches)
-    for odd, why in ((view("2", brightness=5), "very dark"), (view("2", sharp=1), "blurred"), (view("2"), "texture")):
+    for odd, why in (
+        (replace(view("2"), hidden=0.95), "hidden by its mask"),
+        (view("2", brightness=5), "very dark"),
+        (view("2", sharp=1), "blurred"),
+        (view("2"), "texture"),
+    ):
         assert why in why_missing(2, [*views[:2], odd, *views[3:]], weak, groups)
 
 
@@ -312,9 +403,24 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fern_is_posed_as_by_its_authors(data_folder: Path) -> None:
+def test_hundreds_of_photographs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    poses = [around(0.3 + i / 210, 0.3 + 0.5 * (13 * i % 21) / 20) for i in range(210)]
+    for i, c2w in enumerate(poses):
+        Image.fromarray(photograph(c2w)).save(tmp_path / f"{i}.png")
+    file, report = photos.estimate(str(tmp_path), PoseConfig(mapper="global"))
+    assert report.registered == [f"{i}.png" for i in range(210)]
+    found = torch.tensor([frame["transform_matrix"] for frame in json.loads(file.read_text())["frames"]], dtype=torch.float64)
+    rotations, places = compare(found, torch.from_numpy(np.stack(poses)))
+    print(f"210 photographs: {rotations.max():.3f} degrees, {places.max():.3%}")
+    assert rotations.max() < 0.3 and places.max() < 0.01
+    assert int(re.findall(r"(\d+)/\1 pairs matched", capfd.readouterr().err)[-1]) < 45 * 210
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapper", ["incremental", "global"])
+def test_fern_is_posed_as_by_its_authors(data_folder: Path, mapper: Literal["incremental", "global"]) -> None:
     fern = data_folder / "nerf_llff_data" / "fern"
-    scene = photos.load(str(fern / "images_8"), photos.Config())
+    scene = photos.load(str(fern / "images_8"), photos.Config(mapper=mapper))
     assert len(scene.view_names) == 20
     rotations, places = compare(original(scene), read_poses(fern / "poses_bounds.npy").c2w)
     print(f"fern: {rotations.mean():.3f} and at most {rotations.max():.3f} degrees, {places.mean():.3%}, {places.max():.3%}")
@@ -322,9 +428,10 @@ def test_fern_is_posed_as_by_its_authors(data_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fountain_is_posed_as_surveyed(data_folder: Path) -> None:
+@pytest.mark.parametrize("mapper", ["incremental", "global"])
+def test_fountain_is_posed_as_surveyed(data_folder: Path, mapper: Literal["incremental", "global"]) -> None:
     fountain = data_folder / "fountain-P11"
-    scene = photos.load(str(fountain), photos.Config())
+    scene = photos.load(str(fountain), photos.Config(mapper=mapper))
     truth = []
     for name in scene.view_names:
         rows = [[float(x) for x in line.split()] for line in (fountain / "gt_cameras" / f"{name}.camera").read_text().splitlines()]

@@ -346,6 +346,7 @@ def test_metrics_tell_the_training_and_keep_the_rest(start: Callable[..., Traine
     assert train.pop("rays_per_second") == pytest.approx(rate, rel=0.02)
     assert train.pop("samples_per_second") == pytest.approx(24 * rate, rel=0.02)
     assert train.pop("seconds") > 0 and train.pop("peak_memory_mb") > 10
+    assert train.pop("training_psnr") == trainer.state.psnr and trainer.state.psnr is not None and trainer.state.psnr > 5
     threads = torch.get_num_threads()
     assert train == {"steps": 5, "rays": 5 * SMALL.rays, "threads": threads, "device": "cpu", "seed": 8, "restarts": 0, "skipped_steps": 0}
 

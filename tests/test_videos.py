@@ -174,3 +174,11 @@ def test_what_a_damaged_video_still_shows_is_used(tmp_path: Path) -> None:
 def test_all_frames_of_the_fern_video_are_posed(data_folder: Path) -> None:
     scene = video.load(str(data_folder / "video" / "fern.mp4"), video.Config(factor=4))
     assert len(scene.view_names) == 20 and scene.name == "fern"
+
+
+def test_what_is_written_beside_the_frames_need_not_be_unicode(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", 4)
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert b"Lavf" in data
+    (tmp_path / "a.mp4").write_bytes(data.replace(b"Lavf", "Lévf".encode("latin-1")))
+    assert len(extract(tmp_path / "a.mp4", VideoConfig())) == 4

@@ -167,6 +167,15 @@ def test_a_point_of_the_picture_is_a_point_of_the_scene() -> None:
     assert frame.point(0, 0) is None and frame.point(1, 1) is None
 
 
+@pytest.mark.parametrize("distance", [1.6, 2.5, 4.0, 9.0])
+def test_an_object_is_whole_from_near_and_from_far(distance: float) -> None:
+    """Also where the distances that training cameras look at, 2 to 6, would cut it."""
+    pose = torch.tensor(around(0.4, 0.3))[:3]
+    pose[:, 3] *= distance / 4
+    frame = draw(Ball(), ball_scene(), Viewpoint.at(pose, 0.5, 1.0).camera(441), Wish(), 999)
+    assert frame is not None and frame.depth[10, 10] == pytest.approx(distance - 1, abs=0.02)
+
+
 def test_a_crop_box_cuts_the_field() -> None:
     scene, method = ball_scene(), Ball()
     camera = Viewpoint.of(scene.cameras, 0).camera(32 * 32)  # from +x
@@ -342,7 +351,7 @@ def test_key_frames_become_the_path_that_render_reads(tmp_path: Path) -> None:
     poses = [torch.tensor(around(0.3 * i, 0.2 * i)[:3]) for i in range(4)]
     keys = KeyFrames(64, 36, 0.8, 2.5, poses)
     file = tmp_path / "path.json"
-    file.write_text(keys.to_json())
+    file.write_text(keys.to_json("ball"))
     scene = ball_scene(8, 3)
     path, look = make_path(str(file), scene.cameras)
     assert look is None and len(path) == keys.frames == 75
@@ -355,6 +364,19 @@ def test_key_frames_become_the_path_that_render_reads(tmp_path: Path) -> None:
     assert (again.width, again.height, again.frames) == (64, 36, 75)
     assert again.fov == pytest.approx(0.8, abs=1e-6)
     assert_close(torch.stack(again.poses), torch.stack(poses))
+
+
+def test_the_path_of_another_scene_is_refused(tmp_path: Path) -> None:
+    scene = ball_scene(8, 3)
+    mine = KeyFrames(64, 36, 0.8, 2.5, [torch.tensor(around(0.3, 0.2)[:3])])
+    with pytest.raises(SceneError, match=r"^mine.json is a path through the scene 'ball', not through 'lego'"):
+        KeyFrames.from_json(mine.to_json("ball").encode(), scene.cameras, "mine.json", "lego")
+    far = torch.tensor(around(0.3, 0.2)[:3])
+    far[:, 3] *= 20
+    nameless = tmp_path / "far.json"
+    nameless.write_text(KeyFrames(64, 36, 0.8, 2.5, [far]).to_json("ball").replace('"scene": "ball",', ""))
+    with pytest.warns(UserWarning, match="21 times as far away as the scene's cameras"):
+        make_path(str(nameless), scene.cameras, scene="ball")
 
 
 def test_what_is_no_path_is_refused_by_its_name() -> None:
@@ -474,6 +496,14 @@ def test_the_page_is_served_here_and_beside_a_port_in_use(viewer: Viewer) -> Non
     assert_close(np.array(start.position), viewer.scene.cameras.centers[0])
 
 
+def test_a_connection_that_is_not_used_is_not_told_about(viewer: Viewer, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", viewer.port)):
+        pass
+    with urllib.request.urlopen(viewer.url):  # comes after it
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
 def test_hosts_and_ports_that_can_not_be() -> None:
     with pytest.raises(ConfigError, match=r"--host 203.0.113.7"):
         free_port("203.0.113.7", 7007)
@@ -541,6 +571,15 @@ def test_a_click_on_a_camera_flies_there_and_lays_its_photo_over(viewer: Viewer)
     assert viewer.panels[0].sight.wish.photo is None
     browser.gui["frusta"].use(False)
     assert not browser.scene["/cameras/3"].visible
+
+
+def test_frusta_that_the_browser_stands_in_are_hidden(viewer: Viewer) -> None:
+    browser = visit(viewer)
+    assert [browser.scene[f"/cameras/{i}"].visible for i in range(5)] == [False, True, True, True, True]
+    browser.move(Viewpoint.of(viewer.scene.cameras, 2))
+    assert [browser.scene[f"/cameras/{i}"].visible for i in range(5)] == [True, True, False, True, True]
+    browser.gui["frusta"].use(False)
+    assert not any(browser.scene[f"/cameras/{i}"].visible for i in range(5))
 
 
 def test_a_clicked_point_becomes_what_the_camera_turns_about(viewer: Viewer) -> None:

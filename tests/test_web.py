@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from conftest import around, assert_close
 from fields import CENTER, Ball
 from nerfit.cameras import Cameras
+from nerfit.cameras.ndc import from_ndc
 from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Method
-from nerfit.outputs.baking import BLOCK, STEP, BakeConfig, Baked, bake, dense, draw, likeness
+from nerfit.outputs.baking import BLOCK, STEP, BakeConfig, Baked, bake, dense, draw, in_world, likeness
 from nerfit.outputs.web import first_orbit, write_web
 from nerfit.rendering.metrics import psnr
 from nerfit.scenes.scene import Scene
@@ -128,8 +130,56 @@ def test_what_cannot_be_baked_is_refused(scene: Scene, baked: Baked, tmp_path: P
         write_web(tmp_path / "ball.txt", scene, baked)
 
 
+class FarBall(Ball):
+    """The ball 4 before the cameras of a scene in NDC."""
+
+    def world(self, points: Tensor) -> Tensor:
+        return from_ndc(torch.cat([points[:, :2], points[:, 2:].clamp(max=0.99)], -1), *self.lens) + torch.tensor([0.0, 0, 4])
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(60.0)
+        self.lens = scene.ndc_by(torch.device("cpu"))
+
+    def density(self, points: Tensor) -> Tensor:
+        return 3 * super().density(self.world(points))
+
+    def radiance(self, points: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.density(points), super().radiance(self.world(points), viewdirs)[1]
+
+
+@pytest.fixture(scope="module")
+def forward() -> tuple[Scene, Baked]:
+    """A ball seen from a grid of cameras in normalised device coordinates, and its bake."""
+    centers = torch.cartesian_prod(torch.linspace(-0.6, 0.6, 4), torch.linspace(-0.5, 0.5, 3), torch.tensor([0.0, 0.2]))
+    cameras = Cameras.pinhole(torch.cat([torch.eye(3).expand(24, 3, 3), centers[..., None]], -1), 60.0, 48, 40)
+    scene = Scene("far", "llff", cameras, 0.0, 1.0, {"train": list(range(24)), "test": [1, 22]}, bounds="forward-facing", ndc=True)
+    return scene, bake(FarBall(scene), scene, BakeConfig(resolution=96), 4096)
+
+
+def test_a_forward_facing_field_is_baked_in_ndc(forward: tuple[Scene, Baked]) -> None:
+    """The nodes lie on the ball's near side in the world, and pictures are those of the field, from test views and from beside them."""
+    scene, baked = forward
+    assert baked.lens is not None
+    nodes = (dense(baked)[..., 0] > 100).nonzero()
+    world = in_world(baked.grid.scene_points(nodes), baked.lens) + torch.tensor([0.0, 0, 4])
+    assert ((world - CENTER).norm(dim=-1) < 0.95).all() and float((world - CENTER)[:, 2].max()) == pytest.approx(0.8, abs=0.12)
+    found = likeness(FarBall(scene), scene, baked, 4096)
+    assert len(found) == 2 and min(found) > 24, found
+    orbit = first_orbit(scene, baked)
+    assert_close(orbit.target + torch.tensor([0.0, 0, 4]), CENTER + torch.tensor([0.0, 0, 0.5]), 0.8)
+
+
+def test_what_lies_beyond_the_box_is_not_held_against_the_page(scene: Scene) -> None:
+    box = (-1.0, -1.2, -1.0, 0.1, 1.2, 1.2)
+    half = bake(Ball(60.0), scene, BakeConfig(resolution=96, box=box), 4096)
+    assert min(likeness(Ball(60.0), scene, half, 4096)) > 24
+
+
 @pytest.mark.slow
-def test_a_browser_draws_the_same(scene: Scene, baked: Baked, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["object", "forward-facing"])
+def test_a_browser_draws_the_same(kind: str, scene: Scene, baked: Baked, forward: tuple[Scene, Baked], tmp_path: Path) -> None:
+    if kind == "forward-facing":
+        scene, baked = forward
     browser = next((b for b in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(b)), None)
     if browser is None:
         pytest.skip("there is no Chromium here")

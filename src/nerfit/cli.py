@@ -109,18 +109,17 @@ def _kind(argv: list[str], command: str, kinds: Collection[str]) -> str:
 
 
 def train(argv: list[str]) -> int:
-    """nerfit train METHOD SCENE: see `preparing.prepare` and `jobs.train`."""
-    from nerfit import jobs
+    """nerfit train METHOD SCENE: see `preparing.prepare` and `seeds.train_seeds`."""
+    from nerfit import jobs, seeds
     from nerfit.preparing import prepare
 
-    def tell(options: Common, summary: dict[str, Any]) -> None:
-        _answer(options, summary, jobs.train_text(summary))
-
     method, source, rest = _positionals(argv)
+    scene = None
     if method == AUTO:
-        return int(jobs.train_auto(source, rest, tell)["exit_code"])
+        method, scene = jobs.choose_method(source, rest)
     plan, options, folder = prepare(method, source, rest)
-    return int(jobs.train(plan, options, folder, lambda summary: tell(options, summary))["exit_code"])
+    tell = lambda summary: _answer(options, summary, seeds.train_text(summary))  # noqa: E731
+    return int(seeds.train_seeds(plan, options, folder, tell, scene)["exit_code"])
 
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:

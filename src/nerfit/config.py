@@ -221,7 +221,7 @@ def unused_keys(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 _OPTIM_ABOVE_ZERO = ("lr", "lr_final", "decay_rate", "decay_steps", "eps", "clip_value", "clip_norm")
-_ABOVE_ZERO = {"steps", "seconds", "chunk", "threads", "log.image_pixels", *(f"optim.{key}" for key in _OPTIM_ABOVE_ZERO)}
+_ABOVE_ZERO = {"steps", "epochs", "seconds", "chunk", "threads", "log.image_pixels", *(f"optim.{key}" for key in _OPTIM_ABOVE_ZERO)}
 
 
 def check(config: Any, explicit: set[str]) -> None:

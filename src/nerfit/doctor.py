@@ -25,7 +25,7 @@ _NEEDED = (
     "pycolmap",
     "jaxtyping",
 )
-_EXTRAS = {"wandb": ("wandb", "logging to Weights & Biases")}
+_EXTRAS = {"wandb": ("wandb", "logging to Weights & Biases"), "clip": ("transformers", "CLIP from Hugging Face's hub")}
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,6 @@
 """What `nerfit export` does: a run as a mesh, points, a web page or cameras, each as one function from options to plain data."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nerfit.cameras.poses import world_up
 from nerfit.errors import RunError
 from nerfit.options import DeviceOptions, RunOptions
 from nerfit.outputs.baking import BakeConfig, bake, likeness
 from nerfit.outputs.exports import CameraFormat, export_cameras
-from nerfit.outputs.mesh import MeshConfig, make_mesh, pieces, write_mesh
-from nerfit.outputs.points import PointsConfig, make_points, write_points
-from nerfit.outputs.web import write_web
+from nerfit.outputs.mesh import MeshConfig, make_mesh, pieces
+from nerfit.outputs.mesh_files import beside, check_name, write_mesh
+from nerfit.outputs.points import PointsConfig, check_points_name, make_points, write_points
+from nerfit.outputs.turntable import write_turntable
+from nerfit.outputs.web import check_web_name, write_web
 from nerfit.runs import Run, numbered_folders, open_run
 
 Report = Callable[[int, int], None]
@@ -35,15 +39,22 @@ class FieldOptions(ExportOptions, DeviceOptions):
         """The trained run."""
         return open_run(self.run, images=False, threads=self.threads, device=self.device)
 
-    def place(self, name: str) -> Path:
-        """Where to write what is called ``name`` by default: a file or folder that is not there yet."""
-        if self.out is not None:
-            if self.out.exists():
-                raise RunError(f"{self.out} exists already: choose another --out.")
-            return self.out
-        stem, suffix = Path(name).stem, Path(name).suffix
-        folders = numbered_folders(self.run / "exports" / stem)
-        return next(p.with_name(p.name + suffix) for p in folders if not p.with_name(p.name + suffix).exists())
+    def place(self, name: str, beside: Callable[[Path], list[Path]] = lambda path: []) -> Path:
+        """Where to write what is called ``name`` by default: a file that is not there yet, nor are those to be written ``beside`` it.
+
+        Raises RunError where nothing can be written, before any work is done.
+        """
+
+        def taken(path: Path) -> list[Path]:
+            return [p for p in (path, *beside(path)) if p.exists()]
+
+        if self.out is None:
+            stem, suffix = Path(name).stem, Path(name).suffix
+            numbered = (p.with_name(p.name + suffix) for p in numbered_folders(self.run / "exports" / stem))
+            return _writable(next(p for p in numbered if not taken(p)))
+        for there in taken(self.out):
+            raise RunError(f"{there} exists already: choose another --out.")
+        return _writable(self.out)
 
 
 @dataclass(kw_only=True)
@@ -53,8 +64,12 @@ class MeshOptions(FieldOptions, MeshConfig):
     Examples:
       nerfit export mesh runs/lego-instant
       nerfit export mesh runs/lego-instant --resolution 384 --largest --faces 200000 --out lego.glb
+      nerfit export mesh runs/lego-instant --faces 50000 --texture 2048 --close-holes --turntable
       nerfit export mesh runs/garden-instant --box -1 -1 -0.5 1 1 0.5 --coordinates normalised
     """
+
+    turntable: bool = False
+    """Also film one turn of the mesh, as .mp4 beside it."""
 
 
 @dataclass(kw_only=True)
@@ -95,19 +110,26 @@ class WebOptions(FieldOptions, BakeConfig):
 def export_mesh(options: MeshOptions, report: Report) -> dict[str, Any]:
     """Write a mesh; returns where it is and how large."""
     options.check()
-    path = options.place("mesh.ply")
+    textured, filmed = options.texture is not None, options.turntable
+    path = options.place("mesh.glb" if textured else "mesh.ply", lambda path: beside(path, textured, filmed))
+    check_name(path, textured)
     run = options.open()
     mesh = make_mesh(run.method, run.scene, options, run.chunk, report)
     write_mesh(path, mesh)
     parts = pieces(mesh.faces, len(mesh.vertices)).bincount()
     share = round(float(parts.max() / parts.sum()), 4)
-    return {"written": str(path), "vertices": len(mesh.vertices), "faces": len(mesh.faces), "largest_piece": share} | _extent(mesh.vertices)
+    answer = {"written": str(path), "vertices": len(mesh.vertices), "faces": len(mesh.faces), "largest_piece": share}
+    if options.turntable:
+        seen = run.scene.original_cameras if options.coordinates == "original" else run.scene.cameras
+        answer["turntable"] = str(write_turntable(path.with_suffix(".mp4"), mesh, world_up(seen.c2w)))
+    return answer | _extent(mesh.vertices)
 
 
 def export_points(options: PointsOptions, report: Report) -> dict[str, Any]:
     """Write a point cloud; returns where it is and how large."""
     options.check()
     path = options.place("points.ply")
+    check_points_name(path)
     run = options.open()
     cloud = make_points(run.method, run.scene, options, run.chunk, report)
     return {"written": str(write_points(path, cloud)), "points": len(cloud.points)} | _extent(cloud.points)
@@ -122,12 +144,23 @@ def export_web(options: WebOptions, report: Report) -> dict[str, Any]:
     """Write a page; returns where it is, how large, and how near its pictures are to the field's own."""
     options.check()
     path = options.place("web.html")
+    check_web_name(path)
     run = options.open()
     baked = bake(run.method, run.scene, options, run.chunk, report)
     write_web(path, run.scene, baked)
     return {"written": str(path), "megabytes": round(path.stat().st_size / 1e6, 2), "blocks": len(baked.blocks)} | {
         "psnr": [round(p, 2) for p in likeness(run.method, run.scene, baked, run.chunk)]
     }
+
+
+def _writable(path: Path) -> Path:
+    """``path``, if something can be written there; RunError where its folder is none, or is protected."""
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RunError(
+            f"{path} can't be written, for {above} is {'write-protected' if above.is_dir() else 'no folder'}: choose another --out."
+        )
+    return path
 
 
 def _extent(points: torch.Tensor) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from nerfit.options import Common, DemoOptions, EvalOptions, RenderOptions
 from nerfit.outputs.histograms import draw_histograms
 from nerfit.outputs.inspect import inspect_part
 from nerfit.outputs.pictures import checked_quantities, render_path
+from nerfit.outputs.pose_plots import draw_poses, log_paths
 from nerfit.plugins import AUTO
 from nerfit.preparing import TrainCommand, prepare, say
 from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
@@ -61,8 +62,8 @@ class PosesOptions(video.VideoConfig, Common):
     """Show the traceback of an error, and what COLMAP says."""
 
 
-def train_auto(source: str | None, argv: list[str], tell: Callable[[Common, dict[str, Any]], None]) -> dict[str, Any]:
-    """`train` with the method that suits a scene, which is known once it is loaded; ``tell`` gets the options too.
+def choose_method(source: str | None, argv: list[str]) -> tuple[str, Scene]:
+    """What `auto` stands for, and the scene, which has to be loaded to tell.
 
     Whoever names a recipe or the model's keys means the method that they are for.
     """
@@ -73,8 +74,7 @@ def train_auto(source: str | None, argv: list[str], tell: Callable[[Common, dict
     if free and method == "instant" and scene.bounds == "unbounded" and not scene.ndc:
         method = "instant-unbounded"
         say(f"auto: the scene is unbounded, so method {method}")
-    plan, options, folder = prepare(method, source, argv)
-    return train(plan, options, folder, lambda summary: tell(options, summary), scene)
+    return method, scene
 
 
 def train(
@@ -135,19 +135,20 @@ def _trained(
 ) -> tuple[Trainer, dict[str, Any]]:
     due = plan.config.log
     callbacks = [Callback(due.test_every, _draw_test), Callback(due.video_every, _draw_path), Callback(due.image_every, _log_histograms)]
+    callbacks.append(Callback(due.image_every, log_paths))
     if viewer is not None:
         callbacks.append(Callback(1, _look_up(viewer)))
     made: list[Method] = []
 
     def make_method() -> Method:
         method = plan.make_method(scene)
-        if options.init is not None and not made:
-            initialise_from(options.init, method)
+        if options.init is not None and (options.init_only or not made):
+            initialise_from(options.init, method, scene, options.init_only)
         made.append(method)
         return method
 
     try:
-        trainer = Trainer(make_method, scene, plan.config, folder, callbacks, quiet=options.json)
+        trainer = Trainer(make_method, scene, plan.config, folder, callbacks, options.json, options.lpips_weights)
     except NerfitError:
         if not options.resume:
             folder.rmdir()
@@ -161,6 +162,8 @@ def _trained(
     placed = trainer.method.place(scene)
     if placed is not scene:
         placed.save(folder, given=scene.cameras)
+        if trainer.interrupted is None:
+            draw_poses(trainer, folder / "renders" / "cameras")
     summary: dict[str, Any] = {
         "run": str(folder),
         "method": plan.method,
@@ -249,7 +252,7 @@ def _log_histograms(trainer: Trainer) -> None:
 
 def _path(scene: Scene, kind: str, frames: int | None) -> Any:
     default = scene.default_path if scene.default_path != "test" else "spiral"
-    return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default)
+    return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default, scene.name)
 
 
 def evaluate(options: EvalOptions) -> dict[str, Any]:

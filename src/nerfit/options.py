@@ -69,7 +69,7 @@ class RenderOptions(RunOptions, DeviceOptions):
     """Frames per second of the videos."""
     side_by_side: bool = False
     """One video with all quantities side by side instead of one of each."""
-    video: Literal["mp4", "gif"] = "mp4"
+    video: Literal["mp4", "gif", "webp"] = "mp4"
     """Format of the videos."""
     out: Path | None = None
     """Folder; none = renders/<path> in the run."""

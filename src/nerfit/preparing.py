@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 from nerfit import config as configs
 from nerfit.config import Recipe
@@ -29,6 +29,10 @@ class TrainCommand(RunConfig[M, S], Common, Generic[M, S]):
     """Go on with the run in --out (or the newest of this scene and method)."""
     init: Path | None = None
     """Start from the weights of another run."""
+    init_only: Literal["cameras"] | None = None
+    """Of that run, which may be of another method, take the learned cameras alone."""
+    seeds: int = 1
+    """Train so many times, with --seed and those after it, and keep the run that sees its training pixels best."""
     evaluate: bool = True
     """Judge the test views at the end, where that takes minutes at most."""
     lpips_weights: Path | None = None
@@ -94,6 +98,8 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     run = with_budget(command.config(), typed, find("nerfit.methods", method).default_steps)
     configs.check(run, typed)
     _check_viewer(command, typed, form)
+    if command.init_only and command.init is None:
+        raise ConfigError("--init-only says what to take of the run that --init names: add --init RUN.")
     assert source is not None and form is not None
     if run.scene.format not in ("", form):
         raise ConfigError(f"scene.format is {run.scene.format}, but the scene is read as {form}.")
@@ -137,7 +143,7 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     if out is None and (method is None or source is None):
         raise ConfigError("--resume needs --out RUN, or the METHOD and SCENE whose newest run is meant.")
     folder = Path(out) if out is not None else last_folder(scene_name(source or ""), method or "")
-    for flag in ("--recipe", "--init"):
+    for flag in ("--recipe", "--init", "--init-only"):
         if configs.typed_value(argv, flag) is not None:
             raise ConfigError(f"{folder} goes on with its own configuration and weights: leave out {flag}.")
     saved = Plan.load(folder)

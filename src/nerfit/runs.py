@@ -1,15 +1,20 @@
 """Run folders: making them, opening them, and the whole job of a training from its configuration."""
 
+import base64
 import dataclasses
+import io
 import itertools
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import torch
 import yaml
+from PIL import Image
 
 from nerfit import __version__
 from nerfit.cameras import Cameras
@@ -19,6 +24,7 @@ from nerfit.methods.base import Method, render_view
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
+from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene, write_whole
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
@@ -36,6 +42,10 @@ class RunConfig(LoopConfig, Generic[M, S]):
     """The method's own switches."""
     scene: S
     """How the scene is read."""
+
+
+_SHOWN = 256
+"""Longest side in pixels of the picture that Jupyter shows of a run."""
 
 
 @dataclass
@@ -128,6 +138,15 @@ def last_folder(scene: str, method: str) -> Path:
     return max(found, key=lambda p: (p / "config.yaml").stat().st_mtime)
 
 
+class View(Rendering):
+    """A picture that a run was asked for; Jupyter shows its colours."""
+
+    def _repr_png_(self) -> bytes:
+        with io.BytesIO() as file:
+            Image.fromarray(to_bytes(self.rgb)).save(file, format="PNG")
+            return file.getvalue()
+
+
 @dataclass(repr=False)
 class Run:
     """A trained run opened for judging or drawing."""
@@ -144,9 +163,10 @@ class Run:
         """The newest whole checkpoint of a run folder, without the scene's pictures; raises RunError where there is none."""
         return open_run(Path(folder), images=False, device=device)
 
-    def render(self, cameras: Cameras, view: int = 0) -> Rendering:
+    def render(self, cameras: Cameras, view: int = 0) -> View:
         """What a camera sees: ``rgb`` [height, width, 3], ``depth``, ``opacity`` and ``disparity``, on the CPU."""
-        return render_view(self.method, self.scene, cameras, view, self.chunk)
+        seen = render_view(self.method, self.scene, cameras, view, self.chunk)
+        return View(seen.rgb, seen.depth, seen.opacity, seen.disparity)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -164,6 +184,14 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the facts as a table, beside a small picture of the first test view (else training view)."""
+        rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in self.__rich_repr__())
+        camera = self.scene.cameras[(self.scene.splits.get("test") or self.scene.splits["train"])[0]]
+        small = camera.rescale(min(1.0, _SHOWN / int(torch.maximum(camera.width, camera.height)[0])))
+        picture = base64.b64encode(self.render(small)._repr_png_()).decode()
+        return f'<div style="display:flex;gap:1em"><img src="data:image/png;base64,{picture}"><table>{rows}</table></div>'
 
 
 def open_run(folder: Path, images: bool, source: str | None = None, threads: int | None = None, device: str = "auto") -> Run:
@@ -185,18 +213,38 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     return Run(folder, plan, method.place(scene), method, state, plan.config.chunk or 4 * state.chunk)
 
 
-def initialise_from(folder: Path, method: Method) -> None:
-    """Start a method from another run's weights (--init)."""
+def initialise_from(folder: Path, method: Method, scene: Scene, only: Literal["cameras"] | None = None) -> None:
+    """Start a method from another run's weights (--init), or from its learned cameras alone (--init-only)."""
+    if only == "cameras":
+        _take_cameras(folder, method, scene)
+        return
     found = load_checkpoint(folder / "checkpoints", method.device)
     if found is None:
         raise ConfigError(f"--init {folder}: there is no checkpoint.")
     restore(found[1], method)
 
 
+def _take_cameras(folder: Path, method: Method, scene: Scene) -> None:
+    """Begin where another run of the same views, of any method, has left its cameras."""
+    if method.cameras is None:
+        raise ConfigError("--init-only cameras needs a run that learns its own: add --model.camera.learn.")
+    config = getattr(Plan.load(folder).config.model, "camera", None)
+    if config is None or not config.learn:
+        raise ConfigError(f"--init-only cameras: {folder} has learned none.")
+    found = Scene.load(folder)
+    names = [[Path(name).stem for name in s.view_names] for s in (found, scene)]
+    if names[0] != names[1] or found.ndc != scene.ndc:
+        raise ConfigError(f"--init-only cameras: {folder} was not trained on the views of {scene.name}.")
+    if config.focal != "given" and method.cameras.config.focal == "given":
+        raise ConfigError(f"--init-only cameras: {folder} has learned its focal length, so add --model.camera.focal {config.focal}.")
+    method.cameras.begin_at(found.cameras)
+
+
 def with_budget(config: RunConfig[Any, Any], typed: set[str], default_steps: int) -> RunConfig[Any, Any]:
     """A budget typed on the command line replaces the recipe's; without any budget the method's own number of steps."""
-    if ("steps" in typed) != ("seconds" in typed):
-        config = dataclasses.replace(config, **({"seconds": None} if "steps" in typed else {"steps": None}))
-    if config.steps is None and config.seconds is None:
+    budgets = {"steps", "epochs", "seconds"}
+    if budgets & typed:
+        config = dataclasses.replace(config, **dict.fromkeys(budgets - typed))
+    if config.steps is None and config.epochs is None and config.seconds is None:
         config = dataclasses.replace(config, steps=default_steps)
     return config

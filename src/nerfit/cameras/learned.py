@@ -1,7 +1,6 @@
 """Cameras that are learned together with the scene: NeRF-- (Wang et al. 2021) and BARF (Lin et al. 2021)."""
 
 import math
-import warnings
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -28,8 +27,6 @@ FOCALS = {
 """Each way to write a focal length over the picture's size: from the parameter, and back."""
 NDC_PIVOT = 2.0
 """Where cameras turn about in forward-facing scenes, whose near plane is at 1: the middle of disparity."""
-WATCH_UNTIL = 0.2
-"""Share of the budget after which a search for poses that found nothing is called hopeless."""
 
 
 @dataclass
@@ -66,6 +63,8 @@ class CameraConfig:
     """Share of the budget after which they stand still again."""
     look_again: int = 500
     """Steps between looks for cameras whose pictures disagree with the field, which are searched for from many places; 0 = never."""
+    refine_after: float = 0.0
+    """Share of the budget after which the field and all schedules begin anew, with the cameras found by then; 0 = never."""
     coarse_from: float = 0.0
     """Share of the budget until which only the coarsest octave or grid level begins to open."""
     coarse_until: float = 0.0
@@ -112,6 +111,8 @@ class LearnedCameras(nn.Module):
             raise ConfigError(f"model.camera.warmup must lie between 0 and 1, not at {config.warmup:g}.")
         if config.look_again < 0:
             raise ConfigError(f"model.camera.look_again must not be negative, but is {config.look_again}.")
+        if not 0 <= config.refine_after < 1:
+            raise ConfigError("model.camera.refine_after must be at least 0 and below 1.")
         if config.disturb < 0:
             raise ConfigError(f"model.camera.disturb must not be negative, but is {config.disturb:g}.")
         if config.fov is not None and not 0 < config.fov < 180:
@@ -155,15 +156,17 @@ class LearnedCameras(nn.Module):
         """All cameras in the learned world, on the CPU, and the similarity (float64) that takes the given world there.
 
         Views that were not trained on stand where the similarity that fits the training views' positions best takes their
-        given poses. Without 3 given positions that differ it is the identity.
+        given poses. Without 3 given positions that differ it is the identity, and each of them stands where the training view
+        next to it in order does.
         """
         learned, train = self(1.0).to("cpu"), self.views.cpu()
         given = self.given.cpu()
         try:
             moved = align(given[train, :, 3], learned.c2w[train, :, 3])
+            c2w = transform_poses(given, moved).to(torch.float32)
         except SceneError:
             moved = torch.eye(4, dtype=torch.float64)
-        c2w = transform_poses(given, moved).to(torch.float32)
+            c2w = learned.c2w[train][(torch.arange(len(given))[:, None] - train).abs().argmin(1)]
         c2w[train] = learned.c2w[train]
         return replace(learned, c2w=c2w), moved
 
@@ -197,28 +200,13 @@ class LearnedCameras(nn.Module):
             "camera/focal": float((cameras.fx / cameras.width).mean()),
         }
 
-    def watch(self, progress: float, psnr: float) -> None:
-        """Look at the search; one that began nowhere and found nothing in the first part of the budget is said aloud, once.
-
-        Nothing is found where the positions' spread stays below a hundredth of a unit, or PSNR rises by less than half a dB.
-        """
-        looks = self.__dict__.setdefault("_looks", [])
-        if self.config.start != "identity" or looks is None:
-            return
-        looks.append(psnr)
-        if progress < WATCH_UNTIL or len(looks) < 4:
-            return
-        spread = float(self(1.0).centers[self.views].detach().std(0).norm()) if len(self.views) > 1 else math.inf
-        quarter = len(looks) // 4
-        rise = sum(looks[-quarter:]) / quarter - sum(looks[:quarter]) / quarter
-        self.__dict__["_looks"] = None
-        if spread < 0.01 or rise < 0.5:
-            why = f"the cameras' positions spread by {spread:.2g} only" if spread < 0.01 else f"PSNR rose by {rise:.1f} dB only"
-            warnings.warn(
-                f"the search for camera poses is probably hopeless: {why} in the first {progress:.0%} of the run; try another --seed, "
-                "a lower --model.camera.lr, a --model.camera.fov nearer the truth, fewer or closer photos, or a longer budget.",
-                stacklevel=2,
-            )
+    @torch.no_grad()
+    def begin_at(self, cameras: Cameras) -> None:
+        """Let the search begin at these ``cameras`` of all views, and at the first one's focal length if one is learned."""
+        self.first.copy_(cameras.c2w)
+        if self.config.focal != "given":
+            across = torch.stack([cameras.fx[0] / cameras.width[0], cameras.fy[0] / cameras.height[0]])
+            self.focal.copy_(FOCALS[self.config.focal][1](across[: len(self.focal)]))
 
 
 def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], boxed: bool) -> LearnedCameras | None:

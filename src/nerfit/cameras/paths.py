@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ def make_path(
     depth_range: tuple[float, float] | None = None,
     test: Sequence[int] | None = None,
     default: str = "spiral",
+    scene: str | None = None,
 ) -> tuple[Cameras, Cameras | None]:
     """The cameras of path ``kind`` (one of `PATHS`, or a JSON file, see `read_path`) around a scene's ``cameras``.
 
@@ -34,13 +36,13 @@ def make_path(
     lists the views of the test path, which are taken as they are, ``frames`` (None = the path's own number) of them evenly
     spread. ``depth_range`` is the nearest and farthest depth of the scene's content, for a spiral's focus. The second value
     is None but for ``still``: that path stands at the first pose of ``default`` (the scene's own path), whose cameras are
-    returned as those to take view directions from. Raises ConfigError for an unknown path or frame count, SceneError where
-    the path can't be made.
+    returned as those to take view directions from. ``scene`` is the scene's name, which a file's must not contradict.
+    Raises ConfigError for an unknown path or frame count, SceneError where the path can't be made.
     """
     if frames is not None and frames < 1:
         raise ConfigError(f"a camera path needs at least 1 frame, not {frames}.")
     if kind.endswith(".json"):
-        return read_path(Path(kind), cameras, frames), None
+        return read_path(Path(kind), cameras, frames, scene), None
     if kind == "still":
         look, _ = make_path(default, cameras, frames, depth_range, test)
         return look[[0] * len(look)], look
@@ -235,23 +237,26 @@ def glide(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tensor
     return torch.cat([quaternion_to_matrix(rotation), position[..., None]], -1)
 
 
-_KEYS = ("c2w", "frames", "focal", "fx", "fy", "cx", "cy", "width", "height")
+_KEYS = ("c2w", "frames", "focal", "fx", "fy", "cx", "cy", "width", "height", "scene")
 _WHOLE = ("frames", "width", "height")
+_FAR = 10
+"""Cameras that stand farther away than so many radii of a scene's cameras are likely to be those of another scene."""
 
 
-def read_path(path: Path, cameras: Cameras, frames: int | None = None) -> Cameras:
+def read_path(path: Path, cameras: Cameras, frames: int | None = None, scene: str | None = None) -> Cameras:
     """Cameras from a JSON file (`read_key_frames`); ``frames`` (or else the file's own) poses are put along a `glide` through its poses."""
-    keys, own = read_key_frames(path, cameras)
+    keys, own = read_key_frames(path, cameras, scene)
     frames = frames or own
     return keys if frames is None else _like_first(keys, glide(keys.c2w, frames))
 
 
-def read_key_frames(path: Path, cameras: Cameras) -> tuple[Cameras, int | None]:
+def read_key_frames(path: Path, cameras: Cameras, scene: str | None = None) -> tuple[Cameras, int | None]:
     """Cameras from a JSON file: a list of 4×4 (or 3×4) c2w matrices in scene coordinates with OpenGL axes.
 
     Or an object with that list as ``c2w`` and any of width, height, focal (or fx, fy), cx, cy in pixels; what is not
     given follows the first of ``cameras``, resized when the size is given. If it holds ``frames`` its poses are key frames of
-    a path of so many; the number is the second value. Raises SceneError for a file that says none of that.
+    a path of so many; the number is the second value. Raises SceneError for a file that says none of that, or whose ``scene`` (a name)
+    is another one.
     """
     try:
         data: Any = json.loads(path.read_text())
@@ -266,10 +271,20 @@ def read_key_frames(path: Path, cameras: Cameras) -> tuple[Cameras, int | None]:
     for key in given:
         if key not in _KEYS:
             raise SceneError(f"{path}: the key {key!r} is unknown{nearest(key, _KEYS)}; a camera path may hold {', '.join(_KEYS)}.")
+    if scene is not None and given.get("scene", scene) != scene:
+        raise SceneError(
+            f"{path} is a path through the scene {given['scene']!r}, not through {scene!r}: its poses mean nothing here "
+            "(take out its key 'scene' to use them all the same)."
+        )
     if c2w.ndim != 3 or not len(c2w) or c2w.shape[1:] not in ((3, 4), (4, 4)):
         raise SceneError(f"{path}: the poses have shape {list(c2w.shape)} where a list of 4x4 matrices is needed.")
     c2w = checked_rotations(c2w, str(path))[:, :3]
-    numbers = {k: _positive(path, k, v) for k, v in given.items() if k != "c2w"}
+    middle = cameras.centers.double().mean(0)
+    radius = float((cameras.centers - middle).norm(dim=-1).max()) or 1.0
+    away = float((c2w[:, :, 3] - middle).norm(dim=-1).min()) / radius
+    if away > _FAR:
+        warnings.warn(f"{path} stands {away:.0f} times as far away as the scene's cameras: is it a path of this scene?", stacklevel=2)
+    numbers = {k: _positive(path, k, v) for k, v in given.items() if k not in ("c2w", "scene")}
     frames = numbers.get("frames")
     return _like_first(_intrinsics(numbers, _pinhole(cameras[[0]])), c2w), None if frames is None else int(frames)
 

@@ -49,6 +49,20 @@ def average_pose(c2w: Float[Tensor, "views rows 4"]) -> Float[Tensor, "3 4"]:
     return view_frame(c2w[:, :3, 3].mean(0), c2w[:, :3, 2].sum(0), c2w[:, :3, 1].sum(0))
 
 
+def pose_between(c2w: Float[Tensor, "views rows 4"], shares: Float[Tensor, "views"], point: Tensor | None = None) -> Float[Tensor, "3 4"]:
+    """A pose among others: their mean position, z axis and y axis (as up), weighted by shares that sum to 1.
+
+    Around a ``point`` ([3]) the mean is of directions and distances from it, and the camera looks at it.
+    """
+    c2w, shares = to_4x4(c2w), shares.to("cpu").to(torch.float64)[:, None]
+    position, back, up = ((shares * c2w[:, :3, axis]).sum(0) for axis in (3, 2, 1))
+    if point is not None:
+        outwards = c2w[:, :3, 3] - point
+        back = _unit((shares * _unit(outwards)).sum(0))
+        position = point + (shares * outwards.norm(dim=-1, keepdim=True)).sum() * back
+    return view_frame(position, back, up)
+
+
 def scale_of(transform: Float[Tensor, "4 4"]) -> float:
     """The factor by which a similarity stretches lengths."""
     return float(torch.linalg.det(transform[:3, :3].to(torch.float64)).abs() ** (1 / 3))
@@ -63,11 +77,11 @@ def transform_poses(c2w: Float[Tensor, "views rows 4"], transform: Float[Tensor,
 def align(source: Float[Tensor, "points 3"], target: Float[Tensor, "points 3"]) -> Float[Tensor, "4 4"]:
     """The similarity T (scale, rotation, translation) with the least Σ‖T(source) - target‖² (Umeyama 1991).
 
-    Positions on one line leave the turn about it free. Raises SceneError for fewer than 3 points or sources that coincide.
+    Positions on one line leave the turn about it free. Raises SceneError for fewer than 3 points, or sources or targets that coincide.
     """
     source, target = (points.to("cpu").to(torch.float64) for points in (source, target))
     s, t = source - source.mean(0), target - target.mean(0)
-    if len(s) < 3 or not s.norm() > 1e-12 * (1 + source.norm()):
+    if len(s) < 3 or not (s.norm() > 1e-12 * (1 + source.norm()) and t.norm() > 1e-12 * (1 + target.norm())):
         raise SceneError(f"{len(s)} positions can't be aligned: it takes 3 that do not coincide.")
     u, stretch, vh = torch.linalg.svd(t.T @ s)
     sign = torch.ones(3, dtype=torch.float64)

@@ -79,12 +79,16 @@ class NerfMLP(nn.Module):
         self.uses_directions = direction_size > 0
         initialise(self, init)
 
+    def activation(self, x: Tensor, first: bool = False) -> Tensor:
+        """What follows each layer but the linear ones; ``first`` says that the layer sees the position alone."""
+        return F.relu(x)
+
     def trunk_features(self, position: Float[Tensor, "*n position"]) -> list[Tensor]:
         """The trunk's output, as inputs to be joined by the next layer."""
         inputs = [position]
         for i, layer in enumerate(self.trunk):
             assert isinstance(layer, nn.Linear)
-            h = F.relu(linear(layer, *inputs))
+            h = self.activation(linear(layer, *inputs), first=i == 0)
             inputs = [position, h] if i in self.skips else [h]
         return inputs
 
@@ -98,7 +102,7 @@ class NerfMLP(nn.Module):
             return out[..., 3], out[..., :3]
         assert direction is not None
         density = linear(self.density, *inputs)[..., 0]
-        view = F.relu(linear(self.view, linear(self.bottleneck, *inputs), direction[:, None]))
+        view = self.activation(linear(self.view, linear(self.bottleneck, *inputs), direction[:, None]))
         return density, self.rgb(view)
 
     def raw_density(self, position: Float[Tensor, "*n position"]) -> Float[Tensor, "*n"]:

@@ -13,6 +13,7 @@ from nerfit.cameras.learned import CameraConfig, learned_cameras
 from nerfit.encodings.frequency import encoded_size, frequency_encoding, opened_levels
 from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP, unused_skips
+from nerfit.fields.siren import SirenMLP
 from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import Samples, keep_visible
@@ -37,6 +38,12 @@ _PIECE = 1 << 16
 class NerfConfig(CaptureConfig):
     """Every switch of the original programs; the defaults are the paper's, with a density that can't die."""
 
+    network: Literal["relu", "siren"] = "relu"
+    """Layers that end in ReLU, or in sines, which want raw coordinates (frequencies 0) and no skips."""
+    first_w0: float = 30.0
+    """Frequency of the first sine layer."""
+    hidden_w0: float = 1.0
+    """Frequency of the other sine layers."""
     depth: int = 8
     """Layers of the network."""
     width: int = 256
@@ -65,8 +72,10 @@ class NerfConfig(CaptureConfig):
     """Standard deviation of noise added to the raw density while training."""
     density_activation: Literal["softplus", "relu"] = "softplus"
     """softplus(x - 1), which never loses its gradient, or the original ReLU."""
+    density_factor: float = 1.0
+    """Multiplies the raw density before its activation (improved-nerfmm's siren_sigma_mul)."""
     density_bias: float = 0.0
-    """Added to the raw density before its activation."""
+    """Then added to it; above 0 it keeps a ReLU density alive at the start."""
     init: Literal["glorot", "torch"] = "glorot"
     """Glorot-uniform weights with zero biases (the original), or PyTorch's default."""
     batching: Literal["image", "all"] = "image"
@@ -97,6 +106,12 @@ class NerfConfig(CaptureConfig):
                 unused |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
         if not self.viewdirs:
             unused["view_frequencies"] = "viewdirs is off"
+        if self.network == "siren":
+            unused["init"] = "network is siren, which has its own"
+        else:
+            unused |= dict.fromkeys(("first_w0", "hidden_w0"), "network is relu")
+        if self.camera.learn and not (self.frequencies or (self.viewdirs and self.view_frequencies)):
+            unused |= dict.fromkeys(("camera.coarse_from", "camera.coarse_until"), "there are no octaves to open")
         if self.precrop_steps == 0:
             unused["precrop_fraction"] = "precrop_steps is 0"
         return unused
@@ -111,6 +126,9 @@ class Nerf(Method):
         super().__init__()
         self.config = config
         require_at_least(config, depth=1, width=2, fine_depth=1, fine_width=2, samples=1, fine_samples=0, rays=1)
+        for key in ("first_w0", "hidden_w0", "density_factor"):
+            if not getattr(config, key) > 0:
+                raise ConfigError(f"model.{key} must be above 0, not {getattr(config, key):g}.")
         require_at_least(config, frequencies=0, view_frequencies=0, raw_noise=0, precrop_steps=0, march_steps=16)
         if not 0 < config.precrop_fraction <= 1:
             raise ConfigError(f"model.precrop_fraction must be above 0 and at most 1, not {config.precrop_fraction:g}.")
@@ -131,7 +149,8 @@ class Nerf(Method):
     def _network(self, depth: int, width: int) -> NerfMLP:
         c = self.config
         direction_size = encoded_size(3, c.view_frequencies) if c.viewdirs else 0
-        return NerfMLP(encoded_size(3, c.frequencies), direction_size, depth, width, c.skips, c.init)
+        sizes = encoded_size(3, c.frequencies), direction_size, depth, width, c.skips
+        return SirenMLP(*sizes, c.first_w0, c.hidden_w0) if c.network == "siren" else NerfMLP(*sizes, c.init)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Rays of one random image, or of all, from the central crop at first (section 5.3 and the released configs)."""
@@ -213,7 +232,7 @@ class Nerf(Method):
         return torch.cat([self._network_density(p) for p in points.split(_PIECE)])
 
     def _activate(self, raw: Tensor) -> Tensor:
-        raw = raw + self.config.density_bias
+        raw = self.config.density_factor * raw + self.config.density_bias
         return F.relu(raw) if self.config.density_activation == "relu" else F.softplus(raw - 1)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:

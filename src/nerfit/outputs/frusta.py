@@ -1,6 +1,7 @@
 """A line drawing of where the cameras stand and what they see: the first thing to look at when a scene does not train."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,11 +35,7 @@ def draw_cameras(cameras: Cameras, near: float, far: float, size: int = 800) -> 
     seen = {len(centers) // 4, 3 * len(centers) // 4}
     lines = _Lines()
     for i, (center, rays) in enumerate(zip(centers, _corner_rays(cameras), strict=True)):
-        tint, width = (_ACCENT, 1.8) if i in seen else (tints[i], 1.5)
-        quad = center + length * rays
-        roof = (quad[0] + quad[1]) / 2 + 0.35 * (quad[0] - quad[3])
-        lines.add([(center, corner) for corner in quad], tint, width)
-        lines.add([*_closed(quad), (quad[0], roof), (roof, quad[1])], tint, width)
+        lines.add_frustum(center, length * rays, _ACCENT if i in seen else tints[i], 1.8 if i in seen else 1.5)
         if i in seen:
             first, last = center + near * rays, center + shown * rays
             lines.add(_closed(first), _ACCENT, 1.6)
@@ -48,12 +45,33 @@ def draw_cameras(cameras: Cameras, near: float, far: float, size: int = 800) -> 
     for axis in np.eye(3):
         lines.add([(origin, origin + 0.5 * extent * axis)], axis * (0.85, 0.65, 1.0), 2.2)
 
-    mean_up = c2w[:, :, 1].mean(0)
-    axis = int(np.abs(mean_up).argmax())
-    up = math.copysign(1.0, mean_up[axis]) * np.eye(3)[axis]
+    up = _upwards(c2w)
     points = np.concatenate(lines.segments).reshape(-1, 3)
     labels = [(origin + 0.54 * extent * axis, name) for axis, name in zip(np.eye(3), "xyz", strict=True)]
     return _paint(lines, _grid(points, up), labels, _view(points, forward.mean(0), up), size)
+
+
+def draw_search(found: Sequence[Cameras], given: Cameras, size: int = 600) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+    """A picture of each set of cameras in colours, over the ``given`` ones in grey and joined to them; all from one place in one scale."""
+    every = np.stack([cameras.c2w.detach().cpu().double().numpy() for cameras in (given, *found)])
+    centers = every[..., 3]
+    extent = float(np.linalg.norm(centers[[0, -1]] - centers[0].mean(0), axis=-1).max()) or 1.0
+    length = frustum_length(centers[-1], extent)
+    tints = colorize(np.linspace(0, 0.9, len(given))[None], 0, 1)[0]
+    drawings = []
+    for cameras, places in zip(found, centers[1:], strict=True):
+        lines = _Lines()
+        lines.add(np.stack([places, centers[0]], 1), (0.8, 0.8, 0.82), 0.8)
+        for center, rays in zip(centers[0], _corner_rays(given), strict=True):
+            lines.add_frustum(center, length * rays, (0.7, 0.7, 0.72), 1.2)
+        for center, rays, tint in zip(places, _corner_rays(cameras), tints, strict=True):
+            lines.add_frustum(center, length * rays, tint, 1.6)
+        drawings.append(lines)
+    up, points = _upwards(every[0]), np.concatenate([np.concatenate(lines.segments).reshape(-1, 3) for lines in drawings])
+    view = _view(points, -every[0, :, :, 2].mean(0), up)
+    grid, flat = _grid(points, up), view.project(points)[0]
+    for lines in drawings:
+        yield _paint(lines, grid, [], view, size, (flat.min(0), flat.max(0)))
 
 
 @dataclass
@@ -70,6 +88,13 @@ class _Lines:
         n = len(self.segments[-1])
         self.colours.append(np.broadcast_to(np.asarray(colour, np.float64), (n, 3)))
         self.widths.append(np.full(n, width))
+
+    def add_frustum(self, center: np.ndarray, rays: Float[np.ndarray, "4 3"], colour: ArrayLike, width: float) -> None:
+        """A pyramid from ``center`` along the rays to a picture's corners, with a roof on the picture's upper edge."""
+        quad = center + rays
+        roof = (quad[0] + quad[1]) / 2 + 0.35 * (quad[0] - quad[3])
+        self.add([(center, corner) for corner in quad], colour, width)
+        self.add([*_closed(quad), (quad[0], roof), (roof, quad[1])], colour, width)
 
 
 @dataclass
@@ -93,6 +118,13 @@ def _corner_rays(cameras: Cameras) -> Float[np.ndarray, "views 4 3"]:
     x = torch.tensor([0, 1, 1, 0]).repeat(len(cameras)) * cameras.width[views] - cameras.pixel_offset
     y = torch.tensor([0, 0, 1, 1]).repeat(len(cameras)) * cameras.height[views] - cameras.pixel_offset
     return cameras.directions(views, x, y).detach().double().numpy().reshape(-1, 4, 3)
+
+
+def _upwards(c2w: np.ndarray) -> np.ndarray:
+    """The world axis, or its opposite, nearest to the cameras' mean up."""
+    mean = c2w[:, :, 1].mean(0)
+    axis = int(np.abs(mean).argmax())
+    return math.copysign(1.0, mean[axis]) * np.eye(3)[axis]
 
 
 def frustum_length(centers: np.ndarray, extent: float) -> float:
@@ -142,10 +174,16 @@ def _view(points: np.ndarray, forward: np.ndarray, up: np.ndarray) -> _View:
     return _View(center + 3.5 * radius * back, np.stack([right, np.cross(back, right), back]))
 
 
-def _paint(lines: _Lines, grid: np.ndarray, labels: list[tuple[np.ndarray, str]], view: _View, size: int) -> np.ndarray:
-    """Far lines first, paler with distance; drawn at twice the size and averaged down."""
+Frame = tuple[np.ndarray, np.ndarray]
+"""Lower and upper corner [2] of what a picture shows of the picture plane."""
+
+
+def _paint(
+    lines: _Lines, grid: np.ndarray, labels: list[tuple[np.ndarray, str]], view: _View, size: int, frame: Frame | None = None
+) -> np.ndarray:
+    """Far lines first, paler with distance; drawn at twice the size and averaged down. Without a ``frame`` the lines fill the picture."""
     xy, depth = view.project(np.concatenate(lines.segments))
-    low, high = xy.reshape(-1, 2).min(0), xy.reshape(-1, 2).max(0)
+    low, high = frame or (xy.reshape(-1, 2).min(0), xy.reshape(-1, 2).max(0))
     pixels = size * _OVERSAMPLE
     scale = 0.9 * pixels / float((high - low).max())
     colours = np.concatenate(lines.colours)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerfit.cameras.poses import scale_of
 from nerfit.errors import ConfigError
-from nerfit.outputs.surfaces import Surfaces
+from nerfit.outputs.surfaces import Surfaces, WarpedSurfaces
 from nerfit.scenes.scene import Scene
 
 _TAIL, _MARGIN = 0.001, 0.02
@@ -60,7 +60,8 @@ def transformed(transform: Float[Tensor, "4 4"], points: Float[Tensor, "n 3"]) -
 def make_grid(scene: Scene, surfaces: Surfaces, resolution: int, box: tuple[float, ...] | None, original: bool) -> Grid:
     """``resolution`` nodes along the longest side of a box in original or scene coordinates.
 
-    Without one it holds what the views see; of an unbounded scene, the scene's cube from -1 to 1.
+    Without one it holds what the views see; of an unbounded scene, the scene's cube from -1 to 1. Of `WarpedSurfaces` the
+    coordinates are NDC, which end at the near plane and at infinity.
     """
     if resolution < 8:
         raise ConfigError(f"--resolution must be at least 8, not {resolution}.")
@@ -77,6 +78,8 @@ def make_grid(scene: Scene, surfaces: Surfaces, resolution: int, box: tuple[floa
             seen, tail, margin = seen_points(surfaces, _SAMPLE), _TAIL, _MARGIN
         ends = torch.quantile(transformed(to_output, seen)[:: -(-len(seen) // 1_000_000)], torch.tensor([tail, 1 - tail]).double(), 0)
         low, high = ends[0] - margin * (ends[1] - ends[0]).max(), ends[1] + margin * (ends[1] - ends[0]).max()
+        if isinstance(surfaces, WarpedSurfaces):
+            low[2], high[2] = low[2].clamp(min=-1), high[2].clamp(max=1)
     spacing = float((high - low).max()) / (resolution - 1)
     nx, ny, nz = (max(2, math.floor(float(side) / spacing + 1e-6) + 1) for side in high - low)
     return Grid(low, spacing, (nx, ny, nz), torch.linalg.inv(to_output))

@@ -1,7 +1,6 @@
 """Triangle meshes of a field: fused depth maps or a level of density, by marching cubes; coloured by the field."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.methods.base import Method
+from nerfit.outputs.extras import extra
 from nerfit.outputs.grids import Grid, make_grid, near_surfaces, transformed
 from nerfit.outputs.surfaces import Surfaces, see_surfaces, surface_colors
-from nerfit.scenes.images import replacing, to_bytes
-from nerfit.scenes.ply import write_ply
+from nerfit.outputs.texture import Texture, make_texture
+from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene
 
 _TRUNCATION = 4
@@ -42,12 +42,20 @@ class MeshConfig:
     """Density that counts as the surface (--by density), per scene unit; none = what halves the light along two spacings."""
     largest: bool = False
     """Keep the largest connected piece only."""
+    close_holes: bool = False
+    """Close every hole, also where no view has looked, by a fan of triangles."""
     faces: int | None = None
     """Simplify to about so many triangles (needs the extra `mesh`)."""
+    texture: int | None = None
+    """Side in pixels of a picture that holds the colours, of .glb and .obj files; none = one at each vertex (needs the extra `mesh`)."""
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense and keys without effect."""
-        require_least("--", self, views=1, pixels=8, faces=4)
+        require_least("--", self, views=1, pixels=8, faces=4, texture=16)
+        if self.faces is not None:
+            extra("fast_simplification", "--faces")
+        if self.texture is not None:
+            extra("xatlas", "--texture")
         if self.level is not None and self.by == "depth":
             raise ConfigError("--level has no effect here: depths are fused (--by density takes a level).")
         if self.level is not None and not self.level > 0:
@@ -62,6 +70,7 @@ class Mesh:
     faces: Int[Tensor, "f 3"]
     normals: Float[Tensor, "v 3"]
     colors: UInt8[Tensor, "v 3"]
+    texture: Texture | None = None
 
 
 def make_mesh(method: Method, scene: Scene, config: MeshConfig, chunk: int, report: Any = lambda *_: None) -> Mesh:
@@ -75,13 +84,20 @@ def make_mesh(method: Method, scene: Scene, config: MeshConfig, chunk: int, repo
         vertices, faces = contour(*_density_level(method, scene, grid, config.level), grid)
     if config.largest:
         vertices, faces = largest_piece(vertices, faces)
+    if config.close_holes:
+        vertices, faces = close_holes(vertices, faces)
     if config.faces is not None and len(faces) > config.faces:
         vertices, faces = _simplify(vertices, faces, config.faces)
     normals = vertex_normals(vertices, faces)
-    outwards = torch.nn.functional.normalize(normals @ grid.to_scene[:3, :3].T, dim=-1).float()
-    points = transformed(grid.to_scene, vertices).float()
-    colors = surface_colors(method, scene, points, outwards, 2 * grid.scene_spacing, chunk)
-    return Mesh(vertices, faces, normals, torch.from_numpy(to_bytes(colors.numpy())))
+
+    def paint(points: Tensor, normals: Tensor) -> UInt8[Tensor, "n 3"]:
+        outwards = torch.nn.functional.normalize(normals @ grid.to_scene[:3, :3].T, dim=-1).float()
+        places = transformed(grid.to_scene, points).float()
+        colors = surface_colors(method, scene, places, outwards, 2 * grid.scene_spacing, chunk)
+        return torch.from_numpy(to_bytes(colors.numpy()))
+
+    texture = None if config.texture is None else make_texture(vertices, faces, normals, config.texture, paint)
+    return Mesh(vertices, faces, normals, paint(vertices, normals), texture)
 
 
 def fuse(surfaces: Surfaces, grid: Grid) -> tuple[Float[Tensor, "nx ny nz"], Tensor]:
@@ -160,21 +176,31 @@ def _used(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     return vertices[kept], numbered
 
 
+def close_holes(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> tuple[Tensor, Tensor]:
+    """Every hole closed by a fan of triangles around the mean of its rim, holes that share a point by one together."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    start, end = faces.flatten(), faces[:, [1, 2, 0]].flatten()
+    rim = ~torch.isin(start * len(vertices) + end, end * len(vertices) + start)  # edges with a triangle on one side only
+    if not rim.any():
+        return vertices, faces
+    start, end = start[rim], end[rim]
+    points, numbered = torch.stack([start, end]).unique(return_inverse=True)
+    graph = coo_array((np.ones(len(start), bool), numbered.numpy()), (len(points), len(points)))
+    holes, label = connected_components(graph, directed=False)
+    of = torch.from_numpy(label).long()
+    middles = torch.zeros(holes, 3, dtype=vertices.dtype).index_add_(0, of, vertices[points]) / of.bincount(minlength=holes)[:, None]
+    fans = torch.stack([end, start, len(vertices) + of[numbered[0]]], -1)
+    return torch.cat([vertices, middles]), torch.cat([faces, fans])
+
+
 def _simplify(vertices: Tensor, faces: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """About ``count`` triangles, by edge collapse in order of the quadric error (Garland and Heckbert 1997)."""
-    fast_simplification = _extra("fast_simplification", "--faces")
+    fast_simplification = extra("fast_simplification", "--faces")
     centre = vertices.mean(0)  # its arithmetic is float32
     found, kept = fast_simplification.simplify((vertices - centre).float().numpy(), faces.int().numpy(), target_count=count)
     return _used(torch.from_numpy(found).double() + centre, torch.from_numpy(kept).long())
-
-
-def _extra(module: str, what: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{what} needs the extra `mesh`: pip install 'nerfit[mesh]'.") from error
 
 
 def vertex_normals(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> Float[Tensor, "v 3"]:
@@ -182,37 +208,3 @@ def vertex_normals(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) ->
     a, b, c = vertices[faces].unbind(1)
     across = torch.linalg.cross(b - a, c - a)
     return torch.nn.functional.normalize(torch.zeros_like(vertices).index_add_(0, faces.flatten(), across.repeat_interleave(3, 0)), dim=-1)
-
-
-def write_mesh(path: Path, mesh: Mesh) -> Path:
-    """Write a .ply, .obj or .glb file; raises ConfigError for another ending and RunError when it can't be written."""
-    writers = {".ply": _write_ply, ".obj": _write_obj, ".glb": _write_glb}
-    if path.suffix.lower() not in writers:
-        raise ConfigError(f"a mesh is written as .ply, .obj or .glb, not as '{path.name}'.")
-    writers[path.suffix.lower()](path, mesh)
-    return path
-
-
-def _write_ply(path: Path, mesh: Mesh) -> None:
-    write_ply(path, mesh.vertices, mesh.normals, mesh.colors, mesh.faces)
-
-
-def _write_obj(path: Path, mesh: Mesh) -> None:
-    """Text with the colour (0 to 1) after each vertex's position, as MeshLab and Blender read it."""
-    with replacing(path) as temporary, temporary.open("w") as file:
-        np.savetxt(file, torch.cat([mesh.vertices, mesh.colors / 255], 1).numpy(), "v %.9g %.9g %.9g %.4f %.4f %.4f")
-        np.savetxt(file, mesh.normals.numpy(), "vn %.5f %.5f %.5f")
-        np.savetxt(file, (mesh.faces + 1).repeat_interleave(2, 1).numpy(), "f %d//%d %d//%d %d//%d")
-
-
-def _write_glb(path: Path, mesh: Mesh) -> None:
-    """Binary glTF, whose vertex colours are linear in light (specification 2.0, section 3.7.2.1)."""
-    trimesh = _extra("trimesh", "a .glb file")
-    color = mesh.colors.double() / 255
-    linear = torch.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-    rgba = torch.cat([(linear * 255).round(), torch.full_like(color[:, :1], 255)], 1).to(torch.uint8)
-    made = trimesh.Trimesh(
-        mesh.vertices.numpy(), mesh.faces.numpy(), vertex_normals=mesh.normals.numpy(), vertex_colors=rgba.numpy(), process=False
-    )
-    with replacing(path) as temporary:
-        temporary.write_bytes(made.export(file_type="glb", include_normals=True))

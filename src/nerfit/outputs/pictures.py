@@ -1,6 +1,7 @@
 """Drawing camera paths and views: PNGs and videos of colour, depth, disparity, opacity and normals."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.ndc import from_ndc, to_ndc
+from nerfit.cameras.poses import rays_meet
 from nerfit.errors import ConfigError, nearest
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.video import write_video
@@ -43,6 +45,24 @@ def write_frame(name: str, rendering: Rendering, path: Path, normals: Callable[[
     # NDC depth runs from 0 at the near plane to 1 at infinity: true disparity over the near plane's is 1 - depth.
     disparity = (1 - rendering.depth) * rendering.opacity if scene.ndc else rendering.disparity * rendering.opacity * scene.near
     return write_png(path, colorize(disparity, 0.0, 1.0))
+
+
+def in_reach(scene: Scene, cameras: Cameras, view: int) -> Scene:
+    """The scene with near and far for a camera that stands nearer to an object, or farther from it, than any training camera.
+
+    They are moved by as much, so that the object lies between them as it did.
+    """
+    if scene.bounds != "object" or scene.ndc:
+        return scene
+    train = scene.cameras[scene.splits["train"]]
+    point = rays_meet(train).point
+    known = (train.centers.double() - point).norm(dim=-1)
+    distance = float((cameras.centers[view].double() - point).norm())
+    moved = distance - min(max(distance, float(known.min())), float(known.max()))
+    if not moved:
+        return scene
+    near = max(scene.near + moved, 0.01 * (scene.far - scene.near))
+    return replace(scene, near=near, far=max(scene.far + moved, 2 * near))
 
 
 def _video_frame(name: str, path: Path, scene: Scene) -> np.ndarray:
@@ -97,11 +117,12 @@ def render_path(
 ) -> list[Path]:
     """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity if there are several frames.
 
-    ``beside`` makes one video of all quantities side by side instead; ``video`` is mp4 or gif. ``report(done, of)`` is called
+    ``beside`` makes one video of all quantities side by side instead; ``video`` is mp4, gif or webp. ``report(done, of)`` is called
     after each frame. Returns the videos. Memory does not grow with the number of frames.
     """
     for index in range(len(cameras)):
-        rendering = render_view(method, scene, cameras, index, chunk, look)
+        reached = in_reach(scene, cameras, index)
+        rendering = render_view(method, reached, cameras, index, chunk, look)
 
         def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
             return view_normals(method, scene, cameras, index, rendering, chunk)

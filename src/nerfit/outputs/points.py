@@ -105,8 +105,13 @@ def confirmed(surfaces: Surfaces, view: int, points: Float[Tensor, "n 3"], agree
     return (agree >= needed) & ((agree > through) | (needed == 0))
 
 
-def write_points(path: Path, cloud: PointCloud) -> Path:
-    """Write a .ply file; raises ConfigError for another ending and RunError when it can't be written."""
+def check_points_name(path: Path) -> None:
+    """Raise ConfigError for a name without .ply."""
     if path.suffix.lower() != ".ply":
         raise ConfigError(f"points are written as .ply, not as '{path.name}'.")
+
+
+def write_points(path: Path, cloud: PointCloud) -> Path:
+    """Write a .ply file; raises ConfigError for another ending and RunError when it can't be written."""
+    check_points_name(path)
     return write_ply(path, cloud.points, cloud.normals, cloud.colors)

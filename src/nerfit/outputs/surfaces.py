@@ -1,7 +1,7 @@
 """The surfaces that views of a field see: depth maps, the points on them, and the space around them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras, Rays
 from nerfit.cameras.lenses import project
-from nerfit.cameras.ndc import to_ndc
+from nerfit.cameras.ndc import ndc_rays, to_ndc
 from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.scenes.scene import Scene
@@ -49,6 +49,21 @@ class Surfaces:
         return depth.flatten()[pixel] - along, seen
 
 
+@dataclass
+class WarpedSurfaces(Surfaces):
+    """The same in normalised device coordinates: depths run from 0 at the near plane to 1 at infinity, points lie in NDC.
+
+    ``lens`` holds the focal lengths, width and height that make those coordinates.
+    """
+
+    lens: tuple[Tensor, Tensor, Tensor, Tensor]
+
+    def points(self, view: int) -> Float[Tensor, "height width 3"]:
+        """The points in NDC that a view's pixels see, infinite or NaN where they see none."""
+        depth = self.depths[view]
+        return at(ndc_rays(_pixel_rays(self.cameras, view), *self.lens), depth.flatten()).reshape(*depth.shape, 3)
+
+
 def at(rays: Rays, t: Float[Tensor, "rays"]) -> Float[Tensor, "rays 3"]:
     """Points along rays."""
     return rays.origins + t[:, None] * rays.directions
@@ -67,22 +82,25 @@ def see_surfaces(
     longest_side: int,
     chunk: int,
     report: Callable[[int, int], None] = lambda *_: None,
+    warped: bool = False,
 ) -> Surfaces:
     """Render the training views, at most so many of them and evenly chosen, with so many pixels at most along a side.
 
-    A ray's depth is its expected one where its opacity is at least a half. Raises ConfigError for a method without depth.
+    A ray's depth is its expected one where its opacity is at least a half; ``warped`` leaves those of a scene in NDC in NDC.
+    Raises ConfigError for a method without depth.
     """
     train = torch.tensor(scene.splits["train"])
     chosen = train[torch.linspace(0, len(train) - 1, min(most_views, len(train))).round().long()]
     cameras = scene.cameras[chosen]
     cameras = cameras.rescale(min(1.0, longest_side / int(torch.maximum(cameras.width, cameras.height).max())))
-    found = Surfaces(cameras, [], [])
+    warped = warped and scene.ndc
+    found = WarpedSurfaces(cameras, [], [], scene.ndc_by(torch.device("cpu"))) if warped else Surfaces(cameras, [], [])
     for view in range(len(cameras)):
         seen = render_view(method, scene, cameras, view, chunk)
         if seen.depth is None or seen.opacity is None:
             raise ConfigError("this method renders colour only: meshes and points need a radiance field.")
         t = seen.depth / seen.opacity.clamp(min=1e-6)
-        if scene.ndc:
+        if scene.ndc and not warped:
             t = _from_ndc_depth(t, _pixel_rays(cameras, view))
         found.depths.append(torch.where(seen.opacity >= 0.5, t, torch.inf))
         found.colors.append(seen.rgb)
@@ -90,6 +108,15 @@ def see_surfaces(
     if not any(depth.isfinite().any() for depth in found.depths):
         raise RunError("the field is transparent from all training views: train it longer before exporting it.")
     return found
+
+
+def clip_to_box(rays: Rays, low: Tensor, high: Tensor) -> tuple[Rays, Bool[Tensor, "rays"]]:
+    """The rays between where they enter and leave a box (corners [3]), and which of them meet it at all (slab method)."""
+    d = torch.where(rays.directions.abs() < 1e-12, 1e-12, rays.directions)
+    a, b = (low - rays.origins) / d, (high - rays.origins) / d
+    near = torch.maximum(rays.near, torch.minimum(a, b).amax(-1))
+    far = torch.minimum(rays.far, torch.maximum(a, b).amin(-1))
+    return replace(rays, near=near, far=far), near < far
 
 
 def _from_ndc_depth(t: Float[Tensor, "height width"], rays: Rays) -> Float[Tensor, "height width"]:
@@ -117,8 +144,7 @@ def _pieces(points: Tensor, normals: Tensor, size: int) -> Iterator[tuple[Tensor
 def _colors(method: Method, scene: Scene, points: Tensor, normals: Tensor, reach: float) -> Tensor:
     above, below = points + reach * normals, points - reach * normals
     if scene.ndc:
-        camera = scene.cameras[scene.splits["train"][0]]
-        lens = (camera.fx, camera.fy, camera.width, camera.height)
+        lens = scene.ndc_by(points.device)
         above, below = to_ndc(above, *lens), to_ndc(below, *lens)
     zero = torch.zeros(len(points))
     rays = Rays(above, below - above, -normals, zero, zero + 1, zero + 0.25 * reach, zero.long())

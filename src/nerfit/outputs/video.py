@@ -1,4 +1,4 @@
-"""Frames to a video that opens everywhere: H.264 in MP4, or a GIF where nothing encodes H.264."""
+"""Frames to a video that opens everywhere: H.264 in MP4, or a GIF where nothing encodes H.264; animated WebP on demand."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -21,8 +21,8 @@ def write_video(path: Path, frames: Iterable[Picture], fps: float = 30.0, crf: i
     """Write frames [height, width, 3] (floats in [0, 1] or uint8) as they come; returns the path written.
 
     ``crf`` is x264's quality: 0 lossless, 18 visually so, 51 worst. An odd side grows by one repeated row or column. Without
-    an H.264 encoder, or with a path ending in .gif, the frames (all held in memory) become a GIF. Raises RunError when there
-    are no frames, they change their size, or the disk is full.
+    an H.264 encoder, or with a path ending in .gif, the frames (all held in memory) become a GIF; with .webp an animated WebP.
+    Raises RunError when there are no frames, they change their size, or the disk is full.
     """
     frames = iter(frames)
     first = next(frames, None)
@@ -30,7 +30,13 @@ def write_video(path: Path, frames: Iterable[Picture], fps: float = 30.0, crf: i
         raise RunError(f"there are no frames to write to {path}.")
     pixels = _checked(chain([first], frames), path)
     encoder = find_encoder()
-    if path.suffix.lower() == ".gif" or encoder is None:
+    if path.suffix.lower() == ".webp":
+        images = [Image.fromarray(picture) for picture in pixels]
+        with replacing(path) as temporary:
+            images[0].save(
+                temporary, format="WEBP", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0, quality=90
+            )
+    elif path.suffix.lower() == ".gif" or encoder is None:
         if path.suffix.lower() != ".gif":
             path = path.with_suffix(".gif")
             print(f"This PyAV has no H.264 encoder, so the video is written as a GIF: {path}.")

@@ -17,7 +17,7 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import look_at, world_up
 from nerfit.errors import ConfigError
-from nerfit.outputs.baking import BLOCK, LEAST_LIGHT, STEP, Baked
+from nerfit.outputs.baking import BLOCK, LEAST_LIGHT, STEP, Baked, in_world
 from nerfit.scenes.images import replacing
 from nerfit.scenes.scene import Scene
 
@@ -41,7 +41,8 @@ def first_orbit(scene: Scene, baked: Baked) -> Orbit:
     """From the first test view's place (or the first training view's), looking at the middle of the matter."""
     view = (scene.splits.get("test") or scene.splits["train"])[0]
     middle = (baked.blocks.double().mean(0) + 0.5) * BLOCK
-    target = baked.grid.scene_points(middle[None])[0].double()
+    points = baked.grid.scene_points(middle[None])
+    target = (points if baked.lens is None else in_world(points, baked.lens))[0].double()
     camera = scene.cameras[view]
     fov = 2 * math.atan(0.5 * float(camera.height[0]) / float(camera.fy[0]))
     if camera.lens is not None and int(camera.lens[0]) != 0:
@@ -49,10 +50,15 @@ def first_orbit(scene: Scene, baked: Baked) -> Orbit:
     return Orbit(target, camera.c2w[0, :, 3].double(), world_up(scene.cameras.c2w), fov)
 
 
-def write_web(path: Path, scene: Scene, baked: Baked) -> Path:
-    """Write the page; raises ConfigError for a name without .html and RunError when it can't be written."""
+def check_web_name(path: Path) -> None:
+    """Raise ConfigError for a name without .html."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"a web page is written as .html, not as '{path.name}'.")
+
+
+def write_web(path: Path, scene: Scene, baked: Baked) -> Path:
+    """Write the page; raises ConfigError for a name without .html and RunError when it can't be written."""
+    check_web_name(path)
     orbit = first_orbit(scene, baked)
     meta = {
         "name": scene.name,
@@ -64,6 +70,7 @@ def write_web(path: Path, scene: Scene, baked: Baked) -> Path:
         "slope": baked.slope,
         "step": STEP,
         "leastLight": LEAST_LIGHT,
+        "ndc": [0, 0] if baked.lens is None else [2 * float(baked.lens[i] / baked.lens[i + 2]) for i in (0, 1)],
         "background": 0.0 if scene.background == "black" else 1.0,
         "target": orbit.target.tolist(),
         "position": orbit.position.tolist(),

@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nerfit.errors import RunError
+from nerfit.rendering.networks import Judge, read_weights, with_weights
 
 Net = Literal["alex", "vgg"]
 
@@ -31,7 +30,7 @@ _NETS = {"alex": (_ALEX, (0, 3, 3, 0, 0), 31), "vgg": (_VGG, (0, 2, 2, 2, 2), 16
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
-class Lpips(nn.Module):
+class Lpips(Judge):
     """One LPIPS network; its state has torchvision's and the lpips package's names: ``features.N.*``, ``linK.weight``."""
 
     def __init__(self, net: Net) -> None:
@@ -44,15 +43,19 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def distance(self, a: Float[Tensor, "height width 3"], b: Float[Tensor, "height width 3"]) -> float:
-        """Perceptual distance of two pictures in [0, 1]: 0 for equal ones; NaN where a side is below ``smallest`` pixels.
+        """Perceptual distance of two pictures in [0, 1]: 0 for equal ones; NaN where a side is below ``smallest`` pixels."""
+        return math.nan if min(a.shape[:2]) < self.smallest else float(self.difference(a, b))
 
-        Sum over taps of the spatial mean of Σ_c w_c (â_c - b̂_c)², with features normalised to unit length over channels.
+    def difference(self, a: Float[Tensor, "height width 3"], b: Float[Tensor, "rows columns 3"], aligned: bool = True) -> Float[Tensor, ""]:
+        """Sum over taps of the spatial mean of Σ_c w_c (â_c - b̂_c)², with features normalised to unit length over channels.
+
+        Of pictures that are not ``aligned`` the spatial means of those features are compared.
         """
-        if min(a.shape[:2]) < self.smallest:
-            return math.nan
-        total = 0.0
+        total = a.new_zeros(())
         for tap, (x, y) in enumerate(zip(self._taps(a), self._taps(b), strict=True)):
-            total += float(self.get_submodule(f"lin{tap}")((x - y).square_()).mean())
+            if not aligned:
+                x, y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
+            total = total + self.get_submodule(f"lin{tap}")((x - y).square()).mean()
         return total
 
     def _taps(self, image: Tensor) -> Iterator[Float[Tensor, "1 channels h w"]]:
@@ -79,18 +82,7 @@ def find_weights(net: Net, folder: Path | None = None) -> Path | None:
 
 def load_lpips(net: Net, path: Path) -> Lpips:
     """The network with the weights of a safetensors file, in float32; raises RunError for a file that doesn't hold them."""
-    try:
-        weights = {name: value.float() for name, value in load_file(path).items()}
-    except Exception as error:  # safetensors has its own exception class besides OSError, ValueError and KeyError
-        raise RunError(f"{path} can't be read as LPIPS weights: {str(error).rstrip('.')}.") from error
+    weights = read_weights(path, "LPIPS")
     with torch.device("meta"):  # no memory, and no random numbers drawn for weights that are replaced at once
         model = Lpips(net)
-    expected = model.state_dict()
-    for name, value in expected.items():
-        if name not in weights or weights[name].shape != value.shape:
-            found = f"is {list(weights[name].shape)}" if name in weights else "is missing"
-            raise RunError(f"{path} doesn't hold the LPIPS network '{net}': {name} {found}, expected {list(value.shape)}.")
-        if not weights[name].isfinite().all():
-            raise RunError(f"{path} is damaged: {name} holds values that are not finite; fetch the file again.")
-    model.load_state_dict({name: weights[name] for name in expected}, assign=True)
-    return model.eval().requires_grad_(False)
+    return with_weights(model, weights, str(path), f"LPIPS network '{net}'")

@@ -26,8 +26,9 @@ def detect_format(source: str) -> str:
             return name
     raise SceneError(
         f"no known scene at '{source}': expected a folder with transforms_train.json (Blender, LINEMOD), poses_bounds.npy (LLFF), "
-        "transforms.json (instant-ngp, nerfstudio), sparse/0 (COLMAP), train/<object>/intrinsics.txt (DeepVoxels) or metadata.json "
-        "(multi-scale Blender), tiny_nerf_data.npz, a folder of photographs, a video, an image file, or 'procedural'."
+        "transforms.json (instant-ngp, nerfstudio), sparse/0 (COLMAP), train/<object>/intrinsics.txt (DeepVoxels), rgb, pose and "
+        "intrinsics.txt (NSVF; NeRF++: in train) or metadata.json (multi-scale Blender), "
+        "tiny_nerf_data.npz, a folder of photographs, a video, an image file, or 'procedural'."
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nerfit.errors import SceneError
 from nerfit.scenes.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
 from nerfit.scenes.frames import exists, image_path
-from nerfit.scenes.images import SUFFIXES, image_size, quarter_turns
+from nerfit.scenes.images import SUFFIXES, image_size, orientation
 from nerfit.scenes.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
 from nerfit.scenes.pixels import find_masks, picture_files
 from nerfit.scenes.placing import PlacedConfig, placed_scene
@@ -41,15 +41,16 @@ def load(source: str, config: Config) -> Scene:
     """The registered pictures that are there, in order of their names, of the model with the most of them.
 
     Pictures without a pose and poses without a picture are counted, said and left out. A picture that its EXIF tag turns, as
-    COLMAP does not, takes its camera along. Raises SceneError for files and ConfigError for settings without sense.
+    COLMAP does not, takes its camera along; where it mirrors one there is no such camera, and that one is left out too. Raises
+    SceneError for files and ConfigError for settings without sense.
     """
     config.check()
     root = Path(source)
     model, registered = _largest(root)
     cameras = read_cameras(model)
     base, folder, paths = _pictures(root, model, registered, config.factor)
-    images = [image for image in registered if image.name in paths]
     _say_left_out(model, folder, registered, paths)
+    images = _unmirrored(model, [image for image in registered if image.name in paths], paths, cameras)
     splits = _splits(model, len(images), config)
 
     files = [paths[image.name] for image in images]
@@ -158,6 +159,26 @@ def _say_left_out(model: Path, folder: Path, registered: list[ModelImage], used:
             warnings.warn(f"{what.format(len(names), all_)}: {shown}", stacklevel=3)
 
 
+def _unmirrored(model: Path, images: list[ModelImage], paths: dict[str, Path], cameras: dict[int, ModelCamera]) -> list[ModelImage]:
+    """The pictures that are not stored mirrored, which COLMAP doesn't notice; says which are."""
+    mirrored = [image.name for image in images if image.camera in cameras and _orientation(paths[image.name], cameras[image.camera])[1]]
+    if mirrored:
+        said = (
+            f"{model}: {len(mirrored)} of {len(images)} pictures are stored mirrored, as their EXIF tag says and COLMAP ignores, such as "
+            f"{mirrored[0]}; save them upright and estimate the poses again"
+        )
+        if len(mirrored) == len(images):
+            raise SceneError(f"{said}.")
+        warnings.warn(f"{said}; they were left out.", stacklevel=3)
+    return [image for image in images if image.name not in mirrored]
+
+
+def _orientation(path: Path, camera: ModelCamera) -> tuple[int, bool]:
+    """`orientation`, or nothing where the model was made of pictures that had been turned."""
+    turns, mirrored = orientation(path)
+    return (turns, mirrored) if turns % 2 == 0 or _alike(image_size(path), (camera.height, camera.width)) else (0, False)
+
+
 def _splits(model: Path, count: int, config: Config) -> dict[str, list[int]]:
     """Every ``holdout``-th view for testing, the others to train on."""
     test = list(range(0, count, config.holdout)) if config.holdout else []
@@ -174,10 +195,7 @@ def _lens(
     if camera is None:
         raise SceneError(f"{what}: the model lacks this picture's camera; export the model again.")
     width, height, lens = camera
-    turns = quarter_turns(path)
-    if turns % 2 and not _alike(size, (height, width)):
-        turns = 0  # the model was made of pictures that had been turned
-    for _ in range(turns):
+    for _ in range(_orientation(path, camera)[0]):
         lens, c2w = quarter_turn(lens, height, c2w)
         width, height = height, width
     if not _alike(size, (width, height)):

@@ -10,8 +10,7 @@ from nerfit.cameras.axes import convert_axes
 from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes.files import read_text
 from nerfit.scenes.images import image_size
-from nerfit.scenes.pinhole import View, pinhole_scene
-from nerfit.scenes.pixels import picture_files
+from nerfit.scenes.pinhole import View, files_of_views, pinhole_scene, read_pose
 from nerfit.scenes.scene import Scene, SceneConfig, chosen_views
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -83,14 +82,9 @@ def _shape(folder: Path, wanted: str | None) -> str:
 def _views(place: Path) -> list[View]:
     """All views of a split in order of their names."""
     focal, height, world_to_camera = _intrinsics(place / "intrinsics.txt")
-    pictures = picture_files(place / "rgb")
-    poses = {file.stem: file for file in (place / "pose").glob("*.txt")}
-    alone = {file.stem for file in pictures} ^ poses.keys()
-    if alone or not pictures:
-        raise SceneError(f"{place} needs a picture in rgb for every pose in pose; {min(alone, default='either')} is missing.")
     views = []
-    for file in pictures:
-        matrix = _pose(poses[file.stem])
+    for file, pose in files_of_views(place, "pose"):
+        matrix = read_pose(pose)
         w, h = image_size(file)
         c2w = convert_axes(torch.from_numpy(np.linalg.inv(matrix) if world_to_camera else matrix), "opencv").numpy()
         views.append(View(file, (w, h), c2w, (focal * h / height, focal * h / height, w / 2, h / 2)))
@@ -111,13 +105,3 @@ def _intrinsics(file: Path) -> tuple[float, float, bool]:
     if not (0 < focal < 1e9 and 0 < height < 1e9):
         raise SceneError(f"{file}: the focal length {focal:g} and the height {height:g} must be larger than 0.")
     return focal, height, flag
-
-
-def _pose(file: Path) -> np.ndarray:
-    try:
-        matrix = np.array(read_text(file).split(), dtype=np.float64)
-    except ValueError:
-        matrix = np.empty(0)
-    if matrix.shape != (16,) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix.reshape(4, 4))) < 1e-12:
-        raise SceneError(f"{file} must hold the 16 numbers of a 4x4 pose.")
-    return matrix.reshape(4, 4)

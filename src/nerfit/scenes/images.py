@@ -83,11 +83,11 @@ def _sideways(image: Image.Image) -> bool:
     return image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
-def quarter_turns(path: Path) -> int:
-    """How many quarter turns clockwise the EXIF tag asks for, which `read_image` has made and other programs may not have."""
+def orientation(path: Path) -> tuple[int, bool]:
+    """What the EXIF tag asks for, which `read_image` does and other programs may not: quarter turns clockwise, after a mirroring."""
     with _opened(path) as image:
-        orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation) if isinstance(image, Image.Image) else None
-    return {6: 1, 3: 2, 8: 3}.get(orientation or 1, 0)
+        tag = Image.Image.getexif(image).get(ExifTags.Base.Orientation) if isinstance(image, Image.Image) else None
+    return {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (1, False), 7: (1, True), 8: (3, False)}.get(tag or 1, (0, False))
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _container(file: BinaryIO) -> Any:
         if magic.startswith(_FLOAT_ONLY[0]) and _exr_lacks_chunks(file):
             raise ValueError("it is cut short") from None
         file.seek(0)
-        image = av.open(file)
+        image = av.open(file, metadata_errors="replace")
         codec = image.streams.video[0].codec_context
         width, height = codec.width, codec.height
         if not width * height or "f32" not in str(codec.pix_fmt):

@@ -18,7 +18,7 @@ from nerfit.cameras.poses import average_pose, recentre, scale_of, spherify, tra
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError
 from nerfit.scenes.files import read_npy
-from nerfit.scenes.images import image_size
+from nerfit.scenes.images import image_size, orientation
 from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
 from nerfit.scenes.placing import looks_one_way
 from nerfit.scenes.scene import Scene, SceneConfig, pick
@@ -64,7 +64,7 @@ def load(source: str, config: Config) -> Scene:
     poses = read_poses(folder / "poses_bounds.npy")
     files, (width, height) = _pictures(folder, poses, config)
     names = [file.name for file in files]
-    c2w = checked_rotations(poses.c2w, str(folder / "poses_bounds.npy"), names)
+    c2w = _upright(files, checked_rotations(poses.c2w, str(folder / "poses_bounds.npy"), names))
     c2w, transform = normalise(c2w, float(poses.bounds.min()), config)
     low, high = (float(b) * scale_of(transform) for b in (poses.bounds.min(), poses.bounds.max()))
 
@@ -145,6 +145,23 @@ def read_poses(path: Path) -> Poses:
         low, high = bounds[view].tolist()
         raise SceneError(f"{path}: row {view} has the depth bounds {low:g} and {high:g}, which must be 0 < near <= far.")
     return Poses(convert_axes(matrix[:, :, :4], "llff"), float(height[0]), float(width[0]), focal, bounds)
+
+
+def _upright(files: list[Path], c2w: Float[Tensor, "views 3 4"]) -> Float[Tensor, "views 3 4"]:
+    """Poses of pictures as `read_image` turns them, whose EXIF tags LLFF, as COLMAP, ignores; SceneError for one that is stored mirrored.
+
+    A quarter turn exchanges width and height, which tells whether the poses are of the pictures as they are stored, and is refused.
+    """
+    c2w = c2w.clone()
+    for view, file in enumerate(files):
+        turns, mirrored = orientation(file)
+        if mirrored:
+            raise SceneError(
+                f"{file} is stored mirrored, as its EXIF tag says and LLFF ignores; save it upright and estimate the poses again."
+            )
+        if turns == 2:
+            c2w[view, :, :2] *= -1
+    return c2w
 
 
 def normalise(c2w: Float[Tensor, "views 3 4"], nearest: float, config: Config) -> tuple[Float[Tensor, "views 3 4"], Float[Tensor, "4 4"]]:

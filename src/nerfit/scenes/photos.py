@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nerfit.errors import SceneError
 from nerfit.scenes import transforms
-from nerfit.scenes.pixels import picture_files
+from nerfit.scenes.pixels import mask_beside, picture_files
 from nerfit.scenes.registration import PoseConfig, Report
 from nerfit.scenes.scene import Scene, write_json
 
@@ -54,7 +54,7 @@ def posed_scene(file: Path, report: Report, config: transforms.Config, name: str
 
 
 def export(file: Path, report: Report, out: Path) -> Path:
-    """Copy an estimated scene and its pictures into ``out``, a folder that other programs can read; returns its transforms.json.
+    """Copy an estimated scene, its pictures and their masks into ``out``, a folder for other programs; returns its transforms.json.
 
     Raises SceneError when ``out`` holds anything or can't be written.
     """
@@ -67,6 +67,10 @@ def export(file: Path, report: Report, out: Path) -> Path:
             picture = Path(frame["file_path"])
             frame["file_path"] = f"images/{picture.name}"
             shutil.copyfile(picture, out / frame["file_path"])
+            if mask := mask_beside(picture):
+                beside = out / "images" if mask.parent == picture.parent else out / "masks"
+                beside.mkdir(exist_ok=True)
+                shutil.copyfile(mask, beside / mask.name)
         shutil.copyfile(file.parent / meta["ply_file_path"], out / meta["ply_file_path"])
         write_json(out / "transforms.json", meta)
         report.save(out / "report.json")

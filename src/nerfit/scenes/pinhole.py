@@ -1,4 +1,4 @@
-"""What small formats have in common: pictures with pinhole cameras, already in the axes and units of a scene."""
+"""What small formats have in common: pictures with pinhole cameras, poses in text files, the axes and units of a scene."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,41 @@ from jaxtyping import Float
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.rotations import checked_rotations
-from nerfit.scenes.pixels import load_pixels
+from nerfit.errors import SceneError
+from nerfit.scenes.files import read_text
+from nerfit.scenes.pixels import load_pixels, picture_files
 from nerfit.scenes.scene import Scene, SceneConfig
+
+
+def files_of_views(place: Path, *kinds: str) -> list[tuple[Path, ...]]:
+    """Each picture of ``place``/rgb in order of names, with the text file of its name in each of the folders ``kinds``.
+
+    Raises SceneError where anything is missing or there are no pictures.
+    """
+    pictures = picture_files(place / "rgb")
+    texts = [{file.stem: file for file in (place / kind).glob("*.txt")} for kind in kinds]
+    for kind, files in zip(kinds, texts, strict=True):
+        alone = {file.stem for file in pictures} ^ files.keys()
+        if alone or not pictures:
+            raise SceneError(f"{place} needs a picture in rgb for every {kind} in {kind}; {min(alone, default='either')} is missing.")
+    return [(file, *(files[file.stem] for files in texts)) for file in pictures]
+
+
+def read_numbers(file: Path) -> Float[np.ndarray, "n"]:
+    """All numbers of a text file; none where it holds anything else, or what is not finite."""
+    try:
+        numbers = np.array(read_text(file).split(), dtype=np.float64)
+    except ValueError:
+        return np.empty(0)
+    return numbers if np.isfinite(numbers).all() else np.empty(0)
+
+
+def read_pose(file: Path) -> Float[np.ndarray, "4 4"]:
+    """A matrix of 16 numbers that can be inverted."""
+    numbers = read_numbers(file)
+    if numbers.shape != (16,) or abs(np.linalg.det(numbers.reshape(4, 4))) < 1e-12:
+        raise SceneError(f"{file} must hold the 16 numbers of a 4x4 pose.")
+    return numbers.reshape(4, 4)
 
 
 @dataclass

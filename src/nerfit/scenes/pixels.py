@@ -50,10 +50,7 @@ def load_pixels(
     masks = [None] * len(paths) if masks is None else masks
     with ThreadPoolExecutor() as pool:
         headers = list(pool.map(read_header, paths))
-        of_masks = list(pool.map(lambda mask: mask and read_header(mask), masks))
-    for path, header, mask, other in zip(paths, headers, masks, of_masks, strict=True):
-        if other and abs(other.height - other.width * header.height / header.width) > 1 + 0.02 * other.height:
-            raise SceneError(f"{mask} is {other.width}x{other.height}, of another shape than {path}, {header.width}x{header.height}.")
+        list(pool.map(check_mask, masks, paths, headers))
     if linear := [path for path, header in zip(paths, headers, strict=True) if header.linear]:
         warnings.warn(f"{linear[0].parent}: {len(linear)} linear pictures are shown as sRGB, brighter than 1 as white.", stacklevel=2)
     channels = 4 if any(masks) or any(header.alpha for header in headers) else 3
@@ -84,10 +81,22 @@ def find_masks(paths: Sequence[Path]) -> list[Path | None]:
     folder ``images`` (``masks_4`` or ``masks`` beside ``images_4``) ``<name>.png`` or ``<stem>.png`` (COLMAP, nerfstudio;
     hides what is black).
     """
-    masks = [next(filter(exists, _mask_places(path)), None) for path in paths]
+    masks = [mask_beside(path) for path in paths]
     if found := [mask for mask in masks if mask]:
         warnings.warn(f"what masks hide is left out, in {len(found)} of {len(paths)} pictures, the first by {found[0]}.", stacklevel=2)
     return masks
+
+
+def mask_beside(path: Path) -> Path | None:
+    """The mask of one picture, as `find_masks` finds it."""
+    return next(filter(exists, _mask_places(path)), None)
+
+
+def check_mask(mask: Path | None, path: Path, header: Header) -> None:
+    """Raise SceneError for a mask that can't be read, or is of another shape than its picture."""
+    other = mask and read_header(mask)
+    if other and abs(other.height - other.width * header.height / header.width) > 1 + 0.02 * other.height:
+        raise SceneError(f"{mask} is {other.width}x{other.height}, of another shape than {path}, {header.width}x{header.height}.")
 
 
 def _mask_places(path: Path) -> Iterator[Path]:
@@ -127,19 +136,18 @@ def _view(path: Path, size: tuple[int, int], mask: Path | None) -> UInt8[np.ndar
     picture = read_image(path, size)
     if mask is None:
         return resize_area(picture, *size)
-    height, width = picture.shape[:2]
-    visible = _visible(mask)
-    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), visible.shape, strict=True))
-    alpha = np.where(visible[rows[:, None], columns], picture[..., 3] if picture.shape[2] == 4 else 255, 0)
+    alpha = np.where(unmasked(mask, *picture.shape[:2]), picture[..., 3] if picture.shape[2] == 4 else 255, 0)
     picture = resize_area(np.dstack([picture[..., :3], alpha.astype(np.uint8)]), *size)
     picture[..., 3] = np.where(picture[..., 3] > 127, 255, 0)
     return picture
 
 
-def _visible(mask: Path) -> Bool[np.ndarray, "height width"]:
-    """Which pixels a mask leaves to be seen; the noise of a JPEG's black counts as black."""
+def unmasked(mask: Path, height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """Which pixels of a picture of that size a mask leaves to be seen; the noise of a JPEG's black counts as black."""
     light = read_image(mask)[..., :3].max(-1) > (127 if mask.suffix.lower() in (".jpg", ".jpeg") else 0)
-    return ~light if mask.name.startswith(_DYNAMIC) else light
+    visible = ~light if mask.name.startswith(_DYNAMIC) else light
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), visible.shape, strict=True))
+    return visible[rows[:, None], columns]
 
 
 def _watched(results: Iterable[T], total: int) -> Iterator[T]:

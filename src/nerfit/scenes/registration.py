@@ -15,8 +15,9 @@ from nerfit.scenes.scene import write_json
 FEW_FEATURES, FEW_MATCHES = 150, 30
 """Fewer features in a picture, or matches with its best partner, seldom give a pose (COLMAP asks for 30 matches)."""
 
-DARK, BLURRED = 25, 0.2
-"""Mean grey level of a picture too dark, and sharpness, as a share of the median of all, of one too blurred."""
+DARK, BLURRED, HIDDEN = 25, 0.2, 0.9
+"""Mean grey level of a picture too dark, sharpness, as a share of the median of all, of one too blurred, and hidden share of one too
+much masked."""
 
 
 @dataclass
@@ -27,8 +28,11 @@ class PoseConfig:
     """Pictures of one size and focal length come from one camera; else each has a lens of its own."""
     lens: Literal["radial", "opencv", "fisheye"] = "radial"
     """radial = two terms of distortion; opencv = tangential terms and a second focal length too; fisheye = very wide lenses."""
-    matching: Literal["auto", "exhaustive", "sequential"] = "auto"
-    """Pictures compared: all pairs, or neighbours in order of names and sometimes all; auto = by their kind and number."""
+    matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
+    """Pictures compared: all pairs; neighbours in order of names and sometimes all; or those that look alike. auto = all up to 200
+    photographs, by looks beyond that, and by names for videos."""
+    mapper: Literal["incremental", "global"] = "incremental"
+    """Poses found picture by picture, or of all at once (GLOMAP)."""
     feature_size: int = 1600
     """Longest side in pixels of the copies in which features are looked for."""
 
@@ -50,6 +54,8 @@ class View:
     sharpness: float
     digest: str
     thumbnail: list[int]
+    hidden: float = 0.0
+    """Share of the picture that a mask or transparency hides, where no features are looked for."""
 
 
 @dataclass
@@ -72,6 +78,8 @@ class Report:
     photographs: int
     registered: list[str]
     missing: dict[str, str] = field(default_factory=dict)
+    masked: int = 0
+    """Photographs of which a mask or transparency hides some part."""
     cameras: int = 1
     points: int = 0
     error: float = 0.0
@@ -98,6 +106,8 @@ class Report:
             f"{len(self.registered)} of {self.photographs} pictures have a pose ({lenses}, {self.points} points, "
             f"mean error {self.error:.2f} pixels, {self.seconds:.0f} s)"
         ]
+        if self.masked:
+            lines.append(f"  what is masked or transparent in {self.masked} pictures had no part in it")
         lines += [f"  without: {name}: {why}" for name, why in self.missing.items()]
         return "\n".join([*lines, *self.advice])
 
@@ -129,6 +139,8 @@ def why_missing(view: int, views: Sequence[View], links: Links, groups: Sequence
 def _looks(view: int, views: Sequence[View]) -> str:
     """What may be wrong with a picture itself."""
     median = sorted(v.sharpness for v in views)[len(views) // 2]
+    if views[view].hidden > HIDDEN:
+        return "is all but hidden by its mask"
     if views[view].brightness < DARK:
         return "is very dark"
     if views[view].sharpness < BLURRED * median:

@@ -11,7 +11,6 @@ import shutil
 import sqlite3
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,13 +21,15 @@ from typing import Any
 import numpy as np
 import pycolmap
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 
 from nerfit.errors import SceneError
 from nerfit.scenes.colmap_model import poses, read_cameras, read_images
 from nerfit.scenes.frames import cache_folder
-from nerfit.scenes.images import image_size, read_image
+from nerfit.scenes.images import read_header, read_image
 from nerfit.scenes.intrinsics import cameras_of
+from nerfit.scenes.pixels import check_mask, mask_beside, unmasked
 from nerfit.scenes.registration import (
     Links,
     PoseConfig,
@@ -41,6 +42,7 @@ from nerfit.scenes.registration import (
     sharpness,
     why_missing,
 )
+from nerfit.scenes.retrieval import similar_pairs
 from nerfit.scenes.work import alone, fingerprint, tick
 from nerfit.scenes.writing import write_transforms
 
@@ -54,9 +56,9 @@ MODELS = {
 }
 """COLMAP's camera models: one with few parameters, with which poses are found, and one that the last adjustment refines."""
 
-_VERSION, _CENTRED, _CHUNK, _SEARCHERS = 1, 10, 100, 8
+_VERSION, _CENTRED, _CHUNK, _SEARCHERS, _LARGEST = 1, 10, 100, 8, 2**29
 """Of the cached results; photographs of a camera from which on its principal point is refined; pairs matched at a time; most
-threads that look for features, each of which takes half a gigabyte."""
+threads that look for features, each of which takes half a gigabyte; most bytes of a photograph whose EXIF data is looked at."""
 
 
 def estimate(what: str, pictures: Sequence[Path], config: PoseConfig, ordered: bool) -> tuple[Path, Report]:
@@ -67,7 +69,8 @@ def estimate(what: str, pictures: Sequence[Path], config: PoseConfig, ordered: b
     """
     start = time.perf_counter()
     check_count(what, len(pictures))
-    folder = cache_folder() / "poses" / fingerprint(pictures, _VERSION, pycolmap.__version__, config, ordered)
+    files = [*pictures, *filter(None, map(mask_beside, pictures))]
+    folder = cache_folder() / "poses" / fingerprint(files, _VERSION, pycolmap.__version__, config, ordered)
     with alone(folder):
         report = Report.load(folder / "report.json")
         if report is None or not (folder / "transforms.json").exists():
@@ -94,12 +97,9 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
     check_count(what, len(views))
     database = folder / "database.db"
     _extract(database, folder / "pictures", views, config)
-    exhaustive = config.matching == "exhaustive" or (config.matching == "auto" and len(views) <= (60 if ordered else EXHAUSTIVE))
-    if not (exhaustive or ordered or config.matching == "sequential"):
-        warnings.warn(f"{what}: for {len(views)} pictures only neighbours by name, and now and then all, are compared.", stacklevel=4)
-    _match(database, views, all_pairs(len(views)) if exhaustive else sequence_pairs(len(views)))
-    models = _map(database, folder, len(views))
+    _match(database, views, _pairs(database, views, config, ordered))
     links = _links(database, views)
+    models = (_map_all if config.mapper == "global" else _map)(database, folder, len(views))
     index = {view.key: i for i, view in enumerate(views)}
     groups = [{index[image.name] for image in model.images.values() if image.has_pose} for model in models]
     if not models:
@@ -115,6 +115,7 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
         photographs=len(pictures),
         registered=[views[i].name for i in sorted(groups[0])],
         missing={file.name: missing[file.name] for file in pictures if file.name in missing},
+        masked=sum(view.hidden > 0 for view in views),
         cameras=len({image.camera_id for image in model.images.values() if image.has_pose}),
         points=model.num_points3D(),
         error=model.compute_mean_reprojection_error(),
@@ -123,14 +124,16 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
     report.advice = advice(report)
     _write_scene(folder, model, {view.key: view for view in views})
     report.save(folder / "report.json")
-    shutil.rmtree(folder / "pictures", ignore_errors=True)
+    for copies in ("pictures", "masks"):
+        shutil.rmtree(folder / copies, ignore_errors=True)
     database.unlink(missing_ok=True)
     return report
 
 
 def _prepare(folder: Path, pictures: Sequence[Path], config: PoseConfig) -> tuple[list[View], dict[str, str]]:
     """Copies of the pictures for matching; and those that are not used, with the reason: unreadable, or the same picture twice."""
-    folder.mkdir(exist_ok=True)
+    for copies in (folder, _masks(folder)):
+        copies.mkdir(exist_ok=True)
     done: list[View | str] = []
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         keys = (f"{i:06d}.png" for i in range(len(pictures)))
@@ -152,28 +155,53 @@ def _prepare(folder: Path, pictures: Sequence[Path], config: PoseConfig) -> tupl
 
 
 def _view(folder: Path, key: str, path: Path, longest: int) -> View | str:
-    """A picture's copy, made unless it is there, and what is known of the picture; why, where it can't be read."""
-    copy = folder / key
+    """A picture's copy and its mask, made unless they are there, and what is known of the picture; why, where it can't be read.
+
+    SceneError for a mask that can't be read, or is of another shape.
+    """
+    copy, mask = folder / key, _masks(folder) / f"{key}.png"
     try:
-        width, height = image_size(path)
-        if not copy.exists():
-            ratio = min(1.0, longest / max(width, height))
-            size = max(1, round(width * ratio)), max(1, round(height * ratio))
-            small = Image.fromarray(read_image(path, size)[..., :3]).resize(size, Image.Resampling.BOX)
-            small.save(copy.with_suffix(".part"), format="PNG", compress_level=1)
-            copy.with_suffix(".part").replace(copy)
+        header = read_header(path)
+        width, height = header[:2]
+        ratio = min(1.0, longest / max(width, height))
+        size = max(1, round(width * ratio)), max(1, round(height * ratio))
+        picture = None if copy.exists() else read_image(path, size)
     except SceneError as error:
         return f"it can't be read ({str(error).partition(': ')[2] or error})"
-    with Image.open(copy) as image:
+    if picture is not None:
+        beside = mask_beside(path)
+        check_mask(beside, path, header)
+        _save_mask(mask, picture, beside, size)
+        small = Image.fromarray(picture[..., :3]).resize(size, Image.Resampling.BOX)
+        small.save(copy.with_suffix(".part"), format="PNG", compress_level=1)
+        copy.with_suffix(".part").replace(copy)
+    with Image.open(copy) as image, Image.open(mask) as visible:
+        hidden = 1 - float((np.asarray(visible) > 0).mean())
         grey = np.asarray(image.convert("L"), np.float32)
         thumbnail = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX)).ravel().tolist()
         scale = max(width, height) / max(image.size)
     digest = hashlib.sha256(grey.tobytes()).hexdigest()
-    return View(path.name, path, key, width, height, scale, _exif_focal(path), float(grey.mean()), sharpness(grey), digest, thumbnail)
+    look = float(grey.mean()), sharpness(grey), digest, thumbnail
+    return View(path.name, path, key, width, height, scale, _exif_focal(path), *look, hidden)
+
+
+def _masks(pictures: Path) -> Path:
+    """Where the masks of the copies in a folder lie, black where they hide, named as COLMAP looks for them."""
+    return pictures.with_name("masks")
+
+
+def _save_mask(file: Path, picture: UInt8[np.ndarray, "h w channels"], mask: Path | None, size: tuple[int, int]) -> None:
+    """Write where a copy of ``size`` (width, height) is hidden by neither mask nor transparency; COLMAP wants a file for each copy."""
+    visible = np.ones(size[::-1], bool) if mask is None else unmasked(mask, *size[::-1])
+    if picture.shape[2] == 4:
+        visible &= np.asarray(Image.fromarray(picture[..., 3]).resize(size, Image.Resampling.BOX)) > 127
+    Image.fromarray(visible.astype(np.uint8) * 255).save(file, format="PNG", compress_level=1)
 
 
 def _exif_focal(path: Path) -> float | None:
     """The focal length in pixels that the file's EXIF data and COLMAP's list of sensors give; None where they don't."""
+    if path.stat().st_size > _LARGEST:  # COLMAP would read all of it
+        return None
     try:
         camera = pycolmap.infer_camera_from_image(path)
     except (RuntimeError, ValueError):
@@ -201,8 +229,9 @@ def _extract(database: Path, pictures: Path, views: Sequence[View], config: Pose
         todo = [view.key for view in views if not db.exists_descriptors(ids[view.key])]
     threads = min(torch.get_num_threads(), _SEARCHERS)
     options, step = pycolmap.FeatureExtractionOptions(num_threads=threads), 2 * threads
+    reader = pycolmap.ImageReaderOptions(mask_path=_masks(pictures))
     for i in range(0, len(todo), step):
-        pycolmap.extract_features(database, pictures, image_names=todo[i : i + step], extraction_options=options)
+        pycolmap.extract_features(database, pictures, image_names=todo[i : i + step], reader_options=reader, extraction_options=options)
         tick(len(views) - len(todo) + min(i + step, len(todo)), len(views), "pictures searched for features")
 
 
@@ -226,6 +255,18 @@ def _camera(view: View, config: PoseConfig) -> Any:
         params=[focal, width / 2, height / 2, 0.0],
         has_prior_focal_length=view.focal is not None,
     )
+
+
+def _pairs(database: Path, views: Sequence[View], config: PoseConfig, ordered: bool) -> list[tuple[int, int]]:
+    """The pairs of views to be matched."""
+    count, how = len(views), config.matching
+    if how == "auto":
+        how = "exhaustive" if count <= (60 if ordered else EXHAUSTIVE) else "sequential" if ordered else "retrieval"
+    if how != "retrieval":
+        return all_pairs(count) if how == "exhaustive" else sequence_pairs(count)
+    with _opened(database) as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+        return similar_pairs(lambda view: db.read_descriptors(ids[views[view].key]).data, count)
 
 
 def _match(database: Path, views: Sequence[View], pairs: Sequence[tuple[int, int]]) -> None:
@@ -260,7 +301,7 @@ def _links(database: Path, views: Sequence[View]) -> Links:
 
 
 def _map(database: Path, folder: Path, count: int) -> list[Any]:
-    """Models of the scene, that with the most registered pictures first."""
+    """Models of the scene, the largest first, picture by picture."""
     options = pycolmap.IncrementalPipelineOptions(num_threads=torch.get_num_threads(), min_model_size=3, random_seed=0)
     posed = 0
 
@@ -278,6 +319,19 @@ def _map(database: Path, folder: Path, count: int) -> list[Any]:
         models = pycolmap.incremental_mapping(
             database, folder / "pictures", output, options, initial_image_pair_callback=begin, next_image_callback=advance
         )
+    return _largest_first(models, count)
+
+
+def _map_all(database: Path, folder: Path, count: int) -> list[Any]:
+    """As `_map`, by rotations and then positions of all pictures at once (GLOMAP, Pan et al. 2024)."""
+    pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=0))
+    options = pycolmap.GlobalPipelineOptions(num_threads=torch.get_num_threads(), random_seed=0)
+    with tempfile.TemporaryDirectory() as output:
+        return _largest_first(pycolmap.global_mapping(database, folder / "pictures", output, options), count)
+
+
+def _largest_first(models: dict[int, Any], count: int) -> list[Any]:
+    """Models of a scene, that with the most registered pictures first."""
     found = sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), reverse=True)
     tick(found[0].num_reg_images() if found else 0, count, "pictures posed", last=True)
     return found

@@ -132,7 +132,7 @@ def upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
 def _opened(video: Path) -> Iterator[tuple[Any, Any]]:
     """A container and its first video stream."""
     try:
-        with av.open(f"file:{video}") as container:
+        with av.open(f"file:{video}", metadata_errors="replace") as container:
             if not container.streams.video:
                 raise SceneError(f"{video} holds no pictures; is it a sound recording?")
             stream = container.streams.video[0]

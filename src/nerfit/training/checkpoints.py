@@ -41,6 +41,10 @@ class LoopState:
     """The latest looks for collapse."""
     rays: int = 0
     """Rays trained on; a method may change their number from step to step."""
+    began: int = 0
+    """Step at which the field began anew with the cameras found by then; 0 = it has not."""
+    psnr: float | None = None
+    """PSNR of the training pixels in dB, a running mean over about the latest fifty steps."""
 
 
 def save_checkpoint(folder: Path, state: LoopState, method: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:

@@ -129,6 +129,8 @@ class SparseAdam(torch.optim.Optimizer):
                     p.grad = None
                     continue
                 if self.factored:
+                    if getattr(p, "factored_gradients", []):
+                        p.grad = None  # where several were summed: a single one is used as it is
                     p.factored_gradients = []
                 elif p.grad is None:
                     p.grad = torch.zeros_like(p)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,8 +20,11 @@ from nerfit.scenes.scene import Scene, write_json
 from nerfit.training import collapse
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_memory, pick_device, pick_precision, set_threads
+from nerfit.training.interrupts import stop_on_signals
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
+from nerfit.training.perceptual import Perceptual, PerceptualConfig
+from nerfit.training.pose_search import PoseSearch
 from nerfit.training.relocation import relocate
 
 MAX_RESTARTS = 5
@@ -35,10 +37,14 @@ class LoopConfig:
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     """How parameters move."""
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    """A loss on whole views."""
     log: LogConfig = field(default_factory=LogConfig)
     """How often to look, write and save."""
     steps: int | None = None
     """Stop after so many steps; without steps and seconds the method's own number."""
+    epochs: int | None = None
+    """Stop after so many epochs: steps per training view, as NeRF-- counts them."""
     seconds: float | None = None
     """Stop after so many seconds of training; schedules follow whichever budget ends first."""
     seed: int = 0
@@ -76,9 +82,13 @@ class Trainer:
         folder: Path,
         callbacks: list[Callback] | None = None,
         quiet: bool = False,
+        lpips_weights: Path | None = None,
     ) -> None:
+        if settings.epochs is not None:
+            passes = settings.epochs * len(scene.splits["train"])
+            settings = replace(settings, steps=min(passes, settings.steps or passes))
         if settings.steps is None and settings.seconds is None:
-            raise ConfigError("a run needs a budget: --steps or --seconds.")
+            raise ConfigError("a run needs a budget: --steps, --epochs or --seconds.")
         if settings.log.wandb:
             import_wandb()
         self.scene, self.settings, self.folder = scene, settings, folder
@@ -86,6 +96,8 @@ class Trainer:
         keep_freed_memory()
         self.threads = set_threads(settings.threads)
         self.device = pick_device(settings.device)
+        whole = settings.perceptual
+        self.perceptual = None if whole.net == "none" else Perceptual(whole, scene, self.device, lpips_weights)
         self._make_method = make_method
         self.state = LoopState(seed=settings.seed)
         self.interrupted: int | None = None
@@ -96,6 +108,7 @@ class Trainer:
         self._build()
         self.state.chunk = settings.chunk or automatic_chunk(self.method, self.device)
         self._resume()
+        self.search = None if self.method.cameras is None else PoseSearch.load(folder, self.state.step)
 
     def _build(self) -> None:
         """A fresh method and optimiser from the state's seed."""
@@ -127,11 +140,27 @@ class Trainer:
         seconds = self.state.seconds / s.seconds if s.seconds else 0.0
         return min(1.0, max(steps, seconds))
 
+    @property
+    def stage(self) -> float:
+        """What schedules follow: the progress, or where cameras are refined that of the search and then that of the refinement."""
+        share = 0.0 if self.method.cameras is None else self.method.cameras.config.refine_after
+        if share == 0:
+            return self.progress
+        return max(self.progress - share, 0.0) / (1 - share) if self.state.began else min(self.progress / share, 1.0)
+
+    def _refine(self) -> None:
+        """A new field, with the cameras found so far."""
+        assert self.method.cameras is not None
+        cameras = self.method.cameras.state_dict()
+        self._build()
+        self.method.cameras.load_state_dict(cameras)
+        self.state.began = self.state.step
+
     def train(self) -> None:
         """Train until the budget is spent or SIGINT/SIGTERM arrives; either way the last state is saved."""
         with (
             self.method.session(),
-            _signals(self),
+            stop_on_signals(self),
             RunLog(self.folder, self.settings, self.state.step) as log,
             ProgressLine(self.quiet) as bar,
         ):
@@ -144,7 +173,7 @@ class Trainer:
                 self._average()
                 self._count(len(batch))
                 self._after_step(rendering, batch, losses, log, bar)
-            self.method.progress = self.progress
+            self.method.progress = self.stage
             if self.state.step:
                 if self.interrupted is None:
                     average(self.optimizer, finish=True)
@@ -153,7 +182,7 @@ class Trainer:
 
     def _average(self) -> None:
         """Take the weights into their mean from time to time, late in the budget."""
-        if self.progress >= self.settings.optim.average_from and self.state.step % AVERAGE_EVERY == 0:
+        if self.stage >= self.settings.optim.average_from and self.state.step % AVERAGE_EVERY == 0:
             average(self.optimizer)
 
     def _count(self, rays: int) -> None:
@@ -173,15 +202,24 @@ class Trainer:
 
     def step(self) -> tuple[Rendering, Batch, dict[str, Tensor]]:
         """One optimiser step; on a GPU's out-of-memory the chunk is halved and the step repeated."""
-        step = self.state.step
-        self.method.progress = self.progress
-        set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.progress), self.progress)
+        cameras = self.method.cameras
+        if cameras is not None and not self.state.began and 0 < cameras.config.refine_after <= self.progress:
+            self._refine()
+        step = self.state.step - self.state.began
+        self.method.progress = self.stage
+        set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.stage), self.stage)
         while True:
-            generator = torch.Generator(self.device).manual_seed(mix(self.state.seed, step + 1))
-            self.method.before_step(step)
-            batch = self.method.next_batch(self.scene, step, generator)
+            generator = torch.Generator(self.device).manual_seed(mix(self.state.seed, self.state.step + 1))
             try:
+                self.optimizer.zero_grad(set_to_none=True)
+                whole: dict[str, Tensor] = {}
+                if self.perceptual is not None and self.perceptual.due(step, self.stage):
+                    value = self.perceptual.backward(self.method, self.state.seed, step, self.state.chunk, self.scaler.scale)
+                    whole = {"perceptual": value}
+                self.method.before_step(step)
+                batch = self.method.next_batch(self.scene, step, generator)
                 rendering, losses = self._backward(batch, step)
+                losses |= whole
                 break
             except torch.cuda.OutOfMemoryError:
                 self.state.chunk = smaller_chunk(self.state.chunk)
@@ -190,8 +228,7 @@ class Trainer:
         return rendering, batch, losses
 
     def _backward(self, batch: Batch, step: int) -> tuple[Rendering, dict[str, Tensor]]:
-        """Gradients of the mean loss over the batch, chunk by chunk; returns what all of it saw, and the losses."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Add the gradients of the mean loss over the batch, chunk by chunk; returns what all of it saw, and the losses."""
         totals: dict[str, Tensor] = {}
         seen: list[Rendering] = []
         for chunk in batch.chunks(self.state.chunk):
@@ -239,13 +276,18 @@ class Trainer:
         def due(every: int) -> bool:
             return every > 0 and step % every == 0
 
+        if batch.target is not None and math.isfinite(now := psnr(rendering.rgb, batch.target)):
+            before = self.state.psnr
+            self.state.psnr = now if before is None else before + (now - before) / min(step, 50)
+        if self.search is not None:
+            self.search.look(self)
         watch_from = self.settings.optim.warmup_steps
         if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST and batch.target is not None:
             what = collapse.CollapseWatch(self.state.looks).look(rendering, batch.target)
             if what is not None:
                 self._restart(what, bar)
                 return
-        if self.method.cameras is not None and due(self.method.cameras.config.look_again) and self.method.cameras.moves(self.progress):
+        if self.method.cameras is not None and due(self.method.cameras.config.look_again) and self.method.cameras.moves(self.stage):
             found = relocate(self.method, self.scene, step)
             if found:
                 bar.say(f"step {step}: {found} lost camera{'s' * (found > 1)} found elsewhere.")
@@ -271,10 +313,11 @@ class Trainer:
             raise RunError(f"{what}, from each of {MAX_RESTARTS + 1} seeds: try --model.density-activation softplus or a lower --optim.lr.")
         bar.say(f"step {self.state.step}: {what}; starting again from another seed (restart {self.state.restarts}).")
         self.state.seed = mix(self.settings.seed, self.state.restarts, 0xC0) >> 32
-        self.state.step = 0
-        self.state.looks, self.state.holdout_psnr = {}, None
+        self.state.step = self.state.began = 0
+        self.state.looks, self.state.holdout_psnr, self.state.psnr = {}, None, None
         discard_checkpoints(self.folder / "checkpoints")
         self._build()
+        self.search = None if self.search is None else PoseSearch()
 
     def _scalars(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor], log: RunLog) -> dict[str, float]:
         seconds, rays = self._rate_from
@@ -293,7 +336,6 @@ class Trainer:
         values |= self.method.scalars(rendering, batch)
         if self.method.cameras is not None:
             values |= self.method.cameras.scalars()
-            self.method.cameras.watch(self.progress, values["psnr_fine"])
         self.latest = values
         log.scalars(self.state.step, values)
         return values
@@ -328,6 +370,8 @@ class Trainer:
 
     def _save(self) -> None:
         self.state.loss_scale = self.scaler.get_scale()
+        if self.search is not None:
+            self.search.save(self.folder)
         save_checkpoint(self.folder / "checkpoints", self.state, self.method, self.optimizer)
         self._saved = self.state.seconds
 
@@ -343,6 +387,7 @@ class Trainer:
             "peak_memory_mb": round(peak_memory(self.device), 1),
             "threads": self.threads,
             "device": str(self.device),
+            "training_psnr": self.state.psnr,
             "seed": self.state.seed,
             "restarts": self.state.restarts,
             "skipped_steps": self.state.skipped,
@@ -358,27 +403,3 @@ def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:
     except (OSError, ValueError):
         metrics = {}
     write_json(path, metrics | {part: values})
-
-
-class _signals:
-    """While training, SIGINT and SIGTERM ask the trainer to stop after the step in hand; a second one stops at once."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def _stop(self, number: int, _frame: object) -> None:
-        if self._trainer.interrupted is not None:
-            raise KeyboardInterrupt
-        self._trainer.interrupted = number
-
-    def __enter__(self) -> None:
-        self._old: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._old[number] = signal.signal(number, self._stop)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
-                return
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

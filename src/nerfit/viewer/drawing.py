@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from nerfit.cameras import Cameras, Rays
+from nerfit.cameras import Cameras
 from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import Meeting
 from nerfit.cameras.rotations import matrix_to_quaternion, quaternion_to_matrix
 from nerfit.methods.base import Method
-from nerfit.outputs.pictures import view_normals
+from nerfit.outputs.pictures import in_reach, view_normals
+from nerfit.outputs.surfaces import clip_to_box
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.images import colorize, to_bytes
@@ -118,20 +119,12 @@ class Frame:
         return self.camera.centers[0] + depth * direction
 
 
-def clip_to_box(rays: Rays, low: Tensor, high: Tensor) -> tuple[Rays, Bool[Tensor, "rays"]]:
-    """The rays between where they enter and leave a box (corners [3]), and which of them meet it at all (slab method)."""
-    d = torch.where(rays.directions.abs() < 1e-12, 1e-12, rays.directions)
-    a, b = (low - rays.origins) / d, (high - rays.origins) / d
-    near = torch.maximum(rays.near, torch.minimum(a, b).amax(-1))
-    far = torch.minimum(rays.far, torch.maximum(a, b).amin(-1))
-    return Rays(rays.origins, rays.directions, rays.viewdirs, near, far, rays.pixel_radius, rays.image_index), near < far
-
-
 @torch.no_grad()
 def draw(
     method: Method | None, scene: Scene, camera: Cameras, wish: Wish, chunk: int, stop: Callable[[], bool] = lambda: False
 ) -> Frame | None:
     """The picture that one camera sees, or None if ``stop()`` becomes true between two chunks of rays; without a method it is empty."""
+    scene = in_reach(scene, camera, 0)
     width, height = int(camera.width[0]), int(camera.height[0])
     own = 0.0 if scene.background == "black" else 1.0
     background = torch.tensor(wish.background or [own] * 3, dtype=torch.float32)

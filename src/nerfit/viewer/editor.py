@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nerfit.viewer.panel import Panel
 
 COLOUR = (220, 60, 120)
+LINES: Any = {"thickness": 2.0, "thickness_units": "screen"}
 
 
 class PathEditor:
@@ -67,12 +68,12 @@ class PathEditor:
         scale = 0.05 * self.panel.meeting.distance
         for place, pose in enumerate(keys.poses):
             at = Viewpoint.at(pose, keys.fov, keys.width / keys.height)
-            shape = {"fov": at.fov, "aspect": at.aspect, "scale": scale, "color": COLOUR}
+            shape = {"fov": at.fov, "aspect": at.aspect, "scale": scale, "color": COLOUR} | LINES
             self.drawn.append(self.client.scene.add_camera_frustum(f"/path/{place}", wxyz=at.wxyz, position=at.position, **shape))
         if len(keys.poses) > 1:
             way = keys.path()[:, :, 3].numpy()
             lines = np.stack([way[:-1], way[1:]], 1)
-            self.drawn.append(self.client.scene.add_line_segments("/path/way", lines, np.array(COLOUR)))
+            self.drawn.append(self.client.scene.add_line_segments("/path/way", lines, COLOUR, **LINES))
 
     def _add(self) -> None:
         self.keys.poses.append(self.panel.sight.viewpoint.pose())
@@ -87,11 +88,11 @@ class PathEditor:
 
     def _save(self) -> None:
         self.keys.path()
-        self.client.send_file_download("path.json", self.keys.to_json().encode())
+        self.client.send_file_download("path.json", self.keys.to_json(self.panel.scene.name).encode())
 
     def _load(self, file: Any) -> None:
         try:
-            keys = KeyFrames.from_json(file.content, self.panel.scene.cameras, file.name)
+            keys = KeyFrames.from_json(file.content, self.panel.scene.cameras, file.name, self.panel.scene.name)
         except NerfitError as error:
             self.client.add_notification("This file can't be used", str(error), color="red", auto_close_seconds=8)
             return

@@ -45,22 +45,21 @@ class KeyFrames:
         """The camera of each picture."""
         return Cameras.pinhole(self.path(), focal_from_fov(self.fov, self.height), self.width, self.height, pixel_offset)
 
-    def to_json(self) -> str:
-        """The file that `nerfit render --path` and `from_json` read."""
+    def to_json(self, scene: str) -> str:
+        """The file of a path through the scene of that name, which `nerfit render --path` and `from_json` read."""
         poses = [to_4x4(pose).tolist() for pose in self.poses]
         focal = focal_from_fov(self.fov, self.height)
-        return (
-            json.dumps({"c2w": poses, "frames": self.frames, "width": self.width, "height": self.height, "focal": focal}, indent=1) + "\n"
-        )
+        path = {"scene": scene, "c2w": poses, "frames": self.frames, "width": self.width, "height": self.height, "focal": focal}
+        return json.dumps(path, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, content: bytes, cameras: Cameras, name: str = "path.json") -> "KeyFrames":
-        """The path in a file's content; what it leaves open follows the first of ``cameras``. SceneError for what is no camera path."""
+    def from_json(cls, content: bytes, cameras: Cameras, name: str = "path.json", scene: str | None = None) -> "KeyFrames":
+        """The path in a file's content; what it leaves open follows the first of ``cameras``. SceneError for any other."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / (Path(name).name or "path.json")
             path.write_bytes(content)
             try:
-                keys, frames = read_key_frames(path, cameras)
+                keys, frames = read_key_frames(path, cameras, scene)
             except SceneError as error:
                 raise SceneError(str(error).replace(f"{folder}/", "")) from None
         width, height = int(keys.width[0]), int(keys.height[0])

@@ -56,6 +56,11 @@ class Sight:
                     setattr(self, name, value)
                 self.drawn, self.version = 0, self.version + 1
 
+    def asked(self) -> tuple[Viewpoint, Wish, int]:
+        """What to draw, as it is at one moment, and the version of that."""
+        with self._lock:
+            return self.viewpoint, self.wish, self.version
+
     def take(self, frame: Frame, version: int, now: float) -> None:
         """A picture of what was asked for at ``version``; if that has changed since, the next is coarse again."""
         with self._lock:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nerfit.viewer.server import Viewer
 
 MOST_FRUSTA = 200
+GREY = (90, 90, 100)
 FLIGHT = 0.5
 """Seconds of a flight to another camera."""
 
@@ -61,6 +62,7 @@ class Panel:
         wish = Wish(self.quantity.value, background, box, self._photo_from(viewpoint), self.share.value)  # type: ignore[arg-type]
         wide = max(viewpoint.aspect, 1 / viewpoint.aspect)
         self.sight.change(viewpoint=viewpoint, wish=wish, most=int(self.side.value**2 / wide), seconds=self.seconds.value)
+        self._show_frusta()
         self.viewer.awake.set()
 
     def _photo_from(self, viewpoint: Viewpoint) -> int | None:
@@ -110,8 +112,11 @@ class Panel:
         centers = cameras.centers.double().numpy()
         extent = float(np.linalg.norm(centers - centers.mean(0), axis=1).max()) or 1.0
         length = frustum_length(centers, extent) if len(centers) > 1 else 0.2 * extent
+        self.places, self.clearance = centers[views], 2 * length
         with gui.add_folder("Cameras"):
-            shown = gui.add_checkbox("frusta", True, hint=f"{len(views)} of {len(self.train)} training cameras; click one to fly there.")
+            self.shown = gui.add_checkbox(
+                "frusta", True, hint=f"{len(views)} of {len(self.train)} training cameras; click one to fly there."
+            )
             self.share = gui.add_slider("photo", 0, 1, 0.01, 0 if self.viewer.shows_field else 1, visible=False)
             leave = gui.add_button("leave the photo", visible=False)
             find = gui.add_button("choose a point", hint="Then click it in the picture: the camera turns about it from there on.")
@@ -120,11 +125,15 @@ class Panel:
         self.share.on_update(self.update)
         leave.on_click(lambda _: self._compare(None))
         find.on_click(lambda _: self._await_click())
+        self.shown.on_update(lambda _: self._show_frusta())
 
-        @shown.on_update
-        def _(_: Any) -> None:
-            for frustum in self.frusta:
-                frustum.visible = shown.value
+    def _show_frusta(self) -> None:
+        """All but those that the browser stands in, or so near that they hide the scene."""
+        away = np.linalg.norm(self.places - np.array(self.sight.viewpoint.position), axis=1)
+        for frustum, far in zip(self.frusta, away > self.clearance, strict=True):
+            visible = self.shown.value and bool(far)
+            if frustum.visible != visible:
+                frustum.visible = visible
 
     def _frustum(self, view: int, length: float) -> viser.CameraFrustumHandle:
         viewpoint = Viewpoint.of(self.scene.cameras, view)
@@ -133,6 +142,9 @@ class Panel:
             fov=viewpoint.fov,
             aspect=viewpoint.aspect,
             scale=length,
+            thickness=1.5,
+            thickness_units="screen",
+            color=GREY,
             image=self.viewer.thumbnail(view),
             wxyz=viewpoint.wxyz,
             position=viewpoint.position,

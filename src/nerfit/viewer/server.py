@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import io
+import logging
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,6 +30,8 @@ from nerfit.viewer.panel import Panel
 
 PORT = 7007
 PORTS_TRIED = 100
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts that nobody else reaches."""
 THUMBNAIL = 96
 """Longest side in pixels of the photos on the frusta."""
 REFRESH = 1.0
@@ -69,6 +73,9 @@ class Viewer:
         self.awake = threading.Event()
         self.closed = False
         self.port = free_port(host, port)
+        if host not in LOOPBACK:
+            warnings.warn(f"on --host {host} whoever reaches this machine can look, pause a training and make videos.", stacklevel=2)
+        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # browsers open connections that they don't use
         with contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of its own
             self.server = viser.ViserServer(host=host, port=self.port, label=f"nerfit: {scene.name}", verbose=False)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
@@ -139,11 +146,11 @@ class Viewer:
         return True
 
     def _draw(self, sight: Sight, size: int, stop: Callable[[], bool]) -> None:
-        pace, version = self.paces[sight.wish.quantity], sight.version
-        camera = sight.viewpoint.camera(size, self.scene.cameras.pixel_offset)
+        viewpoint, wish, version = sight.asked()
+        pace, camera = self.paces[wish.quantity], viewpoint.camera(size, self.scene.cameras.pixel_offset)
         start = time.perf_counter()
         chunk = max(256, min(self.chunk, pace.pixels(0.05)))
-        frame = draw(self.method, self.scene, camera, sight.wish, chunk, stop)
+        frame = draw(self.method, self.scene, camera, wish, chunk, stop)
         end = time.perf_counter()
         self.ration.spent(start, end)
         if frame is None:

@@ -372,7 +372,8 @@ def ray_gradients(
         ray = ray.long()
         x = marching.contract(o[ray] + 0.5 * (t0 + t1)[:, None] * d[ray], cascades)
         stretched = torch.zeros(len(d)).index_add_(0, ray, stretch) * d.norm(dim=-1).log()
-        return torch.autograd.grad((x * by_place).sum() + stretched.sum(), (o, d))
+        g_origins, g_directions = torch.autograd.grad((x * by_place).sum() + stretched.sum(), (o, d))
+    return g_origins, g_directions
 
 
 def scatter_rows(g: FactoredGradient, into: Tensor) -> None:

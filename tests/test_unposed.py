@@ -1,0 +1,70 @@
+"""Photographs whose cameras nobody knows."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nerfit import jobs
+from nerfit.errors import ConfigError, NerfitError, SceneError
+from nerfit.preparing import prepare
+from nerfit.scenes import detect_format
+from nerfit.scenes.unposed import Config, load
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Nine noisy photographs of 12x8 pixels."""
+    (tmp_path / "photos").mkdir()
+    for i in range(9):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"p{i}.png")
+    return tmp_path / "photos"
+
+
+def test_all_cameras_begin_at_the_origin(photos: Path) -> None:
+    scene = load(str(photos), Config(factor=2, holdout=4, fov=90.0))
+    assert torch.equal(scene.cameras.c2w, torch.eye(3, 4).expand(9, 3, 4))
+    assert (int(scene.cameras.width[0]), int(scene.cameras.height[0])) == (6, 4)
+    assert float(scene.cameras.fx[0]) == pytest.approx(3.0) and float(scene.cameras.fy[0]) == pytest.approx(3.0)
+    assert (scene.splits["train"], scene.splits["test"]) == ([1, 2, 3, 5, 6, 7], [0, 4, 8])
+    assert (scene.ndc, scene.near, scene.far, scene.view_names[1]) == (True, 0.0, 1.0, "p1.png")
+    assert float(load(str(photos), Config()).cameras.fx[0]) == pytest.approx(12.0, rel=1e-4)
+    assert load(str(photos), Config(holdout=0)).splits["test"] == [] and detect_format(str(photos)) == "photos"
+
+
+@pytest.mark.parametrize(
+    ("choice", "error", "told"),
+    [
+        ({"factor": 0}, ConfigError, "factor must be"),
+        ({"holdout": 1}, ConfigError, "must be 0 or at least 2"),
+        ({"fov": math.nan}, ConfigError, "between 0 and 180"),
+    ],
+)
+def test_settings_without_sense_are_refused(photos: Path, choice: dict[str, Any], error: type[NerfitError], told: str) -> None:
+    with pytest.raises(error, match=told):
+        load(str(photos), Config(**choice))
+
+
+def test_pictures_of_several_sizes_or_none_are_refused(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 12)).save(photos / "p3.png")
+    with pytest.raises(SceneError, match="p3.png has a size other than p0.png"):
+        load(str(photos), Config())
+    with pytest.raises(SceneError, match="holds 0 pictures"):
+        load(str(tmp_path / "nothing"), Config())
+
+
+def test_a_run_from_photographs_alone_is_judged_without_true_cameras(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out views stand by their neighbours; there is nothing to compare the learned cameras with, which is said."""
+    words = ["--recipe", "nerfmm", "--scene.format", "unposed", "--steps", "6", "--model.width", "8", "--model.rays", "32"]
+    words += ["--model.depth", "2", "--model.skips", "0"]
+    monkeypatch.setattr(jobs, "EVALUATE_WITHIN", math.inf)
+    plan, options, folder = prepare("nerf", str(photos), [*words, "--model.samples", "4", "--json", "--out", str(tmp_path / "run")])
+    with pytest.warns(UserWarning, match="the cameras were not judged"):
+        summary = jobs.train(plan, options, folder)
+    assert math.isfinite(summary["test"]["psnr"]) and "cameras" not in summary["test"]
+    assert (folder / "renders" / "cameras" / "frusta.png").is_file()
