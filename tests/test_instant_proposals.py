@@ -109,6 +109,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(scene: Scene, tmp_path:
 
 def test_densities_and_colours_at_points_are_those_that_rays_meet(trained: Trainer, scene: Scene) -> None:
     method = trained.method
+    assert isinstance(method, InstantProposals)
     batch = method.view_batch(scene, scene.cameras, 0, torch.arange(0, 1600, 31))
     rays, (s, weights) = batch.rays, method.histograms(batch)[-1]
     assert rays is not None and isinstance(method, InstantProposals)

@@ -86,8 +86,8 @@ class _Density(torch.autograd.Function):
         if features is None:
             raise RuntimeError("densities go backward once: their kept features have become their own gradients.")
         g_weights = intervals_api.density_backward(features, weights, ctx.shape, ctx.half, gradients[0])
-        rows = [a.reshape(1, -1).numpy() for a in (places, features)]
-        factored = FactoredGradient(rows[0], rows[1], [gradients[0].numel()], ctx.shape.grid)
+        count = [gradients[0].numel()]
+        factored = FactoredGradient(places.reshape(1, -1).numpy(), features.reshape(1, -1).numpy(), count, ctx.shape.grid)
         return factored.give_to(table), g_weights, *([None] * 5)
 
 
@@ -117,8 +117,8 @@ def render_intervals(
         drawn: list[Tensor] = []
 
         def draw(keep: bool) -> Any:
-            slots, weights = intervals_api.render(*given, keep)
-            drawn.append(weights)
+            slots, all_weights = intervals_api.render(*given, keep)
+            drawn.append(all_weights)
             return slots
 
         return render_slots(draw, table, weights, origins, directions, shape, half, soft_near, 2, packed), drawn[0]
