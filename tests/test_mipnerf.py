@@ -240,6 +240,7 @@ def test_pixels_of_several_scales_weigh_what_they_cover(kind: str, scene: Scene)
 def test_held_out_depth_is_judged(scene: Scene) -> None:
     """A field half as deep as the truth is off by half the true depth; a scene without depths, or in NDC, is not judged."""
     method, views = of("mipnerf", scene), scene.splits["test"]
+    assert scene.depths is not None
     truth = [scene.depths.reshape(-1, 32, 32)[view] for view in views]
     half = iter(truth)
     method.render = lambda batch: Rendering(torch.zeros(len(batch), 3), 0.3 * (d := next(half).flatten()) / 2, torch.full_like(d, 0.3))
