@@ -16,9 +16,11 @@ from nerfit.evaluation.evaluate import evaluate
 from nerfit.methods.base import Batch, render_view
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
+from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.outputs.histograms import HEIGHT, WIDTH, _bars, draw_histograms
 from nerfit.preparing import prepare
 from nerfit.rendering.metrics import psnr
+from nerfit.rendering.volume import Rendering
 from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
@@ -31,8 +33,9 @@ SMALL360 = MipNerf360Config(
     view_frequencies=2, proposal_samples=[24], samples=12, rays=256, charbonnier=0.0, distortion=1e-3,
 )  # fmt: skip
 OPTIM = OptimConfig(lr=5e-3, schedule="log-linear", lr_final=5e-4, warmup_steps=50)
-KINDS: dict[str, tuple[Any, Any]] = {"mipnerf": (MipNerf, SMALL), "mipnerf360": (MipNerf360, SMALL360)}
-BOTH = pytest.mark.parametrize("kind", KINDS)
+SMALL_NERF = NerfConfig(depth=2, width=24, skips=[], samples=8, fine_samples=8, batching="all")
+KINDS: dict[str, tuple[Any, Any]] = {"mipnerf": (MipNerf, SMALL), "mipnerf360": (MipNerf360, SMALL360), "nerf": (Nerf, SMALL_NERF)}
+BOTH = pytest.mark.parametrize("kind", ["mipnerf", "mipnerf360"])
 Start = Callable[..., Trainer]
 
 
@@ -218,18 +221,35 @@ def in_two_sizes(scene: Scene) -> Scene:
     return replace(scene, cameras=replace(cameras, width=sizes, height=sizes, **lens), pixels=torch.cat(pictures))
 
 
-def test_pixels_of_several_scales_weigh_what_they_cover(scene: Scene) -> None:
-    """A pixel of half the size covers four; an even sample of all pixels weighs 1 on average."""
+@pytest.mark.parametrize("kind", ["mipnerf", "nerf"])
+def test_pixels_of_several_scales_weigh_what_they_cover(kind: str, scene: Scene) -> None:
+    """A pixel of half the size counts as four: the loss is the mean over views, whatever their size; nerf's on demand."""
     mixed = in_two_sizes(scene)
-    method = of("mipnerf", mixed, rays=12 * 640)
-    batch = method.next_batch(mixed, 0, torch.Generator().manual_seed(0))
+    method = of(kind, mixed, rays=12 * 640, **({"area_weights": True} if kind == "nerf" else {}))
+    batch = method.next_batch(mixed, 0, torch.Generator().manual_seed(0))  # a whole epoch
     rendering = method.render(batch)
-    area, small = rendering.extras["area"], mixed.cameras.width[batch.rays.image_index] == 16
-    assert_close(area[small], torch.full_like(area[small], 4 * float(area[~small][0])))
-    assert float(area.mean()) == pytest.approx(1, rel=1e-4)  # a whole epoch
+    small = mixed.cameras.width[batch.rays.image_index] == 16
     error = (rendering.rgb - batch.target).square().mean(-1)
-    assert float(method.losses(rendering, batch, 0)["rgb"]) == pytest.approx(float((area * error).sum() / area.sum()), rel=1e-4)
-    assert "area" not in of("mipnerf", mixed, batching="image").render(batch).extras
+    by_view = float((error[small].mean() + error[~small].mean()).detach()) / 2
+    assert float(method.losses(rendering, batch, 0)["rgb"].detach()) == pytest.approx(by_view, rel=1e-4)
+    plain = of(kind, mixed, batching="image")
+    assert float(plain.losses(rendering, batch, 0)["rgb"].detach()) == pytest.approx(float(error.mean().detach()), rel=1e-4)
+    assert by_view != pytest.approx(float(error.mean().detach()), rel=1e-2)
+
+
+def test_held_out_depth_is_judged(scene: Scene) -> None:
+    """A field half as deep as the truth is off by half the true depth; a scene without depths, or in NDC, is not judged."""
+    method, views = of("mipnerf", scene), scene.splits["test"]
+    assert scene.depths is not None
+    truth = [scene.depths.reshape(-1, 32, 32)[view] for view in views]
+    half = iter(truth)
+    method.render = lambda batch: Rendering(torch.zeros(len(batch), 3), 0.3 * (d := next(half).flatten()) / 2, torch.full_like(d, 0.3))
+    found = evaluate(method, scene, 32 * 32, lpips=False)
+    expected = [float(d[d > 0].mean()) / 2 for d in truth]
+    assert [row["depth_error"] for row in found["views"]] == pytest.approx(expected, rel=1e-4)
+    assert found["depth_error"] == pytest.approx(sum(expected) / len(expected))
+    for other in (replace(scene, depths=None), replace(scene, ndc=True)):
+        assert "depth_error" not in evaluate(of("mipnerf", other), other, 4096, lpips=False)
 
 
 def test_views_of_several_sizes_are_judged_apart(scene: Scene) -> None:

@@ -304,6 +304,9 @@ def test_a_blender_scene_is_made_and_read_at_two_sizes(blender_folder: Path, pyr
         full = (single.image(view, None) * 255).round().byte().numpy()
         assert np.array_equal((scene.image(2 * view, None) * 255).round().numpy(), full)
         assert np.array_equal((scene.image(2 * view + 1, None) * 255).round().numpy(), resize_area(full, 5, 4))
+    assert multiscale.make_multiscale(str(blender_folder), pyramid.parent / "small", 1, factor=2) == 14
+    small, halves = load("multiscale", pyramid.parent / "small"), blender.load(str(blender_folder), blender.Config(factor=2))
+    assert torch.equal(small.stored_pixels, halves.stored_pixels) and torch.allclose(small.cameras.fx, halves.cameras.fx)
     some = load("multiscale", pyramid, testskip=2, train_views=(0, 4, 1))
     assert some.view_names[:4] == scene.view_names[:4] and len(some.splits["train"]) == 4
     assert set(some.cameras.width[some.splits["test"]].tolist()) == {10}

@@ -330,7 +330,7 @@ def convert(argv: list[str]) -> int:
         raise ConfigError("a SCENE and a new folder are needed: nerfit convert multiscale SCENE OUT.")
     from nerfit.scenes.multiscale import make_multiscale
 
-    pictures = make_multiscale(options.scene, options.out, options.scales)
+    pictures = make_multiscale(options.scene, options.out, options.scales, options.factor)
     _answer(options, {"folder": str(options.out), "pictures": pictures}, f"{pictures} pictures -> {options.out}")
     return 0
 

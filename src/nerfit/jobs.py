@@ -276,6 +276,7 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
 def metrics_text(metrics: dict[str, Any]) -> str:
     """What `evaluate` found, for a reader."""
     names = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "lpips_vgg": "LPIPS(vgg) {:.4f}", "lpips_alex": "LPIPS(alex) {:.4f}"}
+    names["depth_error"] = "depth error {:.4f}"
 
     def means(of: dict[str, Any]) -> str:
         return ", ".join(text.format(of[name]) for name, text in names.items() if name in of)

@@ -189,3 +189,5 @@ class MultiscaleOptions(Common):
     """New folder."""
     scales: int = 4
     """Sizes, the full one among them."""
+    factor: int = 1
+    """Shrink the pictures by this factor first."""

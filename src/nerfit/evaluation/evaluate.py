@@ -16,6 +16,7 @@ from nerfit.evaluation.poses import optimised_pose
 from nerfit.methods.base import Method, render_view
 from nerfit.rendering.lpips import find_weights, load_lpips
 from nerfit.rendering.metrics import psnr, quantise, ssim
+from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import strip, write_png
 from nerfit.scenes.scene import Scene
 
@@ -37,7 +38,7 @@ def evaluate(
     pose_steps: int = 0,
     appearance_fit: bool = False,
 ) -> dict[str, Any]:
-    """PSNR, SSIM, LPIPS (where wished and weights are at hand) and seconds per view of a split.
+    """PSNR, SSIM, LPIPS (where wished and weights are at hand), depth error (where depths are known) and seconds per view of a split.
 
     ``pose_steps`` first moves each view's camera by so many photometric steps (`optimised_pose`).
     ``appearance_fit`` judges the right half of each view alone, after `fitted_to_left_half`.
@@ -77,6 +78,7 @@ def evaluate(
             "psnr": min(psnr(prediction[known], truth[known]), 100.0),
         }
         row["ssim"] = ssim(judged, truth)
+        row |= _depth_error(method, scene, view, rendering)
         for name, network in networks.items():
             row[name] = float(network.distance(judged.to(method.device), truth.to(method.device)))
         row["seconds"] = seconds
@@ -100,6 +102,17 @@ def evaluate(
         "missing": missing,
         "views": rows,
     }
+
+
+def _depth_error(method: Method, scene: Scene, view: int, rendering: Rendering) -> dict[str, float]:
+    """``depth_error``: mean error of the depth per unit of opacity, over pixels whose surface is known, in the scene's unit of length."""
+    w, h, start = int(scene.cameras.width[view]), int(scene.cameras.height[view]), int(scene.starts[view])
+    if scene.depths is None or scene.ndc or method.cameras is not None or rendering.depth is None or rendering.opacity is None:
+        return {}
+    truth = scene.depths[start : start + w * h].reshape(h, w)
+    known = scene.visible(view) & (truth > 0)
+    error = (rendering.depth / rendering.opacity.clamp(min=1e-10) - truth).abs()
+    return {"depth_error": float(error[known].mean())} if known.any() else {}
 
 
 def _means(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from nerfit.errors import ConfigError
 from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least, require_inverse_depth
-from nerfit.methods.pixels import pixel_batch
+from nerfit.methods.pixels import colour_error, mean_area, pixel_batch
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, render_weights
 from nerfit.sampling.along_rays import stratified
@@ -79,7 +79,7 @@ class MipNerf(Method):
         require_inverse_depth(c.lindisp, scene)
         self.network = NerfMLP(6 * c.frequencies, encoded_size(3, c.view_frequencies), c.depth, c.width, c.skips, "glorot")
         self.ndc, self.point_gaussians = scene.ndc, PointGaussians(scene)
-        self.mean_area = _mean_area(scene)
+        self.mean_area = mean_area(scene) if c.batching == "all" else None
         self.set_capture(c, scene)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
@@ -101,8 +101,6 @@ class MipNerf(Method):
         t = sample_pdf(t, blurred(coarse.weights), posts, share, c.padding)
         rendering = self._march(batch, rays, t)
         rendering.extras = {"rgb_coarse": coarse.rgb, "opacity_coarse": coarse.opacity}
-        if c.batching == "all":
-            rendering.extras["area"] = rays.pixel_radius.square() / self.mean_area
         return rendering
 
     def _march(self, batch: Batch, rays: Rays, t: Tensor) -> Rendering:
@@ -125,14 +123,8 @@ class MipNerf(Method):
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Squared colour error of both levels (equation 17), of pixels of all images by the pixel's area (section 4.1)."""
-        target, seen = batch.target, rendering.extras
-        assert target is not None
-        area = seen["area"] if "area" in seen else torch.ones_like(rendering.rgb[:, 0])
-
-        def error(rgb: Tensor) -> Tensor:
-            return (area * (rgb - target).square().mean(-1)).mean()
-
-        return {"rgb": error(rendering.rgb), "rgb_coarse": self.config.coarse_weight * error(seen["rgb_coarse"])}
+        coarse = colour_error(rendering.extras["rgb_coarse"], batch, self.mean_area)
+        return {"rgb": colour_error(rendering.rgb, batch, self.mean_area), "rgb_coarse": self.config.coarse_weight * coarse}
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
         """PSNR of the first level."""
@@ -158,11 +150,3 @@ class MipNerf(Method):
 def widened_sigmoid(raw: Tensor, padding: float) -> Tensor:
     """Colours from -padding to 1 + padding (mip-NeRF, appendix)."""
     return (1 + 2 * padding) * torch.sigmoid(raw) - padding
-
-
-def _mean_area(scene: Scene) -> float:
-    """Mean over the training pixels of their cone's squared radius."""
-    views = torch.tensor(scene.splits["train"])
-    corner = torch.zeros_like(views)
-    pixels = (scene.cameras.width * scene.cameras.height)[views]
-    return float((scene.rays(views, corner, corner).pixel_radius.square() * pixels).sum() / pixels.sum())

@@ -18,7 +18,7 @@ from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import Samples, keep_visible
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least, require_inverse_depth
-from nerfit.methods.pixels import pixel_batch
+from nerfit.methods.pixels import colour_error, mean_area, pixel_batch
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_packed, render_weights
 from nerfit.sampling.along_rays import stratified
@@ -80,6 +80,8 @@ class NerfConfig(CaptureConfig):
     """Glorot-uniform weights with zero biases (the original), or PyTorch's default."""
     batching: Literal["image", "all"] = "image"
     """Draw a step's rays from one random image or from all images, without replacement either way."""
+    area_weights: bool = False
+    """Weight each pixel's loss by its area, for pictures of several sizes (mip-NeRF's comparison; with batching all)."""
     rays: int = 1024
     """Rays per step."""
     precrop_steps: int = 0
@@ -112,6 +114,8 @@ class NerfConfig(CaptureConfig):
             unused |= dict.fromkeys(("first_w0", "hidden_w0"), "network is relu")
         if self.camera.learn and not (self.frequencies or (self.viewdirs and self.view_frequencies)):
             unused |= dict.fromkeys(("camera.coarse_from", "camera.coarse_until"), "there are no octaves to open")
+        if self.batching == "image":
+            unused["area_weights"] = "batching is image, which draws every view equally often"
         if self.precrop_steps == 0:
             unused["precrop_fraction"] = "precrop_steps is 0"
         return unused
@@ -139,6 +143,7 @@ class Nerf(Method):
         self.rays_end = config.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
         boxed = config.occupancy and not scene.ndc
         self.cameras = learned_cameras(config.camera, scene.cameras, scene.splits["train"], boxed)
+        self.mean_area = mean_area(scene) if config.area_weights and config.batching == "all" else None
         self.coarse = self._network(config.depth, config.width)
         self.fine: NerfMLP | None = None
         self.space = OccupiedSpace(scene, config.march_steps, young_decay=YOUNG_DECAY) if config.occupancy else None
@@ -237,10 +242,9 @@ class Nerf(Method):
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Squared colour error of both networks (equation 6)."""
-        assert batch.target is not None
-        losses = {"rgb": F.mse_loss(rendering.rgb, batch.target)}
+        losses = {"rgb": colour_error(rendering.rgb, batch, self.mean_area)}
         if "rgb_coarse" in rendering.extras:
-            losses["rgb_coarse"] = F.mse_loss(rendering.extras["rgb_coarse"], batch.target)
+            losses["rgb_coarse"] = colour_error(rendering.extras["rgb_coarse"], batch, self.mean_area)
         return losses
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""The batch that most methods train on: random pixels of one image or of all images, with their rays."""
+"""The batch that most methods train on: random pixels of one image or of all images, with their rays; and its colour error."""
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.cameras import Cameras
@@ -90,6 +91,24 @@ def random_pixels(
 def rays_for_samples(samples: int, rays: int, kept: int) -> int:
     """How many rays give about ``samples`` where so many gave ``kept``; more or fewer by a half at most, from 64 to 2¹⁶."""
     return int(min(max(rays * samples / max(kept, 1), 0.5 * rays, 64), 1.5 * rays, 2**16))
+
+
+def mean_area(scene: Scene) -> float:
+    """Mean over the training pixels of their cone's squared radius."""
+    views = torch.tensor(scene.splits["train"])
+    corner = torch.zeros_like(views)
+    pixels = (scene.cameras.width * scene.cameras.height)[views]
+    return float((scene.rays(views, corner, corner).pixel_radius.square() * pixels).sum() / pixels.sum())
+
+
+def colour_error(rgb: Tensor, batch: Batch, area: float | None = None) -> Tensor:
+    """Mean squared error of a batch's colours [rays, 3]; with a mean ``area`` each pixel counts by its own (mip-NeRF, section 4.1)."""
+    assert batch.target is not None
+    if area is None:
+        return F.mse_loss(rgb, batch.target)
+    assert batch.rays is not None
+    weight = batch.rays.pixel_radius.detach().square() / area
+    return (weight * (rgb - batch.target).square().mean(-1)).mean()
 
 
 def _batch(

@@ -91,13 +91,13 @@ def _pix2cam(fx: float, fy: float, cx: float, cy: float) -> Float[np.ndarray, "3
     return np.array([[1 / fx, 0, -cx / fx], [0, -1 / fy, cy / fy], [0, 0, -1]])
 
 
-def make_multiscale(source: str, out: Path, scales: int = 4) -> int:
-    """Write a Blender scene into the folder ``out`` at ``scales`` sizes, each half the one before; returns the number of pictures.
+def make_multiscale(source: str, out: Path, scales: int = 4, factor: int = 1) -> int:
+    """Write a Blender scene, shrunk by ``factor``, at ``scales`` sizes, each half the one before; returns the number of pictures.
 
     Each pixel is the mean of the four below it, with colours premultiplied by alpha (mip-NeRF itself averages them straight).
     Raises ConfigError where a size doesn't come out whole, and for an ``out`` that has a metadata.json.
     """
-    scene = blender.load(source, blender.Config())
+    scene = blender.load(source, blender.Config(factor=factor))
     width, height = int(scene.cameras.width[0]), int(scene.cameras.height[0])
     step = 2 ** (scales - 1) if scales > 0 else 0
     if step == 0 or width % step or height % step:
