@@ -209,15 +209,18 @@ class LearnedCameras(nn.Module):
             self.focal.copy_(FOCALS[self.config.focal][1](across[: len(self.focal)]))
 
 
-def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], boxed: bool) -> LearnedCameras | None:
-    """The cameras to learn; None where they are taken as they are. ``boxed`` says that the field's box was put where given poses look."""
-    if config.learn and config.start == "identity" and boxed:
+def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], ndc: bool, boxed: bool) -> LearnedCameras | None:
+    """The cameras to learn; None where they are taken as they are.
+
+    ``ndc`` says that rays are taken to normalised device coordinates; ``boxed`` that the field has a box, which lies where given poses look.
+    """
+    if config.learn and config.start == "identity" and boxed and not ndc:
         raise ConfigError(
             "model.camera.start identity needs a forward-facing scene in NDC here; the method nerf without occupancy takes others."
         )
     pivot = config.pivot
     if pivot is None:
-        pivot = NDC_PIVOT if not boxed or config.start == "identity" else 0.0
+        pivot = NDC_PIVOT if ndc or config.start == "identity" else 0.0
     return LearnedCameras(config, cameras, train, pivot) if config.learn else None
 
 

@@ -95,7 +95,7 @@ class Instant(Method):
         unbounded = self.space.cascades > 1
         finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
-        self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], boxed=not scene.ndc)
+        self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=True)
         self.soft_near = (0.15 * self.space.side if unbounded else 0.0) if c.soft_near is None else c.soft_near
         self.distortion = (1e-3 if unbounded else 0.0) if c.distortion is None else c.distortion
         self.near, self.far = scene.near, scene.far

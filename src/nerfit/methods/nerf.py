@@ -141,8 +141,7 @@ class Nerf(Method):
             raise ConfigError("model.samples must be at least 3 to place importance samples.")
         # A density that is never zero would end every ray opaque, so where space ends at far, rays do too.
         self.rays_end = config.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
-        boxed = config.occupancy and not scene.ndc
-        self.cameras = learned_cameras(config.camera, scene.cameras, scene.splits["train"], boxed)
+        self.cameras = learned_cameras(config.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=config.occupancy)
         self.mean_area = mean_area(scene) if config.area_weights and config.batching == "all" else None
         self.coarse = self._network(config.depth, config.width)
         self.fine: NerfMLP | None = None
