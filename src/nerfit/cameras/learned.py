@@ -212,7 +212,7 @@ class LearnedCameras(nn.Module):
 def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], ndc: bool, boxed: bool) -> LearnedCameras | None:
     """The cameras to learn; None where they are taken as they are.
 
-    ``ndc`` says that rays are taken to normalised device coordinates; ``boxed`` that the field has a box, which lies where given poses look.
+    ``ndc`` says that rays are taken to NDC, ``boxed`` that the field has a box, which lies where given poses look.
     """
     if config.learn and config.start == "identity" and boxed and not ndc:
         raise ConfigError(

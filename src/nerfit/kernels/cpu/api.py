@@ -153,7 +153,7 @@ def sparse_adam(
     run_parallel(adam.adam, *arrays, *map(_f32, (rate, *betas, eps, correction2, decay)))
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _level_sums(parts: int, entries: int) -> tuple[Any, Any]:
     """Zeros to sum a level's gradient in, for each thread; `scatter_adam` leaves zeros."""
     return torch.zeros(parts, 4 * entries).numpy(), torch.zeros(parts, entries // 4, dtype=torch.uint8).numpy()
