@@ -19,6 +19,7 @@ from nerfit.evaluation.appearance import fitted_to_left_half
 from nerfit.evaluation.evaluate import evaluate
 from nerfit.methods.base import Method
 from nerfit.methods.instant import Instant, InstantConfig
+from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
@@ -170,6 +171,7 @@ def test_gains_are_found_and_the_clean_light_with_them(scene: Scene, spoiled: Sc
             MipNerf360Config(depth=2, width=8, skips=[], proposal_depth=1, proposal_width=4, proposal_samples=[4], samples=3, rays=16),
         ),
         (Nerf, NerfConfig(depth=2, width=8, skips=[], samples=4, fine_samples=4, rays=16)),
+        (InstantProposals, InstantProposalsConfig(levels=2, log2_entries=10, proposal_samples=[8], intervals=4, samples=256)),
     ],
 )
 def test_every_method_learns_maps(spoiled: Scene, method: Any, config: Any, kind: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, SceneError
 from nerfit.methods.base import Method, render_view
 from nerfit.methods.instant import Instant, InstantConfig
+from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
@@ -213,6 +214,7 @@ QUICK: dict[str, tuple[Callable[[Any, Scene], Method], Any]] = {
         MipNerf360Config(depth=2, width=8, skips=[], proposal_depth=1, proposal_width=4, proposal_samples=[4], samples=4, rays=32),
     ),
     "instant": (Instant, InstantConfig(levels=2, log2_entries=10, march_steps=64, first_march_steps=64)),
+    "instant-unbounded": (InstantProposals, InstantProposalsConfig(levels=2, log2_entries=10, proposal_samples=[8], intervals=6)),
 }
 
 
@@ -277,6 +279,6 @@ def test_a_scene_without_depths_is_refused(few: Scene) -> None:
     bare = replace(few, depths=None)
     with pytest.raises(ConfigError, match=r"model\.depth_loss needs depths"):
         Nerf(NerfConfig(depth_loss=0.1), bare)
-    with pytest.raises(ConfigError, match=r"model\.depth_loss must not be negative"):
+    with pytest.raises(ConfigError, match=r"model\.depth_loss must be at least 0"):
         Nerf(NerfConfig(depth_loss=-0.1), few)
     Nerf(NerfConfig(depth_loss=0.1), replace(bare, pixels=None))  # a run that is opened to be looked at

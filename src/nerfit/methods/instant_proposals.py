@@ -18,7 +18,7 @@ from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.intervals import render_intervals, warm_up
 from nerfit.kernels.marching import contract
 from nerfit.kernels.rendering import Rendered
-from nerfit.methods.base import Batch, Method, require_at_least
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least
 from nerfit.methods.pixels import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.losses import interlevel
@@ -30,7 +30,7 @@ from nerfit.scenes.scene import Scene
 
 
 @dataclass
-class InstantProposalsConfig:
+class InstantProposalsConfig(CaptureConfig):
     """The field, the proposals and the batch."""
 
     levels: int = 8
@@ -112,6 +112,7 @@ class InstantProposals(Method):
         grids = [GridLayout(c.proposal_levels, c.proposal_log2_entries, c.coarsest, 2 * finest) for finest in c.proposal_finest]
         self.proposals = nn.ModuleList(HashDensity(grid) for grid in grids)
         self.register_buffer("rays", torch.tensor(256))
+        self.set_capture(c, scene)
         self.kept = 0
         """Samples of the latest step that got a colour."""
 
@@ -123,7 +124,7 @@ class InstantProposals(Method):
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, as many as give ``samples`` visible samples."""
         self.kept = 0
-        return random_pixels(scene, int(self.rays), 1.0, generator, self.device)
+        return random_pixels(scene, int(self.rays), 1.0, generator, self.device, depths=self.depth_loss > 0)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
