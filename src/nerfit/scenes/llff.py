@@ -132,7 +132,8 @@ def read_poses(path: Path) -> Poses:
     if table.dtype.kind not in "fiu" or table.ndim != 2 or table.shape[1] != 17 or not len(table):
         shape = f"{' x '.join(map(str, table.shape))} {table.dtype}"
         raise SceneError(f"{path} holds {shape}, not the N x 17 numbers (15 for the pose, 2 depth bounds) of an LLFF scene.")
-    table = torch.from_numpy(table.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        table = torch.from_numpy(table.astype(np.float64))
     for view in (~table.isfinite().all(1)).nonzero()[:1, 0].tolist():
         raise SceneError(f"{path}: row {view} holds numbers that are not finite; estimate the poses again or leave that view out.")
     matrix, bounds = table[:, :15].reshape(-1, 3, 5), table[:, 15:]
