@@ -125,8 +125,7 @@ def test_march_steps_grow_shorter_with_the_budget_spent(tmp_path: Path, scene: S
     ratios = torch.tensor(lengths).log().diff()
     torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), atol=1e-5, rtol=1e-3)
     method.progress = 1.0
-    method.render(method.view_batch(scene, scene.cameras, 0, torch.arange(4)))
-    assert method.space.step_length == pytest.approx(3**0.5 / 256)
+    assert method.step_length == pytest.approx(3**0.5 / 256)  # that pictures are rendered with
 
 
 def test_the_number_of_rays_follows_the_samples_that_are_seen(tmp_path: Path, scene: Scene) -> None:
