@@ -17,6 +17,7 @@ from nerfit.legacy import FLAGS, FORMATS, is_legacy, translate
 from nerfit.plugins import find
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
+from nerfit.training.perceptual import PerceptualConfig
 
 FERN = """
 expname = fern_test
@@ -102,7 +103,7 @@ N_rand = 4096
 BLENDER_SCENES = ["chair", "drums", "ficus", "hotdog", "lego", "materials", "mic", "ship"]
 LLFF_SCENES = ["fern", "flower", "fortress", "horns", "leaves", "orchids", "room", "trex"]
 
-TOP = {"steps": int, "seconds": float, "seed": int, "threads": int, "device": str, "precision": str, "chunk": int}
+TOP = {"steps": int, "epochs": int, "seconds": float, "seed": int, "threads": int, "device": str, "precision": str, "chunk": int}
 
 
 def write(folder: Path, text: str, name: str = "old.txt") -> Path:
@@ -388,7 +389,11 @@ def test_old_configs_are_told_from_recipes(tmp_path: Path) -> None:
 def configs(method: str, form: str) -> dict[str, Any]:
     """The dataclass of every section, for a method and a scene format."""
     owners = {"scene": find("nerfit.scenes", form), "model": find("nerfit.methods", method)}
-    return {section: owner.Config for section, owner in owners.items()} | {"optim": OptimConfig, "log": LogConfig}
+    return {section: owner.Config for section, owner in owners.items()} | {
+        "optim": OptimConfig,
+        "log": LogConfig,
+        "perceptual": PerceptualConfig,
+    }
 
 
 @pytest.mark.parametrize("name", names())
@@ -398,13 +403,11 @@ def test_recipe_holds_known_keys_of_the_right_type(name: str) -> None:
     sections = configs(recipe["method"], recipe.get("format", "blender"))
     for section, config in sections.items():
         values = recipe.get(section, {})
-        unused = getattr(made := config(**values), "unused", dict)()
-        assert not unused.keys() & values.keys()
         hints = get_type_hints(config)
+        made = config(**{key: hints[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
+        assert not getattr(made, "unused", dict)().keys() & values.keys()
         for key, value in vars(made).items():
             kinds = {get_origin(h) or h for h in (get_args(hints[key]) if get_origin(hints[key]) is UnionType else [hints[key]])}
-            if isinstance(value, dict):
-                value = hints[key](**value)
             assert Literal in kinds and value in get_args(hints[key]) or type(value) in kinds, f"{section}.{key} = {value!r}"
     for key, value in recipe.items():
         assert key in sections or key in ("method", "format", "description") or type(value) is TOP[key]
