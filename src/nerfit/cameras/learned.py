@@ -92,6 +92,7 @@ class LearnedCameras(nn.Module):
     """
 
     first: Tensor
+    began: Tensor
     given: Tensor
     views: Tensor
     pivot: Tensor
@@ -125,6 +126,7 @@ class LearnedCameras(nn.Module):
         self.register_buffer("views", torch.tensor(train))
         self.register_buffer("given", cameras.c2w.clone())
         self.register_buffer("first", self.moved(axis_angle_to_matrix(_noise(cameras, config)), _noise(cameras, config), first))
+        self.register_buffer("began", self.first.clone())
         self.turn = nn.Parameter(torch.tensor(ROTATIONS[config.rotation][1]).repeat(len(train), 1))
         self.shift = nn.Parameter(torch.zeros(len(train), 3))
         if config.focal != "given":

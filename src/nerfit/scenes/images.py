@@ -20,6 +20,8 @@ Picture = Tensor | np.ndarray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr", ".hdr")
 """Endings of the names of pictures, in small letters."""
+_PILLOW = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+"""What Pillow may take a file for, whatever its name; its readers of rarer kinds know no limits (GIF's goes through gigabytes by bytes)."""
 MOST_PIXELS = 500_000_000
 """Larger pictures are refused unread; Pillow's own limits, which start at a fifth of that, are switched off."""
 Image.MAX_IMAGE_PIXELS = None
@@ -111,7 +113,7 @@ def _container(file: BinaryIO) -> Any:
     try:
         if magic.startswith(_FLOAT_ONLY):
             raise UnidentifiedImageError
-        image = Image.open(file)
+        image = Image.open(file, formats=_PILLOW)
         width, height = image.size
     except UnidentifiedImageError:
         if not magic.startswith((*_FLOAT_ONLY, *_TIFF)):

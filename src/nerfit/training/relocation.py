@@ -18,15 +18,16 @@ from nerfit.scenes.scene import Scene, composite
 
 LOST = 4.0
 """A view is lost whose squared error is so many times the median view's."""
-MOST = 4
+MOST = 2
 """Lost views that are looked for at a time, the worst first."""
 PIXELS = 128
 """Pixels by which a pose is judged."""
-PLACES = 64
-"""Poses that are tried for a lost view; the best `KEPT` of them are moved by `STEPS` photometric steps."""
-KEPT, STEPS, LR = 4, 50, 1e-2
-SPREADS = (0.1, 0.2, 0.4)
-"""Standard deviations of the random turns (radians) that lead to those poses; shifts have a quarter of it."""
+PLACES = 512
+"""Poses that are tried for a lost view, half of them around where it is and half around where it began, by a quarter of the pixels; the
+best `KEPT` of them are moved by `STEPS` photometric steps."""
+KEPT, STEPS, LR = 8, 60, 1e-2
+SPREADS = (0.1, 0.2, 0.3)
+"""Standard deviations of the random turns (radians) that lead to those poses; shifts have half of it."""
 
 
 def photometric_poses(
@@ -65,21 +66,21 @@ def lost_views(method: Method, scene: Scene, seed: int) -> tuple[list[int], Floa
 def relocate(method: Method, scene: Scene, step: int) -> int:
     """Look for the cameras of lost views from many places around where they are; returns how many were found elsewhere.
 
-    A found camera begins anew there. What is found depends on the method's state, its seed and ``step`` alone.
+    A camera is found where its picture fits as well as those that are not lost; it begins anew there. What is found depends on the
+    method's state, its seed and ``step`` alone.
     """
     assert method.cameras is not None
     seed = mix(method.seed, step, 0x105E)
     lost, errors = lost_views(method, scene, seed)
-    order = {int(v): i for i, v in enumerate(method.cameras.views.tolist())}
     found = 0
     for view in lost:
         generator = torch.Generator().manual_seed(mix(seed, view))
         with torch.no_grad():
             places = _around(method.cameras, view, generator)
-            tried = _errors(method, scene, torch.full((len(places),), view), places.to(method.device), PIXELS, seed)
+            tried = _errors(method, scene, torch.full((len(places),), view), places.to(method.device), PIXELS // 4, seed)
         best = places[tried.argsort()[:KEPT].tolist()]
         cameras, left = photometric_poses(method, scene, view, best, STEPS, LR, PIXELS, mix(seed, view, 1))
-        if float(left.min()) < 0.5 * float(errors[order[view]]):
+        if left.min() < LOST * errors.median():
             method.cameras.begin_anew(view, cameras.c2w[int(left.argmin())])
             found += 1
     return found
@@ -90,7 +91,8 @@ def _around(learned: LearnedCameras, view: int, generator: torch.Generator) -> C
     spread = torch.tensor(SPREADS)[torch.arange(PLACES) % len(SPREADS), None]
     turn = axis_angle_to_matrix(spread * torch.randn(PLACES, 3, generator=generator))
     many = learned(1.0).to("cpu")[[view] * PLACES]
-    return replace(many, c2w=learned.moved(turn, 0.25 * spread * torch.randn(PLACES, 3, generator=generator), many.c2w))
+    near = torch.stack([many.c2w[0], learned.began[view].to(many.c2w)]).repeat(PLACES // 2, 1, 1)
+    return replace(many, c2w=learned.moved(turn, 0.5 * spread * torch.randn(PLACES, 3, generator=generator), near))
 
 
 def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixels: int, seed: int) -> Float[Tensor, "cameras"]:
