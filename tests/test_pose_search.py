@@ -328,9 +328,9 @@ def test_the_best_of_several_seeds_stays(tmp_path: Path, monkeypatch: pytest.Mon
     plan, options, folder = prepared(tmp_path, "run", "--seeds", "3", "--seed", "4", "--no-evaluate", steps=12)
     train, calls = jobs.train, []
 
-    def stopped(plan: Any, options: Any, folder: Path, *tell: Any) -> Any:
+    def stopped(plan: Any, options: Any, folder: Path, *tell: Any, **rest: Any) -> Any:
         calls.append((plan.config.seed, options.resume))
-        return train(plan, options, folder, *tell) | ({"exit_code": 130} if len(calls) == 2 else {})
+        return train(plan, options, folder, *tell, **rest) | ({"exit_code": 130} if len(calls) == 2 else {})
 
     monkeypatch.setattr(jobs, "train", stopped)
     told: list[Any] = []
