@@ -31,13 +31,17 @@ def files_of_views(place: Path, *kinds: str) -> list[tuple[Path, ...]]:
     return [(file, *(files[file.stem] for files in texts)) for file in pictures]
 
 
+LARGEST = 1e9
+"""What no coordinate or length reaches (`Scene` refuses it)."""
+
+
 def read_numbers(file: Path) -> Float[np.ndarray, "n"]:
-    """All numbers of a text file; none where it holds anything else, or what is not finite."""
+    """All numbers of a text file; none where it holds anything else, or what is not finite or larger than scenes may be."""
     try:
         numbers = np.array(read_text(file).split(), dtype=np.float64)
     except ValueError:
         return np.empty(0)
-    return numbers if np.isfinite(numbers).all() else np.empty(0)
+    return numbers if (np.abs(numbers) < LARGEST).all() else np.empty(0)
 
 
 def read_pose(file: Path) -> Float[np.ndarray, "4 4"]:
