@@ -36,18 +36,18 @@ LARGEST = 1e9
 
 
 def read_numbers(file: Path) -> Float[np.ndarray, "n"]:
-    """All numbers of a text file; none where it holds anything else, or what is not finite or larger than scenes may be."""
+    """All numbers of a text file; none where it holds anything else, or what is not finite."""
     try:
         numbers = np.array(read_text(file).split(), dtype=np.float64)
     except ValueError:
         return np.empty(0)
-    return numbers if (np.abs(numbers) < LARGEST).all() else np.empty(0)
+    return numbers if np.isfinite(numbers).all() else np.empty(0)
 
 
 def read_pose(file: Path) -> Float[np.ndarray, "4 4"]:
     """A matrix of 16 numbers that can be inverted."""
     numbers = read_numbers(file)
-    if numbers.shape != (16,) or abs(np.linalg.det(numbers.reshape(4, 4))) < 1e-12:
+    if numbers.shape != (16,) or np.abs(numbers).max() > LARGEST or abs(np.linalg.det(numbers.reshape(4, 4))) < 1e-12:
         raise SceneError(f"{file} must hold the 16 numbers of a 4x4 pose.")
     return numbers.reshape(4, 4)
 
