@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.kernels.cpu import api
+from nerfit.kernels.cpu import rendering_api
 from nerfit.kernels.field import FieldShape, field_density
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import (
@@ -360,9 +360,9 @@ def test_visible_samples_follow_their_twin(monkeypatch, occupancies, strength, c
         seen = np.zeros(len(everything), bool)
         seen[at] = True
         assert not ((seen != keep) & (doubt > 1e-3)).any()
-    monkeypatch.setattr(api, "_room", 16)
+    monkeypatch.setattr(rendering_api, "_room", 16)
     again = visible_samples(*arguments)
-    assert api._room > 16
+    assert rendering_api._room > 16
     assert torch.equal(again.t_starts, found.t_starts)
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
     reference = visible_samples(*exact(rays), *arguments[5:8], table.double(), weights.double(), *arguments[10:])

@@ -11,7 +11,7 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.kernels.adam import FactoredGradient, sparse_adam
 from nerfit.kernels.compositing import composite_packed_reference
-from nerfit.kernels.cpu import api, runtime
+from nerfit.kernels.cpu import rendering_api, runtime
 from nerfit.kernels.field import FieldShape, field_reference
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import RESOLUTION, Occupancy, contract, march, pack_occupancy
@@ -117,9 +117,9 @@ def test_judging_gives_the_picture_that_training_sees(monkeypatch):
     rays, occupancy, table, weights = scene(300, "random", 1)
     settings = (occupancy, STEP, 0.0, table, weights, SHAPE, False, 1e-3, 1e-3)
     plain = render_rays(*rays, *settings)
-    monkeypatch.setattr(api, "_room", 1)
+    monkeypatch.setattr(rendering_api, "_room", 1)
     kept = render_rays(*rays, *settings[:3], table.clone().requires_grad_(), *settings[4:])
-    assert api._room > 1
+    assert rendering_api._room > 1
     assert plain.kept == kept.kept
     for name in ("color", "opacity", "depth"):
         assert torch.equal(getattr(plain, name), getattr(kept, name).detach())

@@ -166,6 +166,16 @@ def test_a_lost_camera_is_found_again() -> None:
     assert torch.equal(found[others], scene.cameras.c2w[others])
 
 
+def test_cameras_that_begin_elsewhere_are_looked_for_there_too() -> None:
+    """The second half of the places that are tried for a lost camera lies around where the search began."""
+    scene = load("procedural:object", Config(size=8, views=6, samples=1))
+    learned = LearnedCameras(CameraConfig(learn=True), scene.cameras, scene.splits["train"])
+    moved = replace(scene.cameras, c2w=scene.cameras.c2w + torch.tensor([0.0, 0.0, 0.0, 0.5]))
+    learned.begin_at(moved)
+    assert torch.equal(learned.began, moved.c2w)
+    assert torch.equal(learned(1.0).c2w, moved.c2w)
+
+
 def test_a_learned_focal_length_leaves_normalised_device_coordinates_as_they_are(scene: Scene, tmp_path: Path) -> None:
     """Rays of a placed scene, saved and loaded, are those that were trained on."""
     assert scene.ndc

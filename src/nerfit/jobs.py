@@ -69,7 +69,7 @@ def choose_method(source: str | None, argv: list[str]) -> tuple[str, Scene]:
     """
     plan, _, _ = prepare(AUTO, source, [word for word in argv if word != "--resume"], folder=False)
     set_threads(plan.config.threads)
-    scene, method = plan.load_scene(), plan.method
+    scene, method = _load(plan), plan.method
     free = not any(word.startswith(("--recipe", "--model.")) for word in argv)
     if free and method == "instant" and scene.bounds == "unbounded" and not scene.ndc:
         method = "instant-unbounded"
@@ -89,7 +89,7 @@ def train(
     With a viewer ``tell`` gets the same when all is done, and the viewer is served until Ctrl-C. ``scene`` is the plan's, if it is loaded.
     """
     set_threads(plan.config.threads)
-    scene = scene or plan.load_scene()
+    scene = scene or _load(plan)
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
     if options.resume:
@@ -106,6 +106,12 @@ def train(
             with contextlib.suppress(KeyboardInterrupt), trainer.method.session():
                 viewer.serve()
     return summary
+
+
+def _load(plan: Plan) -> Scene:
+    """A plan's scene, with a word about what it is read as."""
+    say(f"{plan.source}: {plan.format} scene")
+    return plan.load_scene()
 
 
 def _viewer(scene: Scene, options: TrainCommand[Any, Any], folder: Path, open_ones: contextlib.ExitStack) -> "Viewer":
@@ -192,7 +198,7 @@ def import_weights(checkpoint: Path, source: str, argv: list[str]) -> tuple[Trai
     """A run of `nerf` with the weights of an older program; its optimiser begins anew."""
     weights = read_weights(checkpoint)
     plan, options, folder = prepare("nerf", source, [*weights.flags(), *argv])
-    scene = plan.load_scene()
+    scene = _load(plan)
     method = plan.make_method(scene)
     restore({f"model.{name}": t for name, t in weights.state().items()}, method)
     folder = new_folder(folder, numbered=options.out is None)

@@ -194,8 +194,6 @@ def _format(source: str | None, argv: list[str], recipe: Recipe, wants_help: boo
             if wants_help:
                 return recipe.format
             raise
-        if not wants_help:
-            say(f"{source}: {form} scene")
     if recipe.format not in (None, form):
         raise ConfigError(f"recipe {recipe.name} is for {recipe.format} scenes, but {source} is of format {form}.")
     return form

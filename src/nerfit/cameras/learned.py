@@ -206,6 +206,7 @@ class LearnedCameras(nn.Module):
     def begin_at(self, cameras: Cameras) -> None:
         """Let the search begin at these ``cameras`` of all views, and at the first one's focal length if one is learned."""
         self.first.copy_(cameras.c2w)
+        self.began.copy_(cameras.c2w)
         if self.config.focal != "given":
             across = torch.stack([cameras.fx[0] / cameras.width[0], cameras.fy[0] / cameras.height[0]])
             self.focal.copy_(FOCALS[self.config.focal][1](across[: len(self.focal)]))

@@ -68,4 +68,4 @@ def optimised_pose(method: Method, scene: Scene, view: int, steps: int) -> Camer
 
     The field stays as it is; iNeRF (Yen-Chen et al. 2021), as NeRF-- and BARF judge views that they were not trained on.
     """
-    return photometric_poses(method, scene, view, scene.cameras[[view]], steps, LR, RAYS, view)[0]
+    return photometric_poses(method, scene, view, scene.cameras[[view]], steps, (LR, LR), RAYS, view)[0]

@@ -219,9 +219,9 @@ def visible_samples(
     """
     with torch.no_grad():
         if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
-            from nerfit.kernels.cpu import api
+            from nerfit.kernels.cpu import rendering_api
 
-            return api.visible_samples(
+            return rendering_api.visible_samples(
                 origins, directions, near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light
             )
         samples = march(origins, directions, near, far, jitter, occupancy, step, cone)

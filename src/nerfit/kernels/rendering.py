@@ -63,10 +63,10 @@ def render_rays(
     """
     march = (near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light)
     if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
-        from nerfit.kernels.cpu import api
+        from nerfit.kernels.cpu import rendering_api
 
         given = ((origins, directions, viewdirs, near, far, jitter), *march[3:], True)
-        draw = lambda keep: api.render(*given, keep)  # noqa: E731
+        draw = lambda keep: rendering_api.render(*given, keep)  # noqa: E731
         return render_slots(draw, table, weights, origins, directions, shape, half, soft_near, occupancy.cascades, packed)
     samples = visible_samples(origins.detach(), directions.detach(), *march)
     found = render_samples(samples, origins, directions, viewdirs, table, weights, shape, half, least_light, soft_near, occupancy.cascades)
@@ -158,15 +158,15 @@ class _Render(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        from nerfit.kernels.cpu import api
+        from nerfit.kernels.cpu import rendering_api
 
         table, weights, origins, directions = ctx.saved_tensors
         slots, ctx.slots = ctx.slots, None
         if slots is None:
             raise RuntimeError("rendering goes backward once: its kept features have become their own gradients.")
         learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        g_weights = api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, learned, *gradients[:4])
-        g_rays = api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
+        g_weights = rendering_api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, learned, *gradients[:4])
+        g_rays = rendering_api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
         factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
         g_table = factored.give_to(table) if ctx.needs_input_grad[0] else None
         return g_table, g_weights, *g_rays, *([None] * 5)

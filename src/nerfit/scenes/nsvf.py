@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.axes import convert_axes
-from nerfit.cameras.poses import to_4x4, transform_poses
+from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.scenes import placing
@@ -72,15 +72,16 @@ def load(source: str, config: Config) -> Scene:
     known = "object" if corners is not None or pixels.shape[1] == 4 else None
     placed = placing.place(cameras, None, config.bounds or known, config.centre)
     cameras.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
-    near, far = placed.near, placed.far
+    span = placed.near, placed.far
     if corners is not None and placed.bounds == "object":
-        near, far = _depths(folder, cameras, corners @ placed.transform[:3, :3].T + placed.transform[:3, 3])
+        span = _depths(folder, cameras, corners @ placed.transform[:3, :3].T + placed.transform[:3, 3])
+    near, far = config.reach(*span)
     return Scene(
         name=folder.resolve().name,
         format="nsvf",
         cameras=cameras,
-        near=near if config.near is None else config.near,
-        far=far if config.far is None else config.far,
+        near=near,
+        far=far,
         splits=splits,
         pixels=pixels,
         bounds=placed.bounds,
@@ -163,7 +164,7 @@ def _depths(folder: Path, cameras: Cameras, corners: Float[Tensor, "8 3"]) -> tu
     size = torch.stack([cameras.width, cameras.height], -1)
     if not (before & (pixels >= 0).all(-1) & (pixels <= size).all(-1)).any():
         raise SceneError(f"{folder / 'bbox.txt'}: no picture shows the middle of that box.")
-    c2w = to_4x4(cameras.c2w.to(torch.float64))[:, None]
-    depths = ((c2w[..., :3, 3] - corners) * c2w[..., :3, 2]).sum(-1)
+    views = torch.arange(len(cameras)).repeat_interleave(len(corners))
+    depths = cameras.depths(views, corners.to(torch.float32).repeat(len(cameras), 1))
     far = float(depths.max())
     return max(float(depths.min()), 0.05 * far), far

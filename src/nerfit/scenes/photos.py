@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nerfit.errors import SceneError
 from nerfit.scenes import transforms
-from nerfit.scenes.pixels import mask_beside, picture_files
+from nerfit.scenes.pixels import mask_beside, photographs
 from nerfit.scenes.registration import PoseConfig, Report
 from nerfit.scenes.scene import Scene, write_json
 
@@ -24,7 +24,7 @@ class Config(PoseConfig, transforms.Config):
 
 def detect(source: str) -> bool:
     """A folder with two pictures or more, or with a folder ``images`` of that kind."""
-    return len(_pictures(Path(source))) > 1
+    return len(photographs(Path(source))) > 1
 
 
 def load(source: str, config: Config) -> Scene:
@@ -40,7 +40,7 @@ def estimate(source: str, config: PoseConfig) -> tuple[Path, Report]:
     from nerfit.scenes import sfm
 
     poses = PoseConfig(**{f.name: getattr(config, f.name) for f in fields(PoseConfig)})
-    return sfm.estimate(source, _pictures(Path(source)), poses, ordered=False)
+    return sfm.estimate(source, photographs(Path(source)), poses, ordered=False)
 
 
 def posed_scene(file: Path, report: Report, config: transforms.Config, name: str, form: str) -> Scene:
@@ -77,8 +77,3 @@ def export(file: Path, report: Report, out: Path) -> Path:
     except OSError as error:
         raise SceneError(f"{out} can't be written: {error.strerror}.") from error
     return out / "transforms.json"
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder, else of its folder ``images``."""
-    return picture_files(folder) or picture_files(folder / "images")

@@ -74,6 +74,11 @@ def picture_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda p: ([(text, int(n or -1)) for text, n in re.findall(r"(\D*)(\d*)", p.name)], p.name))
 
 
+def photographs(folder: Path) -> list[Path]:
+    """The pictures of a folder, else of its folder ``images``."""
+    return picture_files(folder) or picture_files(folder / "images")
+
+
 def find_masks(paths: Sequence[Path]) -> list[Path | None]:
     """The mask that lies beside each picture, in the first of the usual places; says how many there are, if any.
 

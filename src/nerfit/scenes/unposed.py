@@ -9,7 +9,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes.images import image_size
-from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
+from nerfit.scenes.pixels import find_masks, load_pixels, photographs
 from nerfit.scenes.scene import Scene, SceneConfig, pick
 
 
@@ -35,7 +35,7 @@ def load(source: str, config: Config) -> Scene:
 
     Raises SceneError for fewer than 2 pictures or pictures that differ in size, ConfigError for settings without sense.
     """
-    files = picture_files(Path(source)) or picture_files(Path(source) / "images")
+    files = photographs(Path(source))
     if len(files) < 2:
         raise SceneError(f"{source} holds {len(files)} pictures; it takes 2 or more to learn cameras from them.")
     require_least("scene.", config, factor=1, holdout=0)

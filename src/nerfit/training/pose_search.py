@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nerfit.cameras import Cameras
+from nerfit.scenes.images import replacing
 from nerfit.scenes.scene import Scene, composite
 
 if TYPE_CHECKING:
@@ -109,9 +110,8 @@ class PoseSearch:
             return
         looks = {"c2w": torch.stack(self.c2w), "steps": torch.tensor(self.steps)}
         looks |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("progress", "psnr", "focal")}
-        temporary = folder / f"{FILE}.part"
-        temporary.write_bytes(save(looks, {"every": str(self.every)}))
-        temporary.replace(folder / FILE)
+        with replacing(folder / FILE) as temporary:
+            temporary.write_bytes(save(looks, {"every": str(self.every)}))
 
     @classmethod
     def load(cls, folder: Path, until: int) -> "PoseSearch":

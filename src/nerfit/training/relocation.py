@@ -31,20 +31,21 @@ SPREADS = (0.1, 0.2, 0.3)
 
 
 def photometric_poses(
-    method: Method, scene: Scene, view: int, start: Cameras, steps: int, lr: float, pixels: int, seed: int
+    method: Method, scene: Scene, view: int, start: Cameras, steps: int, rates: tuple[float, float], pixels: int, seed: int
 ) -> tuple[Cameras, Float[Tensor, "starts"]]:
     """Cameras after ``steps`` steps of Adam on their poses from each of ``start``, which lower the squared error of random pixels of a
-    view's picture, and their errors by ``pixels`` other ones. The field stays as it is.
+    view's picture, and their errors by ``pixels`` other ones. The learning rate goes from the first of ``rates`` to the second along
+    half a cosine. The field stays as it is.
     """
     count = len(start)
     pivot = 0.0 if method.cameras is None else -float(method.cameras.pivot[2])
     poses = LearnedCameras(CameraConfig(learn=True), start, list(range(count)), pivot).to(method.device)
-    optimizer = torch.optim.Adam(poses.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(poses.parameters(), lr=rates[0])
     with _frozen(method):
         for step in range(steps):
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps)) if count > 1 else lr
+                group["lr"] = rates[1] + (rates[0] - rates[1]) * 0.5 * (1 + math.cos(math.pi * step / steps))
             _errors(method, scene, torch.full((count,), view), poses(), pixels, mix(seed, step)).sum().backward()
             optimizer.step()
         found = poses.eval()()
@@ -79,7 +80,7 @@ def relocate(method: Method, scene: Scene, step: int) -> int:
             places = _around(method.cameras, view, generator)
             tried = _errors(method, scene, torch.full((len(places),), view), places.to(method.device), PIXELS // 4, seed)
         best = places[tried.argsort()[:KEPT].tolist()]
-        cameras, left = photometric_poses(method, scene, view, best, STEPS, LR, PIXELS, mix(seed, view, 1))
+        cameras, left = photometric_poses(method, scene, view, best, STEPS, (LR, 0.0), PIXELS, mix(seed, view, 1))
         if left.min() < LOST * errors.median():
             method.cameras.begin_anew(view, cameras.c2w[int(left.argmin())])
             found += 1
@@ -96,18 +97,20 @@ def _around(learned: LearnedCameras, view: int, generator: torch.Generator) -> C
 
 
 def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixels: int, seed: int) -> Float[Tensor, "cameras"]:
-    """Mean squared error of ``pixels`` random pixels of each view's picture, seen through its camera."""
+    """Mean squared error of ``pixels`` random pixels of each view's picture, seen through its camera; those that masks hide don't count."""
     count = len(views)
     owner = torch.arange(count).repeat_interleave(pixels)
     width, height = scene.cameras.width[views][owner], scene.cameras.height[views][owner]
     inside = (torch.rand(count * pixels, generator=torch.Generator().manual_seed(seed)) * width * height).long()
     x, y = inside % width, torch.div(inside, width, rounding_mode="floor")
     background = 0.0 if scene.background == "black" else 1.0
-    target = composite(scene.colors(views[owner], x, y), background).to(method.device)
+    colors = scene.colors(views[owner], x, y).to(method.device)
+    known = colors[:, 3] > 0 if scene.masked else torch.ones_like(colors[:, 0], dtype=torch.bool)
     owner, x, y = (i.to(cameras.c2w.device) for i in (owner, x, y))
     rays = scene.rays(owner, x, y, cameras)
-    rgb = torch.cat([method.render(piece).rgb for piece in Batch(rays, target=target, background=background).chunks(1 << 14)])
-    return (rgb - target).square().mean(-1).view(count, pixels).mean(-1)
+    rgb = torch.cat([method.render(piece).rgb for piece in Batch(rays, background=background).chunks(1 << 14)])
+    errors = ((rgb - composite(colors, background)).square().mean(-1) * known).view(count, pixels)
+    return errors.sum(-1) / known.view(count, pixels).sum(-1).clamp(min=1)
 
 
 @contextlib.contextmanager

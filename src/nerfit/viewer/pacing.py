@@ -9,7 +9,7 @@ from nerfit.viewer.drawing import Frame, Viewpoint, Wish
 MOVING = 0.12
 """Seconds that a picture may take while its browser moves."""
 LEAST_PIXELS = 32 * 24
-TRAINING_SHARE = 0.05
+TRAINING_SHARE = 0.03
 """Share of the time that training gives up to browsers that stand still, and"""
 MOVING_SHARE = 0.5
 """to those that were moved and have no sharp picture yet."""

@@ -11,9 +11,9 @@ from nerfit.kernels.cpu.field import (
 )
 from nerfit.kernels.cpu.hash_grid import CHUNK
 from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end, forward, round16, weight_gradient
-from nerfit.kernels.cpu.rendering import POOL, WAVE, _blank_lanes, _copy_lanes, _paint
+from nerfit.kernels.cpu.rendering import POOL, WAVE, blank_lanes, copy_lanes, look_along, paint
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
-from nerfit.kernels.cpu.sampling import _contraction
+from nerfit.kernels.cpu.sampling import contraction
 from nerfit.kernels.cpu.vectors import exp16, load16, positive_part, splat16, store16
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
@@ -36,7 +36,7 @@ def _middles(origins, directions, edges, first, blocks, rows):
             x = origins[i, 0] + t * directions[i, 0] - _HALF
             y = origins[i, 1] + t * directions[i, 1] - _HALF
             z = origins[i, 2] + t * directions[i, 2] - _HALF
-            squeeze = _contraction(x, y, z)
+            squeeze = contraction(x, y, z)
             row = 3 * block * LANES + lane
             rows[row], rows[row + LANES], rows[row + 2 * LANES] = x * squeeze + _HALF, y * squeeze + _HALF, z * squeeze + _HALF
 
@@ -143,7 +143,7 @@ def render_along(
     places, looks, features = places[part], looks[part], features[part]
     pool = max(POOL * WAVE // samples, 1)
     room = (pool * samples + LANES - 1) // LANES * LANES
-    p, passing = aligned(3 * room), aligned(room)
+    p, passing, lengths = aligned(3 * room), aligned(room), aligned(room)
     found, codes = aligned_zeros(room * depth), aligned(16 * room)
     kept_codes = aligned(16 * ray.size)
     from_ = np.empty(room, np.int64)
@@ -163,15 +163,13 @@ def render_along(
             d = directions[i]
             norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
             for k in range(samples):
-                passing[(i - first) * samples + k] = (edges[i, k + 1] - edges[i, k]) * norm
+                lengths[(i - first) * samples + k] = (edges[i, k + 1] - edges[i, k]) * norm
         for block in range(blocks):
             for i in range(0, LANES, 16):
                 density, q = density16(load16(codes, 16 * LANES * block + i)), block * LANES + i
-                store16(passing, q, exp16(zero - density * load16(passing, q)))
+                store16(passing, q, exp16(zero - density * load16(lengths, q)))
         fresh = kept
         for i in range(first, first + many):
-            d = directions[i]
-            norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
             light = shown = _ONE
             for k in range(samples):
                 q = (i - first) * samples + k
@@ -180,29 +178,27 @@ def render_along(
                     w = shown * (_ONE - passing[q])
                     shown *= passing[q]
                     ray[kept], t0[kept], t1[kept], weight[kept], light_after[kept] = i, edges[i, k], edges[i, k + 1], w, shown
-                    length[kept] = (edges[i, k + 1] - edges[i, k]) * norm
+                    length[kept] = lengths[q]
                     from_[kept - fresh] = q
                     opacity[i] += w
                     along[i] += w * _HALF * (edges[i, k] + edges[i, k + 1])
                     kept += 1
                 light *= passing[q]
         if keep:
-            _copy_lanes(p, from_, 3, places, fresh, kept - fresh)
-            _copy_lanes(found, from_, depth, features, fresh, kept - fresh)
-        _copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
-        for s in range(fresh, kept):
-            row = (s // LANES) * 3 * LANES + s % LANES
-            looks[row], looks[row + LANES], looks[row + 2 * LANES] = viewdirs[ray[s], 0], viewdirs[ray[s], 1], viewdirs[ray[s], 2]
+            copy_lanes(p, from_, 3, places, fresh, kept - fresh)
+            copy_lanes(found, from_, depth, features, fresh, kept - fresh)
+        copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
+        look_along(viewdirs, ray, looks, fresh, kept)
         ready = kept // LANES * LANES if keep else kept
-        _paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
+        paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
         painted = ready
         if not keep:
             gone, kept, painted = gone + kept, 0, 0
-    _paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
+    paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
     if keep:
-        _blank_lanes(places, 3, kept)
-        _blank_lanes(looks, 3, kept)
-        _blank_lanes(features, depth, kept)
+        blank_lanes(places, 3, kept)
+        blank_lanes(looks, 3, kept)
+        blank_lanes(features, depth, kept)
     end(tiles)
     return gone + kept
 

@@ -3,15 +3,15 @@
 from functools import cache
 
 import torch
-from numba.core import event
 from torch import Tensor
 
 from nerfit.kernels.cpu import intervals
-from nerfit.kernels.cpu.api import Slots, _array, _blocks, _f32, _grid, _network
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.rendering import POOL, WAVE
+from nerfit.kernels.cpu.rendering_api import Slots
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
-from nerfit.kernels.cpu.warm import _Announcer
+from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network
+from nerfit.kernels.cpu.warm import announced
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
 
@@ -21,13 +21,13 @@ def density(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Densities [rays, samples], and with ``keep`` the blocked positions and features."""
     n, samples = len(edges), edges.shape[1] - 1
-    blocks, depth = _blocks(n * samples), shape.grid.depth
+    blocks, depth = blocks_of(n * samples), shape.grid.depth
     out = torch.empty(blocks * LANES)
     places, features = torch.empty(3 * LANES * blocks if keep else 0), torch.zeros(depth * LANES * blocks if keep else 0)
     if n:
-        given = [_array(a.contiguous()) for a in (origins, directions, edges, table)]
-        found = map(_array, (places, features, out))
-        run_parallel(intervals.density_along, *given, *_grid(shape.grid), *_network(weights, shape, half), *found)
+        given = [array(a.contiguous()) for a in (origins, directions, edges, table)]
+        found = map(array, (places, features, out))
+        run_parallel(intervals.density_along, *given, *grid(shape.grid), *network(weights, shape, half), *found)
     return out[: n * samples].reshape(n, samples), places, features
 
 
@@ -36,7 +36,7 @@ def density_backward(features: Tensor, weights: Tensor, shape: FieldShape, half:
     sums = torch.zeros(part_count(), len(weights))
     padded = torch.zeros(len(features) // shape.grid.depth)
     padded[: gradient.numel()] = gradient.flatten()
-    run_parallel(intervals.density_along_backward, _array(features), *_network(weights, shape, half), _array(padded), _array(sums))
+    run_parallel(intervals.density_along_backward, array(features), *network(weights, shape, half), array(padded), array(sums))
     return sums.sum(0)
 
 
@@ -54,43 +54,21 @@ def render(
     keep: bool,
 ) -> tuple[Slots, Tensor]:
     """What rays see, in slots that hold their visible samples with ``keep``, and the weights [rays, samples] of all intervals."""
-    n, samples, parts, depth = len(edges), edges.shape[1] - 1, part_count(), shape.grid.depth
-    most = samples * -(-n // parts) if keep else max(POOL * WAVE, samples)
-    room = _blocks(most) * LANES
-    slots = Slots(
-        color=torch.empty(n, 3),
-        opacity=torch.empty(n),
-        depth=torch.empty(n),
-        ray=torch.empty(parts, room, dtype=torch.int32).numpy(),
-        t0=torch.empty(parts, room).numpy(),
-        t1=torch.empty(parts, room).numpy(),
-        length=torch.empty(parts, room).numpy(),
-        weight=torch.empty(parts, room),
-        light_after=torch.empty(parts, room).numpy(),
-        places=torch.empty(parts, 3 * room).numpy(),
-        looks=torch.empty(parts, 3 * room).numpy(),
-        features=torch.empty(parts, depth * room if keep else 0).numpy(),
-        evaluated=n * samples,
-    )
+    n, samples = len(edges), edges.shape[1] - 1
+    most = samples * -(-n // part_count()) if keep else max(POOL * WAVE, samples)
+    slots = Slots.make(n, blocks_of(most) * LANES, shape.grid.depth, keep)
+    slots.evaluated = n * samples
     shares = torch.empty(n, samples)
     slots.kept = run_parallel(
         intervals.render_along,
-        *(_array(a.contiguous()) for a in (origins, directions, viewdirs, edges, table)),
-        *_grid(shape.grid),
-        *_network(weights, shape, half),
-        _f32(least_weight),
-        _f32(least_light),
+        *(array(a.contiguous()) for a in (origins, directions, viewdirs, edges, table)),
+        *grid(shape.grid),
+        *network(weights, shape, half),
+        f32(least_weight),
+        f32(least_light),
         keep,
-        *map(_array, (shares, slots.color, slots.opacity, slots.depth)),
-        slots.ray,
-        slots.t0,
-        slots.t1,
-        slots.length,
-        _array(slots.weight),
-        slots.light_after,
-        slots.places,
-        slots.looks,
-        slots.features,
+        array(shares),
+        *slots.arrays(),
     )
     return slots, shares
 
@@ -112,17 +90,15 @@ def draw(
     """Weights, and new intervals' edges on the ladder and as distances."""
     n = len(s)
     weights, new_s, new_t = torch.empty_like(density), torch.empty(n, samples + 1), torch.empty(n, samples + 1)
-    given = [_array(a.contiguous()) for a in (s, t, density, norm, low, high, jitter)]
-    run_parallel(intervals.draw_intervals, *given, *map(_f32, (exponent, padding, power, unit)), *map(_array, (weights, new_s, new_t)))
+    given = [array(a.contiguous()) for a in (s, t, density, norm, low, high, jitter)]
+    run_parallel(intervals.draw_intervals, *given, *map(f32, (exponent, padding, power, unit)), *map(array, (weights, new_s, new_t)))
     return weights, new_s, new_t
 
 
 @cache
 def warm_up() -> None:
     """Compile the kernels of intervals, or load them, on one ray and in view of the user."""
-    announcer = _Announcer()
-    event.register("numba:compile", announcer)
-    try:
+    with announced():
         shape = FieldShape(GridLayout(1, 8, 2, 2), 32)
         table, weights, one = torch.zeros(shape.grid.size), torch.zeros(shape.size), torch.ones(1)
         ray, edges = (torch.ones(1, 3), torch.ones(1, 3)), torch.tensor([[0.0, 0.5, 1.0]])
@@ -130,6 +106,3 @@ def warm_up() -> None:
         density_backward(features, weights, shape, False, found)
         render(*ray, ray[1], edges, table, weights, shape, False, 0.0, 0.0, True)
         draw(edges, edges, found, one, 0 * one, one, 2, one[:, None], 1.0, 0.1, 0.0, 1.0)
-    finally:
-        event.unregister("numba:compile", announcer)
-        announcer.stop()

@@ -33,7 +33,7 @@ _ZERO, _HALF, _ONE, _LEAST = np.float32(0), np.float32(0.5), np.float32(1), np.f
 
 
 @part_of_kernel
-def _copy_lanes(source, from_, rows, target, first, count):
+def copy_lanes(source, from_, rows, target, first, count):
     """target[:, first + k] = source[:, from_[k]], both [block, rows, LANES]."""
     for row in range(rows):
         for k in range(count):
@@ -42,7 +42,7 @@ def _copy_lanes(source, from_, rows, target, first, count):
 
 
 @part_of_kernel
-def _blank_lanes(target, rows, first):
+def blank_lanes(target, rows, first):
     """Zeros from lane ``first`` to the end of its block."""
     if first % LANES:
         for row in range(rows):
@@ -51,7 +51,15 @@ def _blank_lanes(target, rows, first):
 
 
 @part_of_kernel
-def _paint(first, last, net, space, codes, looks, ray, weight, color):
+def look_along(viewdirs, ray, looks, first, last):
+    """``looks`` ([block, 3, LANES], flat) of slots first … last - 1: the unit directions of their rays."""
+    for s in range(first, last):
+        row = (s // LANES) * 3 * LANES + s % LANES
+        looks[row], looks[row + LANES], looks[row + 2 * LANES] = viewdirs[ray[s], 0], viewdirs[ray[s], 1], viewdirs[ray[s], 2]
+
+
+@part_of_kernel
+def paint(first, last, net, space, codes, looks, ray, weight, color):
     """Add the colours of slots first … last - 1 to their rays; ``first`` begins a block."""
     for block in range(first // LANES, (last + LANES - 1) // LANES):
         space.joint[: 16 * LANES] = codes[16 * LANES * block : 16 * LANES * (block + 1)]
@@ -180,24 +188,22 @@ def render(
                 left += 1
         alive = left
         if keep:
-            _copy_lanes(p, from_, 3, places, fresh, kept - fresh)
-            _copy_lanes(found, from_, depth, features, fresh, kept - fresh)
+            copy_lanes(p, from_, 3, places, fresh, kept - fresh)
+            copy_lanes(found, from_, depth, features, fresh, kept - fresh)
         if colors:
-            _copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
-            for s in range(fresh, kept):
-                row = (s // LANES) * 3 * LANES + s % LANES
-                looks[row], looks[row + LANES], looks[row + 2 * LANES] = viewdirs[ray[s], 0], viewdirs[ray[s], 1], viewdirs[ray[s], 2]
+            copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
+            look_along(viewdirs, ray, looks, fresh, kept)
             ready = kept // LANES * LANES if keep else kept
-            _paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
+            paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
             painted = ready
         if not keep:
             gone, kept, painted = gone + kept, 0, 0
     if colors:
-        _paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
+        paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
     if keep and not full:
-        _blank_lanes(places, 3, kept)
-        _blank_lanes(looks, 3, kept)
-        _blank_lanes(features, depth, kept)
+        blank_lanes(places, 3, kept)
+        blank_lanes(looks, 3, kept)
+        blank_lanes(features, depth, kept)
     end(tiles)
     return gone + kept, evaluated, full
 

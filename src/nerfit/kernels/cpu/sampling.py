@@ -29,7 +29,7 @@ def enter(origins, directions, i, box, near, far):
 
 
 @inlined
-def _contraction(px, py, pz):
+def contraction(px, py, pz):
     """What takes a position, seen from the centre, into the field's cube: see `contract`."""
     reach = np.float32(2) * max(abs(px), max(abs(py), abs(pz)))
     return _HALF if reach <= _ONE else _HALF * (np.float32(2) - _ONE / reach) / reach
@@ -77,7 +77,7 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
                 at = out + found
                 t0[at], t1[at] = now, now + dt
                 row = (at // LANES) * 3 * LANES + at % LANES
-                squeeze = _contraction(px, py, pz) if cascades > 1 else _ONE
+                squeeze = contraction(px, py, pz) if cascades > 1 else _ONE
                 x[row], x[row + LANES], x[row + 2 * LANES] = px * squeeze + _HALF, py * squeeze + _HALF, pz * squeeze + _HALF
                 found += 1
                 now += dt

@@ -1,5 +1,7 @@
 """Compiling the CPU kernels once, in view of the user."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -30,17 +32,24 @@ class _Announcer(event.Listener):
     def on_end(self, event: Any) -> None:
         pass
 
-    def stop(self) -> None:
-        if self.spinner is not None:
-            self.spinner.stop()
+
+@contextlib.contextmanager
+def announced() -> Iterator[None]:
+    """Show whoever waits that kernels are being compiled."""
+    announcer = _Announcer()
+    event.register("numba:compile", announcer)
+    try:
+        yield
+    finally:
+        event.unregister("numba:compile", announcer)
+        if announcer.spinner is not None:
+            announcer.spinner.stop()
 
 
 @cache
 def warm_up() -> None:
     """Run everything that training and rendering need, on one ray."""
-    announcer = _Announcer()
-    event.register("numba:compile", announcer)
-    try:
+    with announced():
         shape = FieldShape(GridLayout(1, 8, 2, 2), 32)
         table, weights = torch.zeros(shape.grid.size, requires_grad=True), torch.zeros(shape.size, requires_grad=True)
         occupancy = pack_occupancy(torch.ones(RESOLUTION**3), 0.5)
@@ -61,6 +70,3 @@ def warm_up() -> None:
         view, x, y, _ = draw_pixels(torch.zeros(1, 4, dtype=torch.uint8), zero, one, one, zero, 1, 0, 1.0)
         f = torch.ones(1)
         camera_rays(torch.eye(4)[None, :3].contiguous(), f, f, f, f, None, None, 0.5, 1, view, x, y)
-    finally:
-        event.unregister("numba:compile", announcer)
-        announcer.stop()

@@ -1,0 +1,196 @@
+"""The CPU bodies behind `nerfit.kernels.rendering`: rays in, colours and the slots of their samples out."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerfit.kernels import marching
+from nerfit.kernels.cpu import rendering
+from nerfit.kernels.cpu.api import gradients_by_place
+from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.runtime import part_count, run_parallel
+from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network, occupied
+from nerfit.kernels.field import FieldShape
+from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.marching import Occupancy, Samples
+
+
+@dataclass
+class Slots:
+    """What rays see, and the samples that it is made of: row p of each [parts, slots] array belongs to thread p.
+
+    PyTorch makes the arrays: its memory begins at cache lines.
+    """
+
+    color: Tensor
+    opacity: Tensor
+    depth: Tensor
+    ray: Any
+    t0: Any
+    t1: Any
+    length: Any
+    weight: Tensor
+    light_after: Any
+    places: Any
+    looks: Any
+    features: Any
+    kept: list[int] = field(default_factory=list)
+    evaluated: int = 0
+
+    @classmethod
+    def make(cls, rays: int, room: int, depth: int, keep: bool) -> "Slots":
+        """Empty slots, ``room`` for each thread; features of ``depth`` numbers are stored with ``keep``."""
+        parts = part_count()
+
+        def empty(size: int) -> Any:
+            return torch.empty(parts, size).numpy()
+
+        return cls(
+            color=torch.empty(rays, 3),
+            opacity=torch.empty(rays),
+            depth=torch.empty(rays),
+            ray=torch.empty(parts, room, dtype=torch.int32).numpy(),
+            t0=empty(room),
+            t1=empty(room),
+            length=empty(room),
+            weight=torch.empty(parts, room),
+            light_after=empty(room),
+            places=empty(3 * room),
+            looks=empty(3 * room),
+            features=empty(depth * room if keep else 0),
+        )
+
+    def arrays(self) -> tuple[Any, ...]:
+        """What a rendering kernel fills: colour, opacity and depth of rays, then the samples' arrays."""
+        seen = (array(t) for t in (self.color, self.opacity, self.depth))
+        samples = (self.ray, self.t0, self.t1, self.length, array(self.weight), self.light_after, self.places, self.looks, self.features)
+        return *seen, *samples
+
+    def samples(self) -> tuple[Samples, Tensor]:
+        """The kept samples by ray, and their slots' numbers in that order."""
+        slots = self.ray.shape[1]
+        slot = np.concatenate([part * slots + np.arange(many) for part, many in enumerate(self.kept)])
+        slot = slot[np.argsort(self.ray.reshape(-1)[slot], kind="stable")]
+        ray = self.ray.reshape(-1)[slot]
+        count = np.bincount(ray, minlength=len(self.opacity))
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(count)]))
+        x = self.places.reshape(-1, 3, LANES)[slot // LANES, :, slot % LANES]
+        arrays = (ray, self.t0.reshape(-1)[slot], self.t1.reshape(-1)[slot], x)
+        found = [torch.from_numpy(a) for a in arrays]
+        return Samples(found[0], found[1], found[2], found[3], offsets, self.evaluated), torch.from_numpy(slot)
+
+
+_room = 1 << 14
+
+
+def render(
+    rays: tuple[Tensor, ...],
+    occupancy: Occupancy,
+    step: float,
+    cone: float,
+    table: Tensor,
+    weights: Tensor,
+    shape: FieldShape,
+    half: bool,
+    least_weight: float,
+    least_light: float,
+    colors: bool,
+    keep: bool,
+) -> Slots:
+    """Origins, directions, unit directions, near, far, jitter to colours; repeated with more room in the rare case that it is short."""
+    global _room
+    arrays = [array(a.contiguous()) for a in rays]
+    while True:
+        room = blocks_of(_room) * LANES if keep else rendering.POOL * rendering.WAVE
+        slots = Slots.make(len(rays[0]), room, shape.grid.depth, keep)
+        done = run_parallel(
+            rendering.render,
+            *arrays,
+            *occupied(occupancy),
+            f32(step),
+            f32(cone),
+            array(table),
+            *grid(shape.grid),
+            *network(weights, shape, half),
+            f32(least_weight),
+            f32(least_light),
+            colors,
+            keep,
+            *slots.arrays(),
+        )
+        if not any(full for _, _, full in done):
+            break
+        _room *= 2
+    slots.kept, slots.evaluated = [kept for kept, _, _ in done], sum(evaluated for _, evaluated, _ in done)
+    return slots
+
+
+def render_backward(
+    slots: Slots, weights: Tensor, shape: FieldShape, half: bool, soft_near: float, stretch: bool, *gradients: Tensor | None
+) -> Tensor:
+    """Turn the slots' features into their gradients; the networks' gradients. With ``stretch`` what `ray_gradients` needs is kept."""
+    n, parts = len(slots.opacity), len(slots.kept)
+    g_color, g_opacity, g_depth, g_weight = gradients
+    g_color = torch.zeros(n, 3) if g_color is None else g_color.contiguous()
+    g_opacity, g_depth = (torch.zeros(n) if g is None else g.contiguous() for g in (g_opacity, g_depth))
+    g_weight = torch.empty(parts, 0) if g_weight is None else g_weight.contiguous()
+    sums = torch.zeros(parts, len(weights))
+    run_parallel(
+        rendering.render_backward,
+        np.array(slots.kept),
+        slots.ray,
+        slots.t0,
+        slots.t1,
+        slots.length,
+        array(slots.weight),
+        slots.light_after,
+        slots.looks,
+        slots.features,
+        *network(weights, shape, half),
+        *map(array, (g_color, g_opacity, g_depth, g_weight)),
+        f32(soft_near),
+        stretch,
+        array(sums),
+    )
+    return sums.sum(0)
+
+
+def ray_gradients(
+    slots: Slots, origins: Tensor, directions: Tensor, table: Tensor, layout: GridLayout, cascades: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients [n, 3] of rays whose samples stay at their distances, after `render_backward` with ``stretch``."""
+    by_place = torch.cat(gradients_by_place(slots.places, np.array(slots.kept), slots.features, table, layout, layout.depth))
+    kept = list(enumerate(slots.kept))
+    arrays = (slots.ray, slots.t0, slots.t1, slots.light_after)
+    ray, t0, t1, stretch = (torch.cat([torch.from_numpy(a[r, :n]) for r, n in kept]) for a in arrays)
+    with torch.enable_grad():
+        o, d = (v.detach().requires_grad_() for v in (origins, directions))
+        ray = ray.long()
+        x = marching.contract(o[ray] + 0.5 * (t0 + t1)[:, None] * d[ray], cascades)
+        stretched = torch.zeros(len(d)).index_add_(0, ray, stretch) * d.norm(dim=-1).log()
+        g_origins, g_directions = torch.autograd.grad((x * by_place).sum() + stretched.sum(), (o, d))
+    return g_origins, g_directions
+
+
+def visible_samples(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor,
+    occupancy: Occupancy,
+    step: float,
+    cone: float,
+    table: Tensor,
+    weights: Tensor,
+    shape: FieldShape,
+    half: bool,
+    least_weight: float,
+    least_light: float,
+) -> Samples:
+    """The samples that can be seen."""
+    rays = (origins, directions, directions, near, far, jitter)
+    return render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, False, True).samples()[0]

@@ -1,0 +1,41 @@
+"""What the CPU bodies make of tensors and of the shapes of grids and networks."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nerfit.kernels import marching
+from nerfit.kernels.cpu import matmul
+from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.field import FieldShape
+from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.marching import Occupancy
+
+f32 = np.float32
+
+
+def array(tensor: Tensor) -> Any:
+    """A tensor's memory as a NumPy array."""
+    return tensor.detach().numpy()
+
+
+def blocks_of(n: int) -> int:
+    """Blocks of LANES samples that hold ``n``."""
+    return (n + LANES - 1) // LANES
+
+
+def grid(layout: GridLayout) -> tuple[Any, Any, int]:
+    """Resolutions, offsets and entries of the levels."""
+    return layout.resolutions, layout.offsets, layout.entries
+
+
+def network(weights: Tensor, shape: FieldShape, half: bool) -> tuple[Any, int, int, bool]:
+    """Weights, depth of the features, width, and whether products use the processor's bf16 tiles."""
+    return array(weights), shape.grid.depth, shape.width, half and matmul.has_tiles()
+
+
+def occupied(occupancy: Occupancy) -> tuple[Any, Any, Any, int, int]:
+    """Box, bits, distances, cascades and resolution."""
+    o = occupancy
+    return array(o.box), array(o.bits), array(o.distance), o.cascades, marching.RESOLUTION
