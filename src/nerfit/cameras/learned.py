@@ -1,7 +1,7 @@
 """Cameras that are learned together with the scene: NeRF-- (Wang et al. 2021) and BARF (Lin et al. 2021)."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -63,6 +63,8 @@ class CameraConfig:
     """Share of the budget after which they stand still again."""
     look_again: int = 500
     """Steps between looks for cameras whose pictures disagree with the field, which are searched for from many places; 0 = never."""
+    adjust_at: list[float] = field(default_factory=list)
+    """Shares of the budget at which all cameras are adjusted to each other (photometric bundle adjustment) from the field's surfaces on."""
     refine_after: float = 0.0
     """Share of the budget after which the field and all schedules begin anew, with the cameras found by then; 0 = never."""
     coarse_from: float = 0.0
@@ -112,6 +114,12 @@ class LearnedCameras(nn.Module):
             raise ConfigError(f"model.camera.warmup must lie between 0 and 1, not at {config.warmup:g}.")
         if config.look_again < 0:
             raise ConfigError(f"model.camera.look_again must not be negative, but is {config.look_again}.")
+        shares = config.adjust_at
+        if shares != sorted(shares) or not all(0 < share <= 1 for share in shares):
+            raise ConfigError("model.camera.adjust_at must be shares of the budget above 0 and up to 1, one after another.")
+        alike = len({(int(w), int(h)) for w, h in zip(cameras.width[train], cameras.height[train], strict=True)}) == 1
+        if shares and not (alike and (cameras.lens is None or not cameras.lens.any()) and cameras.distortion is None):
+            raise ConfigError("model.camera.adjust_at needs pictures of one size without lens distortion.")
         if not 0 <= config.refine_after < 1:
             raise ConfigError("model.camera.refine_after must be at least 0 and below 1.")
         if config.disturb < 0:
@@ -207,6 +215,8 @@ class LearnedCameras(nn.Module):
         """Let the search begin at these ``cameras`` of all views, and at the first one's focal length if one is learned."""
         self.first.copy_(cameras.c2w)
         self.began.copy_(cameras.c2w)
+        self.turn.copy_(torch.tensor(ROTATIONS[self.config.rotation][1]).expand_as(self.turn))
+        self.shift.zero_()
         if self.config.focal != "given":
             across = torch.stack([cameras.fx[0] / cameras.width[0], cameras.fy[0] / cameras.height[0]])
             self.focal.copy_(FOCALS[self.config.focal][1](across[: len(self.focal)]))

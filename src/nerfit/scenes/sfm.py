@@ -323,11 +323,22 @@ def _map(database: Path, folder: Path, count: int) -> list[Any]:
 
 
 def _map_all(database: Path, folder: Path, count: int) -> list[Any]:
-    """As `_map`, by rotations and then positions of all pictures at once (GLOMAP, Pan et al. 2024)."""
+    """As `_map`, by rotations and then positions of all pictures at once (GLOMAP, Pan et al. 2024).
+
+    Focal lengths begin at what the files or COLMAP's rule of thumb say, and then at what pairs of pictures say, which is nonsense where
+    all are taken from about one place; what registers more pictures, or fits them better, is taken.
+    """
+    found = [_map_at_once(database, folder)]
     pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=0))
+    found.append(_map_at_once(database, folder))
+    ranked = [_largest_first(models, count) for models in found if models]
+    return max(ranked, key=lambda models: (models[0].num_reg_images(), -models[0].compute_mean_reprojection_error()), default=[])
+
+
+def _map_at_once(database: Path, folder: Path) -> dict[int, Any]:
     options = pycolmap.GlobalPipelineOptions(num_threads=torch.get_num_threads(), random_seed=0)
     with tempfile.TemporaryDirectory() as output:
-        return _largest_first(pycolmap.global_mapping(database, folder / "pictures", output, options), count)
+        return pycolmap.global_mapping(database, folder / "pictures", output, options)
 
 
 def _largest_first(models: dict[int, Any], count: int) -> list[Any]:

@@ -43,6 +43,8 @@ class LoopState:
     """Rays trained on; a method may change their number from step to step."""
     began: int = 0
     """Step at which the field began anew with the cameras found by then; 0 = it has not."""
+    adjusted: int = 0
+    """How many of the adjustments of all cameras are done."""
     psnr: float | None = None
     """PSNR of the training pixels in dB, a running mean over about the latest fifty steps."""
 

@@ -31,6 +31,8 @@ flee."""
 FLEEING, STRAIGHT = 0.15, 0.45
 """Cameras flee that are so far from their middle on average, and so far from where they began as a share of their way in `LEGS` legs."""
 LEGS = 10
+LIKE = 0.25
+"""Likeness of the pictures below which an adjustment has found no common surfaces."""
 STUCK = 0.003
 """Cameras that are less far from their middle have not moved."""
 
@@ -64,13 +66,14 @@ class PoseSearch:
         still = cameras.config.warmup > 0  # cameras that hardly move at first are not judged early by what they have reached
         search = cameras.config.start == "identity" and cameras.config.learn_from == 0
         if search and (why := self.hopeless(trainer.scene, math.inf if still else LATE)):
-            warnings.warn(
-                f"the search for camera poses is probably hopeless: {why}. Photos must show one scene from places side by side; try "
-                "fewer or closer ones, --seeds 3, a lower --model.camera.lr, --recipe nerfmm-siren (of nerf), or nerfit poses (COLMAP).",
-                stacklevel=2,
-            )
+            _despair(why)
         if len(self.steps) >= MOST:
             self._thin()
+
+    def judge(self, likeness: float) -> None:
+        """Say that a search is hopeless whose first adjustment leaves the pictures of surfaces unlike (`adjust_photometrically`)."""
+        if likeness < LIKE:
+            _despair(f"seen from the cameras found by now, the photos agree to {likeness:.0%} only")
 
     def hopeless(self, scene: Scene, late: float = LATE) -> str | None:
         """Why there is no hope, said once: at the first look after `SHARE` of the budget and `EARLY` steps, or after ``late`` steps."""
@@ -128,6 +131,14 @@ class PoseSearch:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             warnings.warn(f"{folder / FILE} is damaged ({error}): pictures of the search begin here.", stacklevel=2)
             return cls()
+
+
+def _despair(why: str) -> None:
+    warnings.warn(
+        f"the search for camera poses is probably hopeless: {why}. Photos must show one scene from places side by side; try "
+        "fewer or closer ones, --seeds 3, a lower --model.camera.lr, --recipe nerfmm-siren (of nerf), or nerfit poses (COLMAP).",
+        stacklevel=2,
+    )
 
 
 def _now(due: list[bool]) -> bool:

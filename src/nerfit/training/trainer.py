@@ -18,6 +18,7 @@ from nerfit.rendering.volume import Rendering, join
 from nerfit.sampling.pixels import mix
 from nerfit.scenes.scene import Scene, write_json
 from nerfit.training import collapse
+from nerfit.training.adjusting import adjust
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_memory, pick_device, pick_precision, set_threads
 from nerfit.training.interrupts import stop_on_signals
@@ -287,6 +288,7 @@ class Trainer:
             if what is not None:
                 self._restart(what, bar)
                 return
+        self._adjust(bar)
         if self.method.cameras is not None and due(self.method.cameras.config.look_again) and self.method.cameras.moves(self.stage):
             found = relocate(self.method, self.scene, step)
             if found:
@@ -306,6 +308,20 @@ class Trainer:
                 callback.run(self)
                 self._lap()
 
+    def _adjust(self, bar: ProgressLine) -> None:
+        """Adjust all cameras to each other where the next share of the budget is reached; after the first time the field begins anew."""
+        cameras = self.method.cameras
+        if cameras is None or not any(self.progress >= share for share in cameras.config.adjust_at[self.state.adjusted :]):
+            return
+        self.state.adjusted += 1
+        first = self.state.adjusted == 1
+        likeness = adjust(self.method, self.scene, self.state.step, first)
+        if first and likeness > 0:
+            self._refine()
+        if first and self.search is not None:
+            self.search.judge(likeness)
+        bar.say(f"step {self.state.step}: all cameras adjusted; their pictures agree to {likeness:.0%}.")
+
     def _restart(self, what: str, bar: ProgressLine) -> None:
         """Begin again from another seed."""
         self.state.restarts += 1
@@ -313,7 +329,7 @@ class Trainer:
             raise RunError(f"{what}, from each of {MAX_RESTARTS + 1} seeds: try --model.density-activation softplus or a lower --optim.lr.")
         bar.say(f"step {self.state.step}: {what}; starting again from another seed (restart {self.state.restarts}).")
         self.state.seed = mix(self.settings.seed, self.state.restarts, 0xC0) >> 32
-        self.state.step = self.state.began = 0
+        self.state.step = self.state.began = self.state.adjusted = 0
         self.state.looks, self.state.holdout_psnr, self.state.psnr = {}, None, None
         discard_checkpoints(self.folder / "checkpoints")
         self._build()

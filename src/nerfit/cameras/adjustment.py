@@ -1,0 +1,188 @@
+"""Cameras made to agree with pictures and with each other: photometric bundle adjustment (Alismail et al. 2016; Engel et al. 2018)."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nerfit.cameras.cameras import Cameras
+from nerfit.cameras.rotations import axis_angle_to_matrix
+
+LEVELS = (4, 2, 1)
+"""Pictures are made smaller by these factors, one after another."""
+ITERATIONS = 12
+"""Levenberg-Marquardt steps on each of them."""
+SPREAD = 0.05
+"""Difference of grey levels, of 0 to 1, above which a pixel counts as one that doesn't show the point (Cauchy's weights)."""
+_PATCH = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]))
+
+
+def adjust_photometrically(
+    pictures: Float[Tensor, "views height width"],
+    cameras: Cameras,
+    hosts: Int[Tensor, "points"],
+    pixels: Float[Tensor, "points 2"],
+    inverse_depth: Float[Tensor, "points"],
+    learn_focal: bool = False,
+) -> tuple[Cameras, Float[Tensor, "points"], float]:
+    """Perspective cameras of one size, and inverse depths, under which the points look alike in all grey pictures; and how alike.
+
+    A point is a patch of 3x3 around ``pixels`` (column and row from the corner) of the picture of its ``hosts`` entry, at an axial depth.
+    Unknown pixels of ``pictures`` are NaN. Gauss and Newton's step moves all poses, the logarithm of the focal length if ``learn_focal``,
+    and all inverse depths together: what poses and depths can only do together, such as turns in proportion to shifts, costs gradient
+    descent thousands of steps. World, scale and place stay near where they were. The likeness is 1 where all agree, and 0 where patches
+    differ as those of different points do. float64, on the CPU.
+    """
+    given, rho = cameras.to("cpu")._map(lambda t: t.double() if t.is_floating_point() else t), inverse_depth.double()
+    cameras, likeness = given, 0.0
+    for level in LEVELS:
+        small, start = cameras.rescale(1 / level), given.rescale(1 / level)
+        size = int(small.height[0]), int(small.width[0])
+        known = F.adaptive_avg_pool2d((~pictures.isnan())[:, None].double(), size)
+        images = F.adaptive_avg_pool2d(pictures.nan_to_num()[:, None].double(), size) / known.clamp(min=1e-9)
+        at = pixels.double() * torch.tensor([size[1] / pictures.shape[2], size[0] / pictures.shape[1]], dtype=torch.float64)
+        small, rho, likeness = _descend(_layers(images, known), small, hosts, at, rho, learn_focal)
+        stretch = small.fx / start.fx
+        cameras = replace(given, c2w=small.c2w, fx=given.fx * stretch, fy=given.fy * stretch)
+    return cameras._map(lambda t: t.float() if t.is_floating_point() else t), rho.float(), likeness
+
+
+def _layers(images: Tensor, known: Tensor) -> Float[Tensor, "views 4 height width"]:
+    """Grey levels, their differences along columns and rows, and whether a pixel is known."""
+    wide = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    along_x, along_y = wide[:, :, 1:-1, 2:] - wide[:, :, 1:-1, :-2], wide[:, :, 2:, 1:-1] - wide[:, :, :-2, 1:-1]
+    return torch.cat([images, along_x / 2, along_y / 2, known], 1)
+
+
+def _descend(
+    layers: Tensor, cameras: Cameras, hosts: Tensor, pixels: Tensor, rho: Tensor, learn_focal: bool
+) -> tuple[Cameras, Tensor, float]:
+    """Levenberg and Marquardt's method at one size; the likeness in the end."""
+    own = torch.empty(len(hosts), len(_PATCH), dtype=torch.float64)
+    for h in range(len(layers)):
+        own[hosts == h] = _sample(layers[h], pixels[hosts == h, None] + _PATCH)[..., 0]
+    damping = 1e-3
+    cost, system = _linearise(layers, own, cameras, hosts, pixels, rho)
+    for _ in range(ITERATIONS):
+        step, sink = _solve(*system, damping, learn_focal)
+        moved, nearer = _moved(cameras, step), (rho + sink).clamp(min=1e-3)
+        new_cost, new_system = _linearise(layers, own, moved, hosts, pixels, nearer)
+        if new_cost < cost:
+            cameras, rho, damping = moved, nearer, damping / 5
+            done = new_cost > (1 - 1e-4) * cost
+            cost, system = new_cost, new_system
+            if done:
+                break
+        else:
+            damping *= 10
+    return cameras, rho, 1 - cost / float(_cost(own - own.roll(len(own) // 2, 0)).mean())
+
+
+def _cost(r: Tensor) -> Tensor:
+    """Cauchy's cost of differences."""
+    return SPREAD**2 * torch.log1p((r / SPREAD).square())
+
+
+def _sample(layers: Tensor, at: Tensor) -> Tensor:
+    """Values [..., layers] between the pixels of ``layers`` [layers, height, width] at columns and rows [..., 2] from the corner."""
+    height, width = layers.shape[-2:]
+    grid = 2 * at / torch.tensor([width, height], dtype=at.dtype) - 1
+    found = F.grid_sample(layers[None], grid.reshape(1, 1, -1, 2), align_corners=False, padding_mode="border")
+    return found[0, :, 0].T.reshape(*at.shape[:-1], -1)
+
+
+def _linearise(
+    layers: Tensor, own: Tensor, cameras: Cameras, hosts: Tensor, pixels: Tensor, rho: Tensor
+) -> tuple[float, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """The mean cost of a pixel that is seen, and the normal equations: of cameras and focal length, mixed, of depths; both gradients."""
+    n, points = len(cameras), len(hosts)
+    size = 6 * n + 1
+    h_cc, h_cp, h_pp = (torch.zeros(s, dtype=torch.float64) for s in ((size, size), (points, size), (points,)))
+    g_c, g_p = torch.zeros(size, dtype=torch.float64), torch.zeros(points, dtype=torch.float64)
+    total, seen = 0.0, 0
+    for j in range(n):
+        at, jacobian, shown = _seen_from(cameras, j, hosts, pixels, rho)
+        inside = shown & (hosts != j) & (at > 2).all(-1) & (at < torch.tensor(layers.shape[:1:-1]) - 2).all(-1)
+        rows = inside.nonzero()[:, 0]
+        if not len(rows):
+            continue
+        around, _, _ = _seen_from(cameras, j, hosts[rows], pixels[rows, None] + _PATCH, rho[rows, None], False)
+        values = _sample(layers[j], around)
+        r, slope, known = values[..., 0] - own[rows], values[..., 1:3], values[..., 3] > 0.99
+        weight = known / (1 + (r / SPREAD).square())
+        total += float((_cost(r) * known).sum())
+        seen += int(known.sum())
+        s = torch.einsum("pk,pka,pkb->pab", weight, slope, slope)
+        b = torch.einsum("pk,pka,pk->pa", weight, slope, r)
+        jac = jacobian[rows]
+        m, g = torch.einsum("pak,pab,pbl->pkl", jac, s, jac), torch.einsum("pak,pa->pk", jac, b)
+        host = 6 * hosts[rows, None] + torch.arange(6)
+        index = torch.cat([host, (6 * j + torch.arange(6)).expand_as(host), torch.full_like(host[:, :1], size - 1)], 1)
+        h_cc.index_put_((index[:, :, None], index[:, None, :]), m[:, :13, :13], accumulate=True)
+        h_cp.index_put_((rows[:, None], index), m[:, :13, 13], accumulate=True)
+        h_pp[rows] += m[:, 13, 13]
+        g_c.index_put_((index,), g[:, :13], accumulate=True)
+        g_p[rows] += g[:, 13]
+    return total / max(seen, 1), (h_cc, h_cp, h_pp, g_c, g_p)
+
+
+def _seen_from(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Tensor, wants: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Where camera j sees points [p, 2], the derivatives [p, 2, 14] by host pose, own pose, log f, inverse depth; and if it may show them.
+
+    A pose moves by a shift and a turn about its own centre, both along the world's axes. From more than 45 degrees to the side of its host
+    a point is not looked at.
+    """
+    shape = (-1,) + (1,) * (pixels.ndim - 2)
+    fx, fy, cx, cy = (v[hosts].reshape(shape) for v in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
+    d = torch.stack([(pixels[..., 0] - cx) / fx, -(pixels[..., 1] - cy) / fy, -torch.ones_like(pixels[..., 0])], -1)
+    pose = cameras.c2w[hosts].reshape(*shape, 3, 4)
+    along = (pose[..., :3] @ d[..., None])[..., 0] / rho[..., None]
+    turn, centre = cameras.c2w[j, :, :3], cameras.c2w[j, :, 3]
+    off = pose[..., 3] + along - centre
+    x, y, z = (off @ turn).unbind(-1)
+    u, v = cameras.cx[j] - cameras.fx[j] * x / z, cameras.cy[j] + cameras.fy[j] * y / z
+    at = torch.stack([u, v], -1)
+    if not wants:
+        return at, at, at
+    zero = torch.zeros_like(z)
+    by_local = torch.stack(
+        [
+            torch.stack([-cameras.fx[j] / z, zero, cameras.fx[j] * x / z**2], -1),
+            torch.stack([zero, cameras.fy[j] / z, -cameras.fy[j] * y / z**2], -1),
+        ],
+        -2,
+    )
+    by_point = by_local @ turn.T
+    of_focal = (pose[..., :3] @ (d * torch.tensor([-1.0, -1.0, 0.0], dtype=d.dtype))[..., None])[..., 0] / rho[..., None]
+    focal = (by_point @ of_focal[..., None])[..., 0] + at - torch.stack([cameras.cx[j], cameras.cy[j]])
+    by_depth = (by_point @ (-along / rho[..., None])[..., None])[..., 0]
+    parts = [by_point, -by_point @ _cross(along), -by_point, by_point @ _cross(off), focal[..., None], by_depth[..., None]]
+    shown = (z < -1e-6) & (torch.cosine_similarity(along, off, dim=-1) > 0.7)
+    return at, torch.cat(parts, -1), shown
+
+
+def _cross(v: Tensor) -> Tensor:
+    """The matrices [..., 3, 3] of v × ·."""
+    x, y, z = v.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*v.shape, 3)
+
+
+def _solve(h_cc: Tensor, h_cp: Tensor, h_pp: Tensor, g_c: Tensor, g_p: Tensor, damping: float, learn_focal: bool) -> tuple[Tensor, Tensor]:
+    """The step of cameras and focal length, and that of inverse depths, by Schur's complement."""
+    v = h_pp * (1 + damping) + 1e-9
+    h = h_cc + damping * h_cc.diagonal().diag() + 1e-9 * torch.eye(len(h_cc), dtype=h_cc.dtype) - h_cp.T @ (h_cp / v[:, None])
+    g = g_c - h_cp.T @ (g_p / v)
+    keep = slice(None) if learn_focal else slice(-1)
+    step = torch.zeros_like(g)
+    step[keep] = -torch.linalg.solve(h[keep, keep], g[keep])
+    return step, -(g_p + h_cp @ step) / v
+
+
+def _moved(cameras: Cameras, step: Tensor) -> Cameras:
+    motion, stretch = step[:-1].reshape(-1, 6), step[-1].exp()
+    rotation = axis_angle_to_matrix(motion[:, 3:]) @ cameras.c2w[:, :, :3]
+    c2w = torch.cat([rotation, cameras.c2w[:, :, 3:] + motion[:, :3, None]], -1)
+    return replace(cameras, c2w=c2w, fx=cameras.fx * stretch, fy=cameras.fy * stretch)
