@@ -242,6 +242,14 @@ def png(width, height, data):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def test_gigabytes_behind_the_first_bytes_of_a_jpeg_are_not_searched(tmp_path):
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate(5 << 30)
+    with pytest.raises(SceneError, match="larger than the 256 MiB that a JPEG may have"):
+        read_image(tmp_path / "huge.png")
+
+
 def test_a_picture_too_large_is_refused_by_its_header_without_a_warning(tmp_path, recwarn):
     path = tmp_path / "bomb.png"
     path.write_bytes(png(30_000, 20_000, zlib.compress(bytes(1000))))

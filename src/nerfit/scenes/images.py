@@ -22,6 +22,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr", "
 """Endings of the names of pictures, in small letters."""
 _PILLOW = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
 """What Pillow may take a file for, whatever its name; its readers of rarer kinds know no limits (GIF's goes through gigabytes by bytes)."""
+MOST_JPEG_BYTES = 1 << 28
+"""A larger JPEG is none: Pillow seeks its header byte by byte."""
 MOST_PIXELS = 500_000_000
 """Larger pictures are refused unread; Pillow's own limits, which start at a fifth of that, are switched off."""
 Image.MAX_IMAGE_PIXELS = None
@@ -108,11 +110,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _container(file: BinaryIO) -> Any:
     """What decodes an open image file, its size checked; a context manager."""
-    magic = file.read(10)
+    magic, size = file.read(10), file.seek(0, 2)
     file.seek(0)
     try:
         if magic.startswith(_FLOAT_ONLY):
             raise UnidentifiedImageError
+        if magic.startswith(b"\xff\xd8") and size > MOST_JPEG_BYTES:
+            raise ValueError(f"it is larger than the {MOST_JPEG_BYTES // 2**20} MiB that a JPEG may have")
         image = Image.open(file, formats=_PILLOW)
         width, height = image.size
     except UnidentifiedImageError:
