@@ -77,7 +77,7 @@ def _descend(
                 break
         else:
             damping *= 10
-    return cameras, rho, 1 - cost / float(_cost(own - own.roll(len(own) // 2, 0)).mean())
+    return cameras, rho, 1 - cost / max(float(_cost(own - own.roll(len(own) // 2, 0)).mean()), 1e-12)
 
 
 def _cost(r: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def _sample(layers: Tensor, at: Tensor) -> Tensor:
     height, width = layers.shape[-2:]
     grid = 2 * at / torch.tensor([width, height], dtype=at.dtype) - 1
     found = F.grid_sample(layers[None], grid.reshape(1, 1, -1, 2), align_corners=False, padding_mode="border")
-    return found[0, :, 0].T.reshape(*at.shape[:-1], -1)
+    return found[0, :, 0].T.reshape(*at.shape[:-1], len(layers))
 
 
 def _linearise(

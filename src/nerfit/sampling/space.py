@@ -104,9 +104,14 @@ class OccupiedSpace(nn.Module):
 
 
 def box_of(scene: Scene) -> tuple[float, Tensor]:
-    """Half the side and the centre of a scene's box."""
+    """Half the side and the centre of a scene's box; in NDC that holds what its cameras see, and at least 1.25 to the sides."""
     if scene.ndc:
-        return 1.25, torch.zeros(3)  # cameras beside the central one see a little more than [-1, 1]³
+        cameras = scene.cameras
+        view = torch.arange(len(cameras)).repeat_interleave(4)
+        right, below = torch.tensor([0, 1, 0, 1]).repeat(len(cameras)), torch.tensor([0, 0, 1, 1]).repeat(len(cameras))
+        rays = scene.rays(view, right * (cameras.width[view] - 1), below * (cameras.height[view] - 1))
+        ends = torch.cat([rays.origins, rays.origins + rays.directions])
+        return max(1.25, float(ends.abs().max())), torch.zeros(3)
     if scene.bounds == "object":
         return 0.375 * (scene.far - scene.near), rays_meet(scene.cameras).point.to(torch.float32)
     return 1.0, torch.zeros(3)

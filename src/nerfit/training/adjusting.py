@@ -43,7 +43,7 @@ def adjust(method: Method, scene: Scene, step: int, anew: bool) -> float:
     found = [_points(method, scene, small, i, pictures[i], max(POINTS // len(views), 16), generator) for i in range(len(views))]
     hosts = torch.cat([torch.full((len(rho),), i) for i, (_, rho) in enumerate(found)])
     pixels, rho = (torch.cat(parts) for parts in zip(*found, strict=True))
-    if not len(hosts):
+    if len(hosts) < 6 * len(views):  # too few to hold the poses
         return 0.0
     moved, rho, likeness = adjust_photometrically(pictures, small, hosts, pixels, rho, learned.config.focal != "given")
     c2w = everywhere.c2w.clone()
