@@ -1,6 +1,7 @@
 """Cameras that are learned together with the scene: NeRF-- (Wang et al. 2021) and BARF (Lin et al. 2021)."""
 
 import math
+import warnings
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -118,8 +119,12 @@ class LearnedCameras(nn.Module):
         if shares != sorted(shares) or not all(0 < share <= 1 for share in shares):
             raise ConfigError("model.camera.adjust_at must be shares of the budget above 0 and up to 1, one after another.")
         alike = len({(int(w), int(h)) for w, h in zip(cameras.width[train], cameras.height[train], strict=True)}) == 1
-        if shares and not (alike and (cameras.lens is None or not cameras.lens.any()) and cameras.distortion is None):
-            raise ConfigError("model.camera.adjust_at needs pictures of one size without lens distortion.")
+        self.adjustable = alike and (cameras.lens is None or not bool(cameras.lens.any())) and cameras.distortion is None
+        """Whether all can be adjusted to each other: they have one size and no distortion."""
+        if shares and not self.adjustable:
+            warnings.warn(
+                "cameras are learned without model.camera.adjust_at, which takes pictures of one size and no distortion.", stacklevel=2
+            )
         if not 0 <= config.refine_after < 1:
             raise ConfigError("model.camera.refine_after must be at least 0 and below 1.")
         if config.disturb < 0:

@@ -311,7 +311,11 @@ class Trainer:
     def _adjust(self, bar: ProgressLine) -> None:
         """Adjust all cameras to each other where the next share of the budget is reached; after the first time the field begins anew."""
         cameras = self.method.cameras
-        if cameras is None or not any(self.progress >= share for share in cameras.config.adjust_at[self.state.adjusted :]):
+        if (
+            cameras is None
+            or not cameras.adjustable
+            or not any(self.progress >= share for share in cameras.config.adjust_at[self.state.adjusted :])
+        ):
             return
         self.state.adjusted += 1
         first = self.state.adjusted == 1
