@@ -165,6 +165,7 @@ def _trained(
         scene.save(folder)
     if trainer.main:
         plan.save(folder)
+        distributed.sign(folder)
     if trainer.progress >= 1:
         say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
     trainer.train()

@@ -98,7 +98,7 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     typed = configs.typed_keys(argv)
     run = with_budget(command.config(), typed, find("nerfit.methods", method).default_steps)
     out = command.out or (Path(recipe.out) if recipe.out else None)
-    begun = Plan.load(out) if out is not None and distributed.restarted() and (out / "config.yaml").is_file() else None
+    begun = Plan.load(out) if out is not None and distributed.goes_on(out) else None
     devices = _devices(command, typed) if begun is None else begun.config.devices
     run, grown = with_devices(run, typed, devices, find("nerfit.methods", method).batch_key)
     configs.check(run, typed)

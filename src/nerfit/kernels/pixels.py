@@ -52,7 +52,7 @@ def draw_pixels_reference(
 ) -> Any:
     """`draw_pixels` in PyTorch, with the chance to keep an empty pixel in 1/2³²."""
     device = pixels.device
-    number = torch.arange(first, count, every, device=device)
+    number = torch.arange(min(first, count), count, every, device=device)
     view, x, y = (torch.zeros_like(number) for _ in range(3))
     found = torch.zeros_like(number, dtype=torch.bool)
     for attempt in range(ATTEMPTS):

@@ -18,7 +18,7 @@ class Share:
 
     def places(self, count: int) -> Int[Tensor, "n"]:
         """Which of ``count`` they are."""
-        return torch.arange(self.index, count, self.of)
+        return torch.arange(min(self.index, count), count, self.of)
 
 
 WHOLE = Share()

@@ -54,9 +54,26 @@ def is_main() -> bool:
     return share().index == 0
 
 
-def restarted() -> bool:
-    """Whether torchrun has started the processes again after one was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+_JOB = "torchrun-id.txt"
+
+
+def sign(folder: Path) -> None:
+    """Leave the id of torchrun's job in a run folder."""
+    if _job():
+        (folder / _JOB).write_text(_job())
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether this job of torchrun has begun the run in ``folder``, and has started the processes again since one was lost or came."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    begun_by_it = _job() and (folder / _JOB).is_file() and (folder / _JOB).read_text() == _job()
+    return bool(begun_by_it) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _job() -> str:
+    """The id of torchrun's job, if it has one of its own."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").removeprefix("none")
 
 
 @contextlib.contextmanager
