@@ -104,7 +104,8 @@ def test_a_host_that_is_cut_off_is_done_without(tmp_path: Path, hosts: tuple[str
     for number, host in enumerate(hosts):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"]
         torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "10.99.0.1:29400", "--rdzv-id", "two-hosts"]
-        torchrun += ["--rdzv-conf", "last_call_timeout=10", "--local-addr", f"10.99.0.{number + 1}", "-m", "nerfit", "train", *WORDS]
+        torchrun += ["--rdzv-conf", f"last_call_timeout=10,is_host={int(number == 0)}"]
+        torchrun += ["--local-addr", f"10.99.0.{number + 1}", "-m", "nerfit", "train", *WORDS]
         env = os.environ | {"GLOO_SOCKET_IFNAME": f"cable-{host[-1]}", "NERFIT_PATIENCE": "15"}
         with (tmp_path / f"{host}.log").open("w") as log:
             command = ["ip", "netns", "exec", host, *torchrun]

@@ -80,7 +80,7 @@ def _job() -> str:
 def joined() -> Iterator[None]:
     """Meet the other processes that torchrun started, if it did; all but the first are silent from then on."""
     global _waits
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_torchelastic_launched():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
     on_gpu = torch.cuda.is_available()

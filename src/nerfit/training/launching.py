@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable
 
 import torch
-from torch.distributed import is_available, is_torchelastic_launched
+from torch.distributed import is_available
 
 from nerfit.errors import ConfigError, RunError
 
@@ -15,7 +15,7 @@ RESTARTS = 3
 
 def under_torchrun() -> bool:
     """Whether this process is one of several that torchrun started."""
-    return is_available() and is_torchelastic_launched()
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launch(entry: Callable[[list[str]], int], argv: list[str], count: int, device: str | None) -> int:
