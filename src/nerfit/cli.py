@@ -1,5 +1,7 @@
 """The command line: each command parses, calls one function and prints."""
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -110,16 +112,52 @@ def _kind(argv: list[str], command: str, kinds: Collection[str]) -> str:
 
 def train(argv: list[str]) -> int:
     """nerfit train METHOD SCENE: see `preparing.prepare` and `seeds.train_seeds`."""
+    if (count := _processes(argv)) > 1:
+        return _launch("train", _with_out(argv), count)
     from nerfit import jobs, seeds
     from nerfit.preparing import prepare
+    from nerfit.training import distributed
 
     method, source, rest = _positionals(argv)
     scene = None
-    if method == AUTO:
-        method, scene = jobs.choose_method(source, rest)
-    plan, options, folder = prepare(method, source, rest)
-    tell = lambda summary: _answer(options, summary, seeds.train_text(summary))  # noqa: E731
-    return int(seeds.train_seeds(plan, options, folder, tell, scene)["exit_code"])
+    with distributed.joined():
+        if method == AUTO:
+            method, scene = jobs.choose_method(source, rest)
+        plan, options, folder = distributed.from_main(lambda: prepare(method, source, rest))
+        tell = lambda summary: _answer(options, summary, seeds.train_text(summary))  # noqa: E731
+        return int(seeds.train_seeds(plan, options, folder, tell, scene)["exit_code"])
+
+
+def _processes(argv: list[str]) -> int:
+    """How many processes ``--devices`` asks for that are not running yet."""
+    from nerfit.config import typed_value
+
+    count = typed_value(argv, "--devices")
+    if count is None or not count.isdecimal() or int(count) < 2 or {"-h", "--help"} & set(argv):
+        return 1
+    from nerfit.training.launching import under_torchrun
+
+    return 1 if under_torchrun() else int(count)
+
+
+def _launch(command: str, argv: list[str], count: int) -> int:
+    from nerfit.config import typed_value
+    from nerfit.training.launching import launch
+
+    return launch(main, [command, *argv], count, typed_value(argv, "--device"))
+
+
+def _with_out(argv: list[str]) -> list[str]:
+    """A training's command line, found to be in order, with the run folder that processes which are started again will look for."""
+    from nerfit.preparing import prepare
+    from nerfit.runs import numbered_folders
+
+    method, source, rest = _positionals(list(argv))
+    with contextlib.redirect_stderr(io.StringIO()):
+        _, options, folder = prepare(method, source, rest)
+    if options.resume or options.out is not None:
+        return argv
+    return [*argv, "--out", str(next(path for path in numbered_folders(folder) if not path.exists()))]
 
 
 def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
@@ -138,20 +176,28 @@ def _positionals(argv: list[str]) -> tuple[str | None, str | None, list[str]]:
 def evaluate(argv: list[str]) -> int:
     """nerfit eval RUN."""
     options = _parse(EvalOptions, argv, "eval")
+    if (count := _processes(argv)) > 1:
+        return _launch("eval", argv, count)
     from nerfit import jobs
+    from nerfit.training import distributed
 
-    metrics = jobs.evaluate(options)
-    _answer(options, metrics, jobs.metrics_text(metrics))
+    with distributed.joined():
+        metrics = jobs.evaluate(options)
+        _answer(options, metrics, jobs.metrics_text(metrics))
     return 0
 
 
 def render(argv: list[str]) -> int:
     """nerfit render RUN."""
     options = _parse(RenderOptions, argv, "render")
+    if (count := _processes(argv)) > 1:
+        return _launch("render", argv, count)
     from nerfit import jobs
+    from nerfit.training import distributed
 
-    answer = jobs.render(options)
-    _answer(options, answer, "\n".join(answer["videos"] or [answer["folder"]]))
+    with distributed.joined():
+        answer = jobs.render(options)
+        _answer(options, answer, "\n".join(answer["videos"] or [answer["folder"]]))
     return 0
 
 

@@ -31,6 +31,7 @@ from nerfit.scenes import load_scene, photos, video
 from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.work import tick
+from nerfit.training import distributed
 from nerfit.training.checkpoints import LoopState, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, set_threads
 from nerfit.training.optim import make_optimizer
@@ -93,9 +94,9 @@ def train(
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
     if options.resume:
-        _check_same_scene(scene, folder, plan.source)
+        distributed.from_main(lambda: _check_same_scene(scene, folder, plan.source))
     else:
-        folder = new_folder(folder, numbered=options.out is None)
+        folder = distributed.from_main(lambda: new_folder(folder, numbered=options.out is None))
     with contextlib.ExitStack() as open_ones:
         viewer = _viewer(scene, options, folder, open_ones) if options.viewer else None
         trainer, summary = _trained(plan, options, folder, scene, viewer)
@@ -111,7 +112,8 @@ def train(
 def _load(plan: Plan) -> Scene:
     """A plan's scene, with a word about what it is read as."""
     say(f"{plan.source}: {plan.format} scene")
-    return plan.load_scene()
+    with distributed.leaders_first():
+        return plan.load_scene()
 
 
 def _viewer(scene: Scene, options: TrainCommand[Any, Any], folder: Path, open_ones: contextlib.ExitStack) -> "Viewer":
@@ -140,8 +142,8 @@ def _trained(
     plan: Plan, options: TrainCommand[Any, Any], folder: Path, scene: Scene, viewer: "Viewer | None"
 ) -> tuple[Trainer, dict[str, Any]]:
     due = plan.config.log
-    callbacks = [Callback(due.test_every, _draw_test), Callback(due.video_every, _draw_path), Callback(due.image_every, _log_histograms)]
-    callbacks.append(Callback(due.image_every, log_paths))
+    callbacks = [Callback(due.test_every, _draw_test, shared=True), Callback(due.video_every, _draw_path, shared=True)]
+    callbacks += [Callback(due.image_every, _log_histograms), Callback(due.image_every, log_paths)]
     if viewer is not None:
         callbacks.append(Callback(1, _look_up(viewer)))
     made: list[Method] = []
@@ -156,17 +158,19 @@ def _trained(
     try:
         trainer = Trainer(make_method, scene, plan.config, folder, callbacks, options.json, options.lpips_weights)
     except NerfitError:
-        if not options.resume:
+        if not options.resume and distributed.is_main():
             folder.rmdir()
         raise
-    if not options.resume:
+    if not options.resume and trainer.main:
         scene.save(folder)
-    plan.save(folder)
+    if trainer.main:
+        plan.save(folder)
+        distributed.sign(folder)
     if trainer.progress >= 1:
         say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
     trainer.train()
     placed = trainer.method.place(scene)
-    if placed is not scene:
+    if placed is not scene and trainer.main:
         placed.save(folder, given=scene.cameras)
         if trainer.interrupted is None:
             draw_poses(trainer, folder / "renders" / "cameras")
@@ -221,16 +225,21 @@ def _judge_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weights:
     views = scene.splits["test"]
     probe = scene.cameras[views[0]].rescale(0.1)
     chunk = 4 * trainer.state.chunk
-    start = time.perf_counter()
-    render_view(trainer.method, scene, probe, 0, chunk)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        render_view(trainer.method, scene, probe, 0, chunk)
+        return time.perf_counter() - start
+
     pixels = sum(int(scene.cameras.width[v] * scene.cameras.height[v]) for v in views)
-    estimate = (time.perf_counter() - start) * pixels / int(probe.width[0] * probe.height[0])
+    estimate = distributed.from_main(seconds) * pixels / int(probe.width[0] * probe.height[0]) / trainer.share.of
     if estimate > EVALUATE_WITHIN:
         say(f"judging {len(views)} test views would take about {estimate / 60:.0f} minutes: nerfit eval {folder}")
         return {}
     metrics = judge(trainer.method, scene, chunk, "test", lpips_weights, folder / "renders" / "eval_test")
     metrics |= judge_cameras(trainer.method, scene, None)
-    update_metrics(folder, "test", metrics)
+    if trainer.main:
+        update_metrics(folder, "test", metrics)
     return {"test": metrics}
 
 
@@ -263,7 +272,8 @@ def _path(scene: Scene, kind: str, frames: int | None) -> Any:
 
 def evaluate(options: EvalOptions) -> dict[str, Any]:
     """Judge a run's split; its part of metrics.json is replaced, the rest stays."""
-    run = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)
+    with distributed.leaders_first():
+        run = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)
     pictures = options.run / "renders" / f"eval_{options.split}"
     reference = None if options.reference_poses is None else load_scene(options.reference_poses)
     if options.pose_steps < 0:
@@ -272,6 +282,8 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
     fits = {"pose_steps": options.pose_steps, "appearance_fit": options.appearance_fit}
     metrics = judge(run.method, run.scene, run.chunk, options.split, options.lpips_weights, pictures, say, **fits)
     metrics |= errors
+    if not distributed.is_main():
+        return metrics
     update_metrics(options.run, options.split, metrics)
     picture = draw_histograms(run.method, run.scene, run.scene.splits[options.split][0])
     if picture is not None:
@@ -299,14 +311,16 @@ def metrics_text(metrics: dict[str, Any]) -> str:
 def render(options: RenderOptions) -> dict[str, Any]:
     """Draw a camera path of a run into its renders folder; returns the folder and the videos."""
     names = checked_quantities(options.what) if options.what else None
-    run = open_run(options.run, images=False, threads=options.threads, device=options.device)
+    with distributed.leaders_first():
+        run = open_run(options.run, images=False, threads=options.threads, device=options.device)
     if options.factor <= 0:
         raise ConfigError("--factor must be above 0.")
     kind = options.path or run.scene.default_path
     cameras, look = _path(run.scene, kind, options.frames)
     cameras = cameras.rescale(1 / options.factor)
     look = None if look is None else look.rescale(1 / options.factor)
-    folder = new_folder(options.out or options.run / "renders" / Path(kind).stem, numbered=options.out is None)
+    wanted = options.out or options.run / "renders" / Path(kind).stem
+    folder = distributed.from_main(lambda: new_folder(wanted, numbered=options.out is None))
     names = names or (["rgb", "disparity"] if run.method.has_density else ["rgb"])
     videos = render_path(
         run.method,

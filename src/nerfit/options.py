@@ -36,7 +36,15 @@ class RunOptions(Common):
 
 
 @dataclass
-class EvalOptions(RunOptions, DeviceOptions):
+class SharedOptions(RunOptions, DeviceOptions):
+    """Options of commands on a run whose views several processes can share."""
+
+    devices: int = 1
+    """Processes on this machine that share the views: with CUDA one for each GPU, else they share the threads."""
+
+
+@dataclass
+class EvalOptions(SharedOptions):
     """nerfit eval RUN: metrics of held-out views into metrics.json, pictures and strips into renders/."""
 
     split: str = "test"
@@ -54,7 +62,7 @@ class EvalOptions(RunOptions, DeviceOptions):
 
 
 @dataclass
-class RenderOptions(RunOptions, DeviceOptions):
+class RenderOptions(SharedOptions):
     """nerfit render RUN: pictures and videos along a camera path."""
 
     path: str | None = None

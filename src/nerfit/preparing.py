@@ -9,12 +9,13 @@ from typing import Any, Generic, Literal
 
 from nerfit import config as configs
 from nerfit.config import Recipe
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import ConfigError, RunError, SceneError
 from nerfit.options import Common
 from nerfit.plugins import AUTO, find
-from nerfit.runs import M, Plan, RunConfig, S, default_config, last_folder, refuse_existing, with_budget
+from nerfit.runs import M, Plan, RunConfig, S, default_config, last_folder, refuse_existing, with_budget, with_devices
 from nerfit.scenes import detect_format
 from nerfit.scenes.scene import SceneConfig
+from nerfit.training import distributed
 
 
 @dataclass(kw_only=True)
@@ -96,6 +97,10 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     command = _parse_train(default, argv)
     typed = configs.typed_keys(argv)
     run = with_budget(command.config(), typed, find("nerfit.methods", method).default_steps)
+    out = command.out or (Path(recipe.out) if recipe.out else None)
+    begun = Plan.load(out) if out is not None and distributed.goes_on(out) else None
+    devices = _devices(command, typed) if begun is None else begun.config.devices
+    run, grown = with_devices(run, typed, devices, find("nerfit.methods", method).batch_key)
     configs.check(run, typed)
     _check_viewer(command, typed, form)
     if command.init_only and command.init is None:
@@ -108,10 +113,25 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
         say(f"recipe {recipe.name}: {note}")
     if not folder:
         return plan, command, Path()
-    out = command.out or (Path(recipe.out) if recipe.out else None)
-    if out is not None:
+    if grown:
+        rule = "linear rule of SGD" if run.optim.optimizer == "sgd" else "square-root rule of Adam"
+        what = ", ".join(f"{key} {before:g} -> {after:g}" for key, (before, after) in grown.items())
+        say(f"{devices} devices share each batch: {what} ({rule})")
+    if begun is not None:
+        if (plan.method, plan.format, configs.to_dict(run)) != (begun.method, begun.format, configs.to_dict(begun.config)):
+            raise RunError(f"{out} holds a run of another configuration, which can't be gone on with: choose another --out.")
+        command.resume = True
+    elif out is not None:
         refuse_existing(out)
     return plan, command, out if out is not None else Path("runs") / f"{scene_name(source)}-{method}"
+
+
+def _devices(command: TrainCommand[Any, Any], typed: set[str]) -> int:
+    """How many devices share a new run's batch: as many as torchrun has started processes, else what is typed."""
+    started = distributed.share().of
+    if started > 1 and "devices" in typed and command.devices != started:
+        raise ConfigError(f"torchrun has started {started} processes, but --devices says {command.devices}: leave it out.")
+    return command.devices if started == 1 and "devices" in typed else started
 
 
 def _choose(source: str | None, argv: list[str], recipe: str | None) -> tuple[str | None, str | None]:
@@ -152,6 +172,7 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     command = _parse_train(saved.config, argv)
     typed = configs.typed_keys(argv)
     config = with_budget(command.config(), typed, find("nerfit.methods", saved.method).default_steps)
+    config = dataclasses.replace(config, devices=saved.config.devices)
     configs.check(config, typed)
     _check_viewer(command, typed, saved.format)
     began = saved.config.optim.optimizer
@@ -164,6 +185,8 @@ def _check_viewer(command: TrainCommand[Any, Any], typed: set[str], form: str | 
     """Refuse a viewer of a single picture, and its address without it."""
     if command.viewer and form == "image":
         raise ConfigError("a single picture can't be walked around in: leave out --viewer.")
+    if command.viewer and (command.devices if "devices" in typed else distributed.share().of) > 1:
+        raise ConfigError("a viewer lets the training wait, and it is shared by several processes: leave out --viewer.")
     if command.viewer:
         from nerfit.viewer.server import free_port
 

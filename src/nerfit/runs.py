@@ -18,7 +18,7 @@ from PIL import Image
 
 from nerfit import __version__
 from nerfit.cameras import Cameras
-from nerfit.config import arguments, parse, to_dict
+from nerfit.config import arguments, flatten, parse, to_dict, unused_keys
 from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Method, render_view
 from nerfit.plugins import find
@@ -28,6 +28,7 @@ from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene, write_whole
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
+from nerfit.training.distributed import own_device
 from nerfit.training.trainer import LoopConfig
 
 M = TypeVar("M")
@@ -200,7 +201,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     set_threads(threads or plan.config.threads)
     scene = plan.load_scene(source) if images else Scene.load(folder, given=True)
     keep_freed_memory()
-    where = pick_device(device)
+    where = own_device(pick_device(device))
     method = plan.make_method(scene).to(where)
     found = load_checkpoint(folder / "checkpoints", where)
     if found is None:
@@ -238,6 +239,38 @@ def _take_cameras(folder: Path, method: Method, scene: Scene) -> None:
     if config.focal != "given" and method.cameras.config.focal == "given":
         raise ConfigError(f"--init-only cameras: {folder} has learned its focal length, so add --model.camera.focal {config.focal}.")
     method.cameras.begin_at(found.cameras)
+
+
+_RATES = {"optim": ("lr", "lr_final", "lr_floor"), "model.camera": ("lr", "lr_final", "focal_lr"), "model.appearance": ("lr", "lr_final")}
+"""Learning rates, by section."""
+
+
+def with_devices(
+    config: RunConfig[Any, Any], typed: set[str], devices: int, batch_key: str
+) -> tuple[RunConfig[Any, Any], dict[str, tuple[float, float]]]:
+    """The batch of a configuration times the devices that share it, and its learning rates times the square root of their number, or
+    with SGD their number; also what was changed, from what to what. What was typed stays.
+
+    The rule for Adam follows from its equation of motion (Malladi et al. 2022, which also changes its betas, as is not done
+    here); that for SGD is the linear one (Goyal et al. 2017).
+    """
+    config = dataclasses.replace(config, devices=devices)
+    values, unused = flatten(to_dict(config)), unused_keys(config)
+    factor = devices if config.optim.optimizer == "sgd" else devices**0.5
+    grown = {f"model.{batch_key}": devices}
+    grown |= {f"{section}.{key}": factor for section, keys in _RATES.items() if f"{section}.lr" not in typed for key in keys}
+    changed = {}
+    for key, by in grown.items():
+        if key not in typed and key not in unused and values.get(key) and by != 1:
+            changed[key] = values[key], values[key] * by
+            config = _replaced(config, key, values[key] * by)
+    return config, changed
+
+
+def _replaced(config: Any, key: str, value: Any) -> Any:
+    """A dataclass with another value for a dotted key."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{name: _replaced(getattr(config, name), rest, value) if rest else value})
 
 
 def with_budget(config: RunConfig[Any, Any], typed: set[str], default_steps: int) -> RunConfig[Any, Any]:

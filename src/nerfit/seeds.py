@@ -12,6 +12,7 @@ from nerfit.errors import ConfigError
 from nerfit.preparing import say
 from nerfit.runs import Plan, new_folder
 from nerfit.scenes.scene import Scene, write_json
+from nerfit.training.distributed import share
 
 _TOLD = {
     "psnr": lambda run: run.get("test", {}).get("psnr"),
@@ -34,6 +35,8 @@ def train_seeds(
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}.")
     if options.seeds == 1:
         return jobs.train(plan, options, folder, tell, scene)
+    if share().of > 1:
+        raise ConfigError("--seeds trains several fields, one after another: leave out --devices, or train them one by one.")
     if options.viewer:
         raise ConfigError("--seeds trains several fields, and a viewer shows one: leave out --viewer.")
     if not options.resume:

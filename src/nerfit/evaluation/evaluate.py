@@ -19,6 +19,7 @@ from nerfit.rendering.metrics import psnr, quantise, ssim
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import strip, write_png
 from nerfit.scenes.scene import Scene
+from nerfit.training.distributed import collected, gathered, share
 
 PROTOCOL = (
     "full-size {split} views of {scene}{background}; pictures rounded to 8 bits; PSNR from the squared error of each view "
@@ -42,9 +43,9 @@ def evaluate(
 
     ``pose_steps`` first moves each view's camera by so many photometric steps (`optimised_pose`).
     ``appearance_fit`` judges the right half of each view alone, after `fitted_to_left_half`.
-    ``pictures`` is a folder for PNGs of each view and strips of truth | prediction | error. Returns what metrics.json
-    keeps: means, ``by_size`` with those of each size where sizes differ, ``views`` with each view's own, ``protocol`` in words,
-    and ``missing`` saying what could not be judged.
+    Processes that train together share the views. ``pictures`` is a folder for PNGs of each view and strips of truth | prediction |
+    error. Returns what metrics.json keeps: means, ``by_size`` with those of each size where sizes differ, ``views`` with each view's
+    own, ``protocol`` in words, and ``missing`` saying what could not be judged.
     """
     left = [int(width) // 2 if appearance_fit else 0 for width in scene.cameras.width]
     views = [view for view in scene.splits.get(split, ()) if scene.visible(view)[:, left[view] :].any()]
@@ -60,36 +61,42 @@ def evaluate(
         else:
             networks[f"lpips_{net}"] = load_lpips(net, path).to(method.device)
     background = 0.0 if scene.background == "black" else 1.0
-    rows = []
-    for number, view in enumerate(views):
-        start = time.perf_counter()
-        if pose_steps:
-            rendering = render_view(method, scene, optimised_pose(method, scene, view, pose_steps), 0, chunk)
-        else:
-            rendering = render_view(method, scene, scene.cameras, view, chunk)
-        seconds = time.perf_counter() - start
-        rgb = fitted_to_left_half(rendering, scene, view, background) if appearance_fit else rendering.rgb
-        whole, known = quantise(scene.image(view, background)), scene.visible(view)
-        prediction, truth, known = (of[:, left[view] :] for of in (quantise(rgb), whole, known))
-        judged = torch.where(known[..., None], prediction, truth)
-        row: dict[str, Any] = {
-            "view": scene.view_names[view] if scene.view_names else str(view),
-            "size": f"{whole.shape[1]}x{whole.shape[0]}",
-            "psnr": min(psnr(prediction[known], truth[known]), 100.0),
-        }
-        row["ssim"] = ssim(judged, truth)
-        row |= _depth_error(method, scene, view, rendering)
-        for name, network in networks.items():
-            row[name] = float(network.distance(judged.to(method.device), truth.to(method.device)))
-        row["seconds"] = seconds
-        for name in [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]:
-            missing.append(f"{name} of {row['view']}: the picture is too small for it")
-            del row[name]
-        rows.append(row)
-        report(f"{number + 1}/{len(views)}  {row['view']}  psnr {row['psnr']:.2f} dB  {seconds:.1f} s")
-        if pictures is not None:
-            write_png(pictures / f"{number:03d}.png", prediction)
-            write_png(pictures / "strips" / f"{number:03d}.png", error_strip(truth, judged))
+    found = []
+    with collected(pictures or Path()) as folder:
+        for number in share().places(len(views)).tolist():
+            view = views[number]
+            start = time.perf_counter()
+            if pose_steps:
+                rendering = render_view(method, scene, optimised_pose(method, scene, view, pose_steps), 0, chunk)
+            else:
+                rendering = render_view(method, scene, scene.cameras, view, chunk)
+            seconds = time.perf_counter() - start
+            rgb = fitted_to_left_half(rendering, scene, view, background) if appearance_fit else rendering.rgb
+            whole, known = quantise(scene.image(view, background)), scene.visible(view)
+            prediction, truth, known = (of[:, left[view] :] for of in (quantise(rgb), whole, known))
+            judged = torch.where(known[..., None], prediction, truth)
+            row: dict[str, Any] = {
+                "view": scene.view_names[view] if scene.view_names else str(view),
+                "size": f"{whole.shape[1]}x{whole.shape[0]}",
+                "psnr": min(psnr(prediction[known], truth[known]), 100.0),
+            }
+            row["ssim"] = ssim(judged, truth)
+            row |= _depth_error(method, scene, view, rendering)
+            for name, network in networks.items():
+                row[name] = float(network.distance(judged.to(method.device), truth.to(method.device)))
+            row["seconds"] = seconds
+            small = []
+            for name in [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]:
+                small.append(f"{name} of {row['view']}: the picture is too small for it")
+                del row[name]
+            found.append((number, row, small))
+            report(f"{number + 1}/{len(views)}  {row['view']}  psnr {row['psnr']:.2f} dB  {seconds:.1f} s")
+            if pictures is not None:
+                write_png(folder / f"{number:03d}.png", prediction)
+                write_png(folder / "strips" / f"{number:03d}.png", error_strip(truth, judged))
+    in_order = sorted((one for of_process in gathered(found) for one in of_process), key=lambda one: one[0])
+    rows = [row for _, row, _ in in_order]
+    missing += [what for _, _, small in in_order for what in small]
     over = f" over {'black' if background == 0 else 'white'}" if scene.has_alpha else ""
     over += ", but for the pixels that masks hide (SSIM and LPIPS see the truth there)" if scene.masked else ""
     return _means(rows) | {

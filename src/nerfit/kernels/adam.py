@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,22 @@ class FactoredGradient:
         into = torch.zeros_like(table) if table.grad is None else table.grad
         self.add_to(into)
         return into if table.grad is None else None
+
+
+def as_row(pieces: Sequence[FactoredGradient]) -> FactoredGradient | None:
+    """The sum of several gradients as one row, of whole blocks of samples: those past the last of a piece have zeros. None of none."""
+    if not pieces:
+        return None
+    from nerfit.kernels.cpu.matmul import LANES
+
+    places, features = [], []
+    for piece in pieces:
+        for row, count in enumerate(piece.count):
+            room = -(-count // LANES) * LANES
+            places.append(piece.places[row, : 3 * room])
+            features.append(piece.features[row, : piece.layout.depth * room])
+    joined = np.concatenate(places)[None], np.concatenate(features)[None]
+    return FactoredGradient(*joined, [joined[0].size // 3], pieces[0].layout)
 
 
 @torch.no_grad()

@@ -21,9 +21,12 @@ def draw_pixels(
     count: int,
     key: int,
     empty: float,
-) -> tuple[Int[Tensor, "count"], Int[Tensor, "count"], Int[Tensor, "count"], Float[Tensor, "count channels"]]:
+    first: int = 0,
+    every: int = 1,
+) -> tuple[Int[Tensor, "drawn"], Int[Tensor, "drawn"], Int[Tensor, "drawn"], Float[Tensor, "drawn channels"]]:
     """``count`` pixels of the given views with replacement: view, x, y (int64) and colour in [0, 1].
 
+    Of them only every so many-th is drawn, from the ``first`` on.
     View, column and row are uniform, a function of ``key`` (below 2⁶³) alone. Where there is alpha, a fully transparent pixel
     is taken with probability ``empty``, else another is tried, up to `ATTEMPTS` times.
     """
@@ -31,28 +34,37 @@ def draw_pixels(
     if dialect(pixels.device) == "cpu":
         from nerfit.kernels.cpu import api
 
-        return api.draw_pixels(pixels, starts, width, height, views, count, key, threshold)
-    return draw_pixels_reference(pixels, starts, width, height, views, count, key, threshold)
+        return api.draw_pixels(pixels, starts, width, height, views, count, key, threshold, first, every)
+    return draw_pixels_reference(pixels, starts, width, height, views, count, key, threshold, first, every)
 
 
 def draw_pixels_reference(
-    pixels: Tensor, starts: Tensor, width: Tensor, height: Tensor, views: Tensor, count: int, key: int, threshold: int
+    pixels: Tensor,
+    starts: Tensor,
+    width: Tensor,
+    height: Tensor,
+    views: Tensor,
+    count: int,
+    key: int,
+    threshold: int,
+    first: int = 0,
+    every: int = 1,
 ) -> Any:
     """`draw_pixels` in PyTorch, with the chance to keep an empty pixel in 1/2³²."""
     device = pixels.device
-    number = torch.arange(count, device=device)
-    view, x, y = (torch.zeros(count, dtype=torch.long, device=device) for _ in range(3))
-    found = torch.zeros(count, dtype=torch.bool, device=device)
+    number = torch.arange(min(first, count), count, every, device=device)
+    view, x, y = (torch.zeros_like(number) for _ in range(3))
+    found = torch.zeros_like(number, dtype=torch.bool)
     for attempt in range(ATTEMPTS):
-        first = _splitmix(key, 2 * (attempt * count + number))
-        second = _splitmix(key, 2 * (attempt * count + number) + 1)
-        v = views[_high(first) * len(views) >> 32]
-        i, j = _high(second) * width[v] >> 32, (second & 0xFFFFFFFF) * height[v] >> 32
+        one = _splitmix(key, 2 * (attempt * count + number))
+        two = _splitmix(key, 2 * (attempt * count + number) + 1)
+        v = views[_high(one) * len(views) >> 32]
+        i, j = _high(two) * width[v] >> 32, (two & 0xFFFFFFFF) * height[v] >> 32
         view, x, y = torch.where(found, view, v), torch.where(found, x, i), torch.where(found, y, j)
         if pixels.shape[1] == 3:
             break
         opaque = pixels[starts[v] + j * width[v] + i, 3] > 0
-        found |= opaque | ((first & 0xFFFFFFFF) < threshold)
+        found |= opaque | ((one & 0xFFFFFFFF) < threshold)
     return view, x, y, pixels[starts[view] + y * width[view] + x].to(torch.float32) / 255
 
 

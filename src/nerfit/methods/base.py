@@ -2,13 +2,13 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nerfit.cameras import Cameras, Rays
@@ -18,9 +18,18 @@ from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.rendering.appearance import Appearance, AppearanceConfig, learned_appearance
 from nerfit.rendering.losses import depth_error
 from nerfit.rendering.volume import Rendering, join
+from nerfit.sampling.pixels import WHOLE, Share
 from nerfit.scenes.scene import Scene
 
 _PER_RAY = ("rays", "coordinates", "target", "depth", "depth_weight")
+
+
+@dataclass
+class Part:
+    """Where the rays of one device stand in a batch of ``whole`` rays that several devices share; ``places`` rise."""
+
+    places: Int[Tensor, "n"]
+    whole: int
 
 
 @dataclass
@@ -29,7 +38,8 @@ class Batch:
 
     ``target`` holds the true colours where they are known, ``depth`` the distances t of what is seen, and ``depth_weight`` what an
     error of theirs is multiplied by, 0 where they are unknown. ``generator`` is the step's source of randomness;
-    None means judging: no jitter, no noise, the same picture every time.
+    None means judging: no jitter, no noise, the same picture every time. ``part`` says which rays of a larger batch these are:
+    they get the random numbers that they would have there. None means that they are all of it.
     """
 
     rays: Rays | None = None
@@ -39,27 +49,58 @@ class Batch:
     generator: torch.Generator | None = None
     depth: Float[Tensor, "n"] | None = None
     depth_weight: Float[Tensor, "n"] | None = None
+    part: Part | None = None
 
     def __len__(self) -> int:
         source = self.rays if self.rays is not None else self.coordinates
         return 0 if source is None else len(source)
 
+    @property
+    def whole(self) -> int:
+        """Rays of the whole batch, on all devices that share it."""
+        return len(self) if self.part is None else self.part.whole
+
     def chunks(self, size: int) -> Iterator["Batch"]:
-        """The batch in consecutive pieces of at most ``size``."""
-        for start in range(0, len(self), size):
-            piece = slice(start, start + size)
-            background = self.background
-            yield replace(
-                self,
-                background=background[piece] if isinstance(background, Tensor) and background.ndim == 2 else background,
-                **{name: value[piece] for name in _PER_RAY if (value := getattr(self, name)) is not None},
-            )
+        """The batch in consecutive pieces: of a part, what it holds of each ``size`` rays of the whole."""
+        if self.part is None:
+            for start in range(0, len(self), size):
+                yield self._at(slice(start, start + size), None)
+            return
+        places, whole = self.part.places, self.part.whole
+        for start in range(0, whole, size):
+            first, last = torch.searchsorted(places, torch.tensor([start, start + size])).tolist()
+            if first < last:
+                yield self._at(slice(first, last), Part(places[first:last] - start, min(size, whole - start)))
+
+    def shared(self, share: Share) -> "Batch":
+        """The part of a whole batch that a device takes."""
+        places = share.places(len(self))
+        return self._at(places, Part(places, len(self)))
+
+    def _at(self, piece: slice | Tensor, part: Part | None) -> "Batch":
+        background = self.background
+        return replace(
+            self,
+            background=background[piece] if isinstance(background, Tensor) and background.ndim == 2 else background,
+            part=part,
+            **{name: value[piece] for name in _PER_RAY if (value := getattr(self, name)) is not None},
+        )
 
     def uniform(self, *shape: int) -> Tensor | None:
-        """Uniform numbers in [0, 1) for training, None when judging."""
+        """Uniform numbers in [0, 1) for training, the first axis along the rays; None when judging."""
+        return self._random(torch.rand, shape)
+
+    def normal(self, *shape: int) -> Tensor | None:
+        """Normal numbers for training, likewise."""
+        return self._random(torch.randn, shape)
+
+    def _random(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor | None:
         if self.generator is None:
             return None
-        return torch.rand(shape, generator=self.generator, device=self.generator.device)
+        device = self.generator.device
+        if self.part is None:
+            return draw(shape, generator=self.generator, device=device)
+        return draw((self.part.whole, *shape[1:]), generator=self.generator, device=device)[self.part.places.to(device)]
 
 
 @dataclass
@@ -91,6 +132,10 @@ class Method(nn.Module, ABC):
     """The run's seed, for orders that span steps; the trainer sets it."""
     progress: float = 1.0
     """Share of the run's budget that is spent, for what changes with it; the trainer sets it."""
+    share: Share = WHOLE
+    """What this device takes of each batch; the trainer sets it."""
+    batch_key: ClassVar[str] = "rays"
+    """Key of the configuration that says how large a batch is: devices that share one multiply it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +158,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
-        """The batch of a training step, on the model's device; depends on ``step`` and ``generator`` alone."""
+        """The batch of a training step, on the model's device; depends on ``step`` and ``generator`` alone.
+
+        It may be this device's share of it (with a `Part`); of a whole one the trainer takes that.
+        """
 
     @abstractmethod
     def render(self, batch: Batch) -> Rendering:
@@ -170,6 +218,14 @@ class Method(nn.Module, ABC):
 
     def after_step(self, step: int) -> None:
         """Called after each training step."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """What was counted in a step on this device; before `after_step` the trainer puts the sums over all devices there."""
+        return ()
+
+    @counts.setter
+    def counts(self, sums: tuple[int, ...]) -> None: ...
 
     def floats_per_ray(self) -> int:
         """Roughly how many floats a ray keeps for the backward pass; the automatic chunk size is made from it."""

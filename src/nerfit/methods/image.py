@@ -34,6 +34,7 @@ class Image(Method):
 
     Config = ImageConfig
     default_steps = 10_000
+    batch_key = "pixels"
     scene_formats = ("image",)
 
     def __init__(self, config: ImageConfig, scene: Scene) -> None:

@@ -84,6 +84,7 @@ class Instant(Method):
     Config = InstantConfig
     default_steps: ClassVar[int] = 20_000
     default_recipe: ClassVar[str | None] = "instant"
+    batch_key: ClassVar[str] = "samples"
 
     rays: Tensor
 
@@ -110,7 +111,7 @@ class Instant(Method):
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, fewer of the empty ones; as many as give ``samples`` visible samples."""
         cameras, depths = self.training_cameras(), self.depth_loss > 0
-        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device, cameras, depths)
+        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device, cameras, depths, self.share)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
@@ -127,6 +128,15 @@ class Instant(Method):
         """Look at some cells of the occupancy grid from time to time."""
         self.space.step_length = self.step_length
         self.space.update(step, self._density, self.seed, self.config.occupancy_every, self.config.occupancy_probes)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Rays, densities asked for, samples kept."""
+        return self.space.seen
+
+    @counts.setter
+    def counts(self, sums: tuple[int, ...]) -> None:
+        self.space.count_anew(*sums)
 
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples, by at most a half."""

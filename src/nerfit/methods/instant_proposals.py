@@ -91,6 +91,7 @@ class InstantProposals(Method):
     Config = InstantProposalsConfig
     default_steps: ClassVar[int] = 20_000
     default_recipe: ClassVar[str | None] = "instant-unbounded"
+    batch_key: ClassVar[str] = "samples"
 
     rays: Tensor
     origin: Tensor
@@ -124,12 +125,21 @@ class InstantProposals(Method):
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, as many as give ``samples`` visible samples."""
         self.kept = 0
-        return random_pixels(scene, int(self.rays), 1.0, generator, self.device, depths=self.depth_loss > 0)
+        return random_pixels(scene, int(self.rays), 1.0, generator, self.device, depths=self.depth_loss > 0, share=self.share)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
         warm_up(self.device)
         return kernels_take_threads(self.device)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples that got a colour."""
+        return (self.kept,)
+
+    @counts.setter
+    def counts(self, sums: tuple[int, ...]) -> None:
+        (self.kept,) = sums
 
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples."""
@@ -159,8 +169,11 @@ class InstantProposals(Method):
         return render_intervals(*self._ways(rays), rays.viewdirs, now.t, *net, c.least_weight, c.least_light, c.soft_near, packed)
 
     def _learners(self, batch: Batch) -> int:
-        """How many rays, the first ones, the proposals learn from."""
-        return 0 if batch.generator is None else math.ceil(self.config.trained_rays * len(batch))
+        """How many rays, the first ones of the whole batch, the proposals learn from."""
+        if batch.generator is None:
+            return 0
+        whole = math.ceil(self.config.trained_rays * batch.whole)
+        return whole if batch.part is None else int((batch.part.places < whole).sum())
 
     def _ways(self, rays: Rays) -> tuple[Tensor, Tensor]:
         """Origins and directions in cascade coordinates, in which distances stay what they are."""
@@ -201,7 +214,11 @@ class InstantProposals(Method):
         """Huber loss of the colours, proposals above the field's weights, and one surface on each ray."""
         assert batch.target is not None
         rgb = F.huber_loss(rendering.rgb, batch.target, delta=self.config.huber)
-        interlevel, distortion = (rendering.extras[name].mean() for name in ("interlevel", "distortion"))
+        interlevel, distortion = rendering.extras["interlevel"], rendering.extras["distortion"].mean()
+        if batch.part is None:
+            interlevel = interlevel.mean()
+        else:  # the loop counts a part's losses by its share of the rays, and these by that of the learners
+            interlevel = interlevel.sum() / (math.ceil(self.config.trained_rays * batch.whole) * len(batch) / batch.whole)
         return {"rgb": rgb, "interlevel": interlevel, "distortion": self.config.distortion * distortion}
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:

@@ -85,7 +85,7 @@ class MipNerf(Method):
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Rays of one random image, or of all."""
         c, depths = self.config, self.depth_loss > 0
-        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths)
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths, share=self.share)
 
     def render(self, batch: Batch) -> Rendering:
         """Evenly spread frustums, then as many where the first ones' blurred weights are (section 3.2), through the same network."""
@@ -111,8 +111,7 @@ class MipNerf(Method):
         with self.autocast():
             raw_density, raw_rgb = self.network(self._encode(mean, covariance), direction)
         raw_density, raw_rgb = raw_density.float(), raw_rgb.float()
-        if c.raw_noise and batch.generator is not None:
-            noise = torch.randn(raw_density.shape, generator=batch.generator, device=raw_density.device)
+        if c.raw_noise and (noise := batch.normal(*raw_density.shape)) is not None:
             raw_density = raw_density + noise * c.raw_noise
         weights = render_weights(F.softplus(raw_density + c.density_bias), t.diff() * rays.directions.norm(dim=-1)[:, None])
         return composite_samples(weights, widened_sigmoid(raw_rgb, c.rgb_padding), 0.5 * (t[:, 1:] + t[:, :-1]), batch.background)

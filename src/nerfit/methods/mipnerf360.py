@@ -112,7 +112,7 @@ class MipNerf360(Method):
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Rays of all images, or of a random one."""
         c, depths = self.config, self.depth_loss > 0
-        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths)
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths, share=self.share)
 
     def render(self, batch: Batch) -> Rendering:
         """What the field's few samples show; of training rays also the losses on the histograms of all levels."""

@@ -1,6 +1,7 @@
 """NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis (Mildenhall et al. 2020)."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ LEAST_LIGHT = 1e-3
 YOUNG_DECAY = 0.6
 """What the grid keeps in each update at first: its updates are few, since the network is slow."""
 _PIECE = 1 << 16
+Normal = Callable[..., Tensor | None]
+"""Normal numbers of a shape."""
 
 
 @dataclass
@@ -161,7 +164,7 @@ class Nerf(Method):
         c = self.config
         crop = c.precrop_fraction if step < c.precrop_steps else 1.0
         cameras, depths = self.training_cameras(), self.depth_loss > 0
-        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop, cameras, depths)
+        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, crop, cameras, depths, self.share)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels of the march."""
@@ -198,19 +201,18 @@ class Nerf(Method):
         rays = batch.rays
         assert rays is not None
         points = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
-        density, rgb = self._evaluate(network, points, rays.viewdirs, batch.generator)
+        density, rgb = self._evaluate(network, points, rays.viewdirs, batch.normal)
         delta = intervals(t, rays.directions.norm(dim=-1), rays.far if self.rays_end else None)
         return composite_samples(render_weights(density, delta), rgb, t, batch.background)
 
-    def _evaluate(self, network: NerfMLP, points: Tensor, viewdirs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Densities and colours at points [rays, samples, 3], noisy with a generator."""
+    def _evaluate(self, network: NerfMLP, points: Tensor, viewdirs: Tensor, normal: Normal | None) -> tuple[Tensor, Tensor]:
+        """Densities and colours at points [rays, samples, 3], noisy where ``normal`` numbers are to be had."""
         position = self._encode(points)
         direction = self._encode_direction(viewdirs)
         with self.autocast():
             raw_density, raw_rgb = network(position, direction if self.config.viewdirs else None)
         raw_density, raw_rgb = raw_density.float(), raw_rgb.float()
-        if self.config.raw_noise and generator is not None:
-            noise = torch.randn(raw_density.shape, generator=generator, device=raw_density.device)
+        if self.config.raw_noise and normal is not None and (noise := normal(*raw_density.shape)) is not None:
             raw_density = raw_density + noise * self.config.raw_noise
         return self._activate(raw_density), torch.sigmoid(raw_rgb)
 
@@ -227,7 +229,8 @@ class Nerf(Method):
         space.count(len(rays), samples.evaluated, len(samples))
         points, viewdirs = _middles(rays, samples), rays.viewdirs[samples.ray_indices.long()]
         pieces = zip(points.split(_PIECE), viewdirs.split(_PIECE), strict=True)
-        found = [self._evaluate(self.coarse, p[:, None], d, batch.generator) for p, d in pieces]
+        normal = None if (g := batch.generator) is None else lambda *shape: torch.randn(shape, generator=g, device=g.device)
+        found = [self._evaluate(self.coarse, p[:, None], d, normal) for p, d in pieces]
         density, rgb = (torch.cat(parts)[:, 0] for parts in zip(*found, strict=True))
         return render_packed(density, rgb, samples, norm, batch.background, LEAST_LIGHT)
 
@@ -245,6 +248,16 @@ class Nerf(Method):
         if "rgb_coarse" in rendering.extras:
             losses["rgb_coarse"] = colour_error(rendering.extras["rgb_coarse"], batch, self.mean_area)
         return losses
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Rays and samples of the march."""
+        return () if self.space is None else self.space.seen
+
+    @counts.setter
+    def counts(self, sums: tuple[int, ...]) -> None:
+        if self.space is not None:
+            self.space.count_anew(*sums)
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
         """PSNR of the coarse network, or how many samples the march took."""

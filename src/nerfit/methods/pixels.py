@@ -1,6 +1,7 @@
 """The batch that most methods train on: random pixels of one image or of all images, with their rays; and its colour error."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,14 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.errors import SceneError
 from nerfit.kernels.pixels import draw_pixels
-from nerfit.methods.base import Batch
-from nerfit.sampling.pixels import epoch_indices, mix, permute
+from nerfit.methods.base import Batch, Part
+from nerfit.sampling.pixels import WHOLE, Share, epoch_indices, mix, permute
 from nerfit.scenes.scene import Scene, composite
 
 Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
 """View, column, row and stored colour of pixels."""
+Draw = Callable[[int, int, Share], tuple[Drawn, int]]
+"""What is drawn with a key and a seed: a device's share of the pixels, and how many all are."""
 _TRIES = 100
 _POINTS = 4
 """For so many pixels one more is drawn in which a point is seen."""
@@ -31,13 +34,15 @@ def pixel_batch(
     crop: float = 1.0,
     cameras: Cameras | None = None,
     depths: bool = False,
+    share: Share = WHOLE,
 ) -> Batch:
     """``count`` training pixels with rays and target colours, drawn without replacement.
 
     ``batching`` "image": from one random view (fewer if the view is smaller). "all": a shuffled walk through all
     training pixels in the order of ``seed``; ``crop`` < 1 keeps to each image's central part (rows H/2 ± H/2·crop, the same for columns).
     Pixels hidden by masks are drawn but left out. ``cameras`` (`Method.training_cameras`) replace the scene's own, and ``depths`` asks for
-    the depths that are known, those of maps, else of a quarter as many pixels more in which points are seen; so it is in `random_pixels`.
+    the depths that are known, those of maps, else of a quarter as many pixels more in which points are seen. Of all that a device takes
+    its ``share``. So it is in `random_pixels`.
     """
     views = torch.tensor(scene.splits["train"])
     width, height = scene.cameras.width[views], scene.cameras.height[views]
@@ -48,22 +53,24 @@ def pixel_batch(
         width, height = torch.minimum(2 * half_w, width), torch.minimum(2 * half_h, height)
     sizes = width * height
 
-    def draw(key: int, seed: int) -> Drawn:
+    def draw(key: int, seed: int, share: Share) -> tuple[Drawn, int]:
+        whole = count
         if batching == "image":
             chosen = torch.randint(len(views), (1,), generator=torch.Generator().manual_seed(key))
             size = int(sizes[chosen])
-            inside = permute(torch.arange(min(count, size)), size, key)
+            whole = min(count, size)
+            inside = permute(share.places(whole), size, key)
             chosen = chosen.expand(len(inside))
         else:
             ends = sizes.cumsum(0)
-            index = epoch_indices(step, count, int(ends[-1]), seed)
+            index = epoch_indices(step, count, int(ends[-1]), seed, share)
             chosen = torch.searchsorted(ends, index, right=True)
             inside = index - (ends - sizes)[chosen]
         x = left[chosen] + inside % width[chosen]
         y = top[chosen] + torch.div(inside, width[chosen], rounding_mode="floor")
-        return views[chosen], x, y, scene.colors(views[chosen], x, y)
+        return (views[chosen], x, y, scene.colors(views[chosen], x, y)), whole
 
-    return _batch(scene, draw, seed, generator, device, cameras, depths)
+    return _batch(scene, draw, seed, generator, device, cameras, depths, share)
 
 
 def random_pixels(
@@ -74,6 +81,7 @@ def random_pixels(
     device: torch.device,
     cameras: Cameras | None = None,
     depths: bool = False,
+    share: Share = WHOLE,
 ) -> Batch:
     """``count`` training pixels drawn with replacement; of the fully transparent ones about the share ``empty``.
 
@@ -82,15 +90,17 @@ def random_pixels(
     views = torch.tensor(scene.splits["train"])
     width, height, empty = scene.cameras.width, scene.cameras.height, 0.0 if scene.masked else empty
 
-    def draw(key: int, seed: int) -> Drawn:
-        return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty)
+    def draw(key: int, seed: int, share: Share) -> tuple[Drawn, int]:
+        return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty, share.index, share.of), count
 
-    return _batch(scene, draw, 0, generator, device, cameras, depths)
+    return _batch(scene, draw, 0, generator, device, cameras, depths, share)
 
 
 def rays_for_samples(samples: int, rays: int, kept: int) -> int:
-    """How many rays give about ``samples`` where so many gave ``kept``; more or fewer by a half at most, from 64 to 2¹⁶."""
-    return int(min(max(rays * samples / max(kept, 1), 0.5 * rays, 64), 1.5 * rays, 2**16))
+    """How many rays give about ``samples`` where so many gave ``kept``; more or fewer by a half at most, from 64 to 2¹⁶, or to 4
+    for each sample where that is more.
+    """
+    return int(min(max(rays * samples / max(kept, 1), 0.5 * rays, 64), 1.5 * rays, max(2**16, 4 * samples)))
 
 
 def mean_area(scene: Scene) -> float:
@@ -113,55 +123,71 @@ def colour_error(rgb: Tensor, batch: Batch, area: float | None = None) -> Tensor
 
 def _batch(
     scene: Scene,
-    draw: Callable[[int, int], Drawn],
+    draw: Draw,
     seed: int,
     generator: torch.Generator,
     device: torch.device,
     cameras: Cameras | None,
     depths: bool,
+    share: Share,
 ) -> Batch:
-    """Rays and colours of the pixels that ``draw`` takes with a key and a seed, over the scene's background or a random one each."""
-    view, x, y, colors = drawn = _known(scene, draw, seed, generator.initial_seed())
+    """Rays and colours of a share of the pixels that ``draw`` takes, over the scene's background or a random one each."""
+    key = generator.initial_seed()
+    if scene.masked:  # all are drawn, for only then is it known how many are not hidden
+        drawn = _known(scene, draw, seed, key)
+        whole = len(drawn[0])
+        if share.of > 1:
+            view, x, y, colors = (value[share.places(whole)] for value in drawn)
+            drawn = view, x, y, colors
+    else:
+        drawn, whole = draw(key, seed, share)
+    part = Part(share.places(whole), whole)
     depth = weight = None
     if depths:
-        (view, x, y, colors), depth, weight = _with_depths(scene, drawn, generator.initial_seed(), cameras)
+        drawn, part, depth, weight = _with_depths(scene, drawn, part, share, key, cameras)
         depth, weight = depth.to(device), weight.to(device)
+    view, x, y, colors = drawn
     colors = colors.to(device)
+    batch = Batch(generator=generator, depth=depth, depth_weight=weight, part=part if share.of > 1 else None)
+    background = 1.0 if scene.background == "white" else 0.0
     if scene.background == "random":
-        background = torch.rand((len(colors), 3), generator=generator, device=device)
-    else:
-        background = 1.0 if scene.background == "white" else 0.0
+        background = batch.uniform(len(colors), 3)
+        assert background is not None
     where = view.device if cameras is None else cameras.c2w.device
     rays = scene.rays(view.to(where), x.to(where), y.to(where), cameras).to(device)
-    return Batch(rays, None, composite(colors, background), background, generator, depth, weight)
+    return replace(batch, rays=rays, target=composite(colors, background), background=background)
 
 
-def _with_depths(scene: Scene, drawn: Drawn, key: int, cameras: Cameras | None) -> tuple[Drawn, Tensor, Tensor]:
-    """The pixels and, where they are few, others in which points are seen; distances t of all, and what their errors are multiplied by."""
+def _with_depths(
+    scene: Scene, drawn: Drawn, part: Part, share: Share, key: int, cameras: Cameras | None
+) -> tuple[Drawn, Part, Tensor, Tensor]:
+    """The pixels and, where they are few, a share of others in which points are seen; distances t of all, and what their errors are
+    multiplied by.
+    """
     view, x, y, colors = drawn
     if scene.depths is not None:
         depth = scene.depths[scene.starts[view] + y * scene.cameras.width[view] + x]
         trust = (depth > 0).float()
     else:
         assert scene.points is not None
-        more = -(-len(view) // _POINTS)
-        seen = scene.points[torch.randint(len(scene.points), (more,), generator=torch.Generator().manual_seed(mix(key, 0xDE)))]
+        more = -(-part.whole // _POINTS)
+        chosen = torch.randint(len(scene.points), (more,), generator=torch.Generator().manual_seed(mix(key, 0xDE)))
+        seen = scene.points[chosen[share.places(more)]]
+        part = Part(torch.cat([part.places, part.whole + share.places(more)]), part.whole + more)
         none = torch.zeros(len(view))
         depth, trust = torch.cat([none, seen.depth]), torch.cat([none, seen.trust])
         view, x, y = (torch.cat(pair) for pair in ((view, seen.view), (x, seen.x), (y, seen.y)))
         colors = torch.cat([colors, scene.colors(seen.view, seen.x, seen.y)])
     distance, weight = scene.distances(view, x, y, depth, cameras)
-    return (view, x, y, colors), distance, trust * weight
+    return (view, x, y, colors), part, distance, trust * weight
 
 
-def _known(scene: Scene, draw: Callable[[int, int], Drawn], seed: int, key: int) -> Drawn:
+def _known(scene: Scene, draw: Draw, seed: int, key: int) -> Drawn:
     """Pixels without those that masks hide; drawn again with another key and seed where none is left."""
-    drawn = draw(key, seed)
-    for attempt in range(_TRIES if scene.masked else 0):
+    drawn, _ = draw(key, seed, WHOLE)
+    for attempt in range(_TRIES):
         known = drawn[3][:, 3] > 0
         if known.any():
             return drawn[0][known], drawn[1][known], drawn[2][known], drawn[3][known]
-        drawn = draw(mix(key, attempt), mix(seed, attempt))
-    if scene.masked:
-        raise SceneError(f"{scene.name}: the masks hide nearly everything; do they show what to hide in black?")
-    return drawn
+        drawn, _ = draw(mix(key, attempt), mix(seed, attempt), WHOLE)
+    raise SceneError(f"{scene.name}: the masks hide nearly everything; do they show what to hide in black?")

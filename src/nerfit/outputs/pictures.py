@@ -17,6 +17,7 @@ from nerfit.outputs.video import write_video
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import colorize, read_depth_png, read_image, to_bytes, write_depth_png, write_png
 from nerfit.scenes.scene import Scene
+from nerfit.training.distributed import collected, is_main, share
 
 QUANTITIES = ("rgb", "depth", "disparity", "opacity", "normal")
 
@@ -118,19 +119,21 @@ def render_path(
     """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity if there are several frames.
 
     ``beside`` makes one video of all quantities side by side instead; ``video`` is mp4, gif or webp. ``report(done, of)`` is called
-    after each frame. Returns the videos. Memory does not grow with the number of frames.
+    after each frame. Returns the videos. Processes that train together share the frames, and the first writes
+    them. Memory does not grow with their number.
     """
-    for index in range(len(cameras)):
-        reached = in_reach(scene, cameras, index)
-        rendering = render_view(method, reached, cameras, index, chunk, look)
+    with collected(folder) as into:
+        for index in share().places(len(cameras)).tolist():
+            reached = in_reach(scene, cameras, index)
+            rendering = render_view(method, reached, cameras, index, chunk, look)
 
-        def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
-            return view_normals(method, scene, cameras, index, rendering, chunk)
+            def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
+                return view_normals(method, scene, cameras, index, rendering, chunk)
 
-        for name in names:
-            write_frame(name, rendering, folder / name / f"{index:04d}.png", normals, scene)
-        report(index + 1, len(cameras))
-    if len(cameras) < 2:
+            for name in names:
+                write_frame(name, rendering, into / name / f"{index:04d}.png", normals, scene)
+            report(min(index + share().of, len(cameras)), len(cameras))
+    if len(cameras) < 2 or not is_main():
         return []
 
     def frames(name: str) -> Iterator[np.ndarray]:

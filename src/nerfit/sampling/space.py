@@ -96,6 +96,10 @@ class OccupiedSpace(nn.Module):
         """Take note of some rays, the densities asked for along them, and their visible samples."""
         self.seen = self.seen[0] + rays, self.seen[1] + evaluated, self.seen[2] + kept
 
+    def count_anew(self, rays: int, evaluated: int, kept: int) -> None:
+        """Put other numbers in place of what was counted."""
+        self.seen = rays, evaluated, kept
+
     def scalars(self) -> dict[str, float]:
         """Samples per ray, asked for and kept, and how much of space is occupied."""
         rays, evaluated, kept = self.seen

@@ -1,6 +1,10 @@
 """Ctrl-C and SIGTERM end a training after the step in hand."""
 
+import math
+import os
 import signal
+import time
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -10,16 +14,29 @@ class Interruptible(Protocol):
     interrupted: int | None
 
 
+@dataclass
+class Heard:
+    """A signal that one of several processes heard, before they agree to stop."""
+
+    interrupted: int | None = None
+
+
 class stop_on_signals:
-    """While training, SIGINT and SIGTERM ask the trainer to stop after the step in hand; a second one stops at once."""
+    """While training, SIGINT and SIGTERM ask the trainer to stop after the step in hand; a second one stops at once.
+
+    From torchrun, which passes on what a terminal has sent to all processes already, a second one within seconds is the same.
+    """
 
     def __init__(self, trainer: Interruptible) -> None:
-        self._trainer = trainer
+        self._trainer, self._first = trainer, -math.inf
+        self._same = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
     def _stop(self, number: int, _frame: object) -> None:
-        if self._trainer.interrupted is not None:
+        now = time.monotonic()
+        if self._trainer.interrupted is None:
+            self._trainer.interrupted, self._first = number, now
+        elif now >= self._first + self._same:
             raise KeyboardInterrupt
-        self._trainer.interrupted = number
 
     def __enter__(self) -> None:
         self._old: dict[int, Any] = {}

@@ -1,5 +1,6 @@
 """The loop: one for every method."""
 
+import contextlib
 import json
 import math
 import time
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor
 
 from nerfit.errors import ConfigError, RunError
+from nerfit.kernels.dispatch import warm_up
 from nerfit.methods.base import Batch, Method, render_view, smaller_chunk
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, join
 from nerfit.sampling.pixels import mix
 from nerfit.scenes.scene import Scene, write_json
-from nerfit.training import collapse
+from nerfit.training import collapse, distributed
 from nerfit.training.adjusting import adjust
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_memory, pick_device, pick_precision, set_threads
-from nerfit.training.interrupts import stop_on_signals
+from nerfit.training.interrupts import Heard, stop_on_signals
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
 from nerfit.training.perceptual import Perceptual, PerceptualConfig
@@ -58,6 +60,8 @@ class LoopConfig:
     """What the networks compute in; everything along rays stays float32. auto = bf16 where the hardware is fast at it."""
     chunk: int | None = None
     """Rays processed together; none = from free memory."""
+    devices: int = 1
+    """Devices that share each batch, a process each on this machine (with torchrun: on all); the batch of a new run grows with them."""
 
 
 @dataclass
@@ -66,13 +70,19 @@ class Callback:
 
     every: int
     run: Callable[["Trainer"], None]
+    shared: bool = False
+    """Whether all processes of a training take part."""
+
+
+Done = tuple[Rendering, Batch, dict[str, Tensor]]
+"""What a step has seen, of what, and its losses."""
 
 
 class Trainer:
     """Trains ``make_method(seed)`` on a scene within ``settings.steps`` and/or ``settings.seconds``, into a run folder.
 
     The run can be killed at any moment: randomness is a function of (seed, step), so a resumed run on a CPU gives the
-    same bits as an uninterrupted one.
+    same bits as an uninterrupted one. Processes of `distributed` train together, and the first of them writes.
     """
 
     def __init__(
@@ -96,35 +106,40 @@ class Trainer:
         self.callbacks, self.quiet = callbacks or [], quiet
         keep_freed_memory()
         self.threads = set_threads(settings.threads)
-        self.device = pick_device(settings.device)
+        self.device = distributed.own_device(pick_device(settings.device))
+        self.share = distributed.share()
+        self.alone, self.main = self.share.of == 1, self.share.index == 0
         whole = settings.perceptual
         self.perceptual = None if whole.net == "none" else Perceptual(whole, scene, self.device, lpips_weights)
         self._make_method = make_method
         self.state = LoopState(seed=settings.seed)
         self.interrupted: int | None = None
+        self._heard = self if self.alone else Heard()
         self.log: RunLog | None = None
         self.latest: dict[str, float] = {}
         """The numbers that were logged last."""
+        self._psnr = math.nan
         self._skipped_in_a_row = 0
         self._build()
-        self.state.chunk = settings.chunk or automatic_chunk(self.method, self.device)
+        self.state.chunk = settings.chunk or distributed.from_main(lambda: automatic_chunk(self.method, self.device))
         self._resume()
-        self.search = None if self.method.cameras is None else PoseSearch.load(folder, self.state.step)
+        self.search = None if self.method.cameras is None or not self.main else PoseSearch.load(folder, self.state.step)
 
     def _build(self) -> None:
         """A fresh method and optimiser from the state's seed."""
         torch.manual_seed(mix(self.state.seed, 0))
         self.method = self._make_method().to(self.device)
         self.method.precision = pick_precision(self.settings.precision, self.device)
-        self.method.seed = self.state.seed
+        self.method.seed, self.method.share = self.state.seed, self.share
+        distributed.spread(self.method.state_dict().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
         self.optimizer = make_optimizer(self.settings.optim, self.method, self.scaler.is_enabled())
 
     def _resume(self) -> None:
-        found = load_checkpoint(self.folder / "checkpoints", self.device)
+        found = distributed.from_main(lambda: load_checkpoint(self.folder / "checkpoints"))
         if found is None:
             return
-        state, tensors = found
+        state, tensors = found[0], {name: t.to(self.device) for name, t in found[1].items()}
         if state.seed != self.state.seed:
             self.state.seed = state.seed
             self._build()
@@ -159,27 +174,30 @@ class Trainer:
 
     def train(self) -> None:
         """Train until the budget is spent or SIGINT/SIGTERM arrives; either way the last state is saved."""
-        with (
-            self.method.session(),
-            stop_on_signals(self),
-            RunLog(self.folder, self.settings, self.state.step) as log,
-            ProgressLine(self.quiet) as bar,
-        ):
-            self.log = log
+        with contextlib.ExitStack() as entered:
+            with distributed.leaders_first():
+                if not self.alone:
+                    warm_up(self.device)
+                entered.enter_context(self.method.session())
+            entered.enter_context(stop_on_signals(self._heard))
+            if self.main:
+                self.log = entered.enter_context(RunLog(self.folder, self.settings, self.state.step))
+            bar = entered.enter_context(ProgressLine(self.quiet))
             self._clock = time.perf_counter()
             self._saved = self.state.seconds
             self._rate_from = (self.state.seconds, 0)
             while self.progress < 1 and self.interrupted is None:
                 rendering, batch, losses = self.step()
                 self._average()
-                self._count(len(batch))
-                self._after_step(rendering, batch, losses, log, bar)
+                self._count(batch.whole)
+                self._after_step(rendering, batch, losses, bar)
             self.method.progress = self.stage
             if self.state.step:
                 if self.interrupted is None:
                     average(self.optimizer, finish=True)
                 self._save()
-            self._write_metrics()
+            if self.main:
+                self._write_metrics()
 
     def _average(self) -> None:
         """Take the weights into their mean from time to time, late in the budget."""
@@ -190,8 +208,13 @@ class Trainer:
         """Advance step, clock and rate by a step just done."""
         self.state.step += 1
         self.state.rays += rays
-        self.state.seconds += self._lap()
+        self._spend()
         self._rate_from = (self._rate_from[0], self._rate_from[1] + rays)
+
+    def _spend(self) -> None:
+        """Add the time since the clock was read to the training's; processes that share one agree on that in the middle of a step."""
+        if self.alone:
+            self.state.seconds += self._lap()
 
     def _lap(self) -> float:
         """Seconds since the clock was last read."""
@@ -201,8 +224,8 @@ class Trainer:
         lap, self._clock = now - self._clock, now
         return lap
 
-    def step(self) -> tuple[Rendering, Batch, dict[str, Tensor]]:
-        """One optimiser step; on a GPU's out-of-memory the chunk is halved and the step repeated."""
+    def step(self) -> Done:
+        """One optimiser step; where a GPU is out of memory all halve their chunk and repeat it."""
         cameras = self.method.cameras
         if cameras is not None and not self.state.began and 0 < cameras.config.refine_after <= self.progress:
             self._refine()
@@ -211,22 +234,60 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(self.settings.optim, step, self.stage), self.stage)
         while True:
             generator = torch.Generator(self.device).manual_seed(mix(self.state.seed, self.state.step + 1))
+            done: Done | None = None
             try:
                 self.optimizer.zero_grad(set_to_none=True)
                 whole: dict[str, Tensor] = {}
                 if self.perceptual is not None and self.perceptual.due(step, self.stage):
-                    value = self.perceptual.backward(self.method, self.state.seed, step, self.state.chunk, self.scaler.scale)
-                    whole = {"perceptual": value}
+                    whole = {"perceptual": self._look_at_view(self.perceptual, step)}
                 self.method.before_step(step)
                 batch = self.method.next_batch(self.scene, step, generator)
+                if not self.alone:
+                    batch = self._part(batch)
                 rendering, losses = self._backward(batch, step)
-                losses |= whole
-                break
+                self._psnr = math.nan if batch.target is None else psnr(rendering.rgb, batch.target)
+                done = rendering, batch, losses | whole
             except torch.cuda.OutOfMemoryError:
-                self.state.chunk = smaller_chunk(self.state.chunk)
+                pass
+            done = self._agree(done)
+            if done is not None:
+                break
+            self.state.chunk = smaller_chunk(self.state.chunk)
+        rendering, batch, losses = done
         self._update(losses)
         self.method.after_step(step)
         return rendering, batch, losses
+
+    def _part(self, batch: Batch) -> Batch:
+        """This process's part of a batch."""
+        if batch.whole < self.share.of:
+            raise RunError(f"a batch of {batch.whole} rays can't be shared by {self.share.of} devices: take fewer.")
+        return batch if batch.part else batch.shared(self.share)
+
+    def _look_at_view(self, perceptual: Perceptual, step: int) -> Tensor:
+        """Back-propagate the loss of a view, which the first process does for all."""
+        if not self.main:
+            return torch.zeros((), device=self.device)
+        return perceptual.backward(self.method, self.state.seed, step, self.state.chunk, self.scaler.scale)
+
+    def _agree(self, done: Done | None) -> Done | None:
+        """What a step has come to, if it has on all devices: the losses, counts and gradients of the whole batch, and one clock."""
+        if self.alone:
+            return done
+        heard = self._heard.interrupted or 0
+        rows = distributed.everyones([done is None, self.state.seconds + self._lap(), heard])
+        failed, seconds, signals = zip(*rows, strict=True)
+        self.state.seconds, self.interrupted = seconds[0], int(max(signals)) or None
+        if done is None or any(failed):
+            return None
+        rendering, batch, losses = done
+        own = [len(batch), len(batch) * 10 ** (-self._psnr / 10), *self.method.counts, *map(float, losses.values())]
+        rays, error, *sums = map(sum, zip(*distributed.everyones(own), strict=True))
+        self._psnr = -10 * math.log10(error / rays) if error else math.inf
+        counts = len(self.method.counts)
+        self.method.counts = tuple(map(int, sums[:counts]))
+        distributed.add_up(p for group in self.optimizer.param_groups for p in group["params"])
+        return rendering, batch, {name: torch.tensor(total) for name, total in zip(losses, sums[counts:], strict=True)}
 
     def _backward(self, batch: Batch, step: int) -> tuple[Rendering, dict[str, Tensor]]:
         """Add the gradients of the mean loss over the batch, chunk by chunk; returns what all of it saw, and the losses."""
@@ -234,7 +295,7 @@ class Trainer:
         seen: list[Rendering] = []
         for chunk in batch.chunks(self.state.chunk):
             rendering, losses = self.method.training_losses(chunk, step)
-            losses = {name: value * (len(chunk) / len(batch)) for name, value in losses.items()}
+            losses = {name: value * (len(chunk) / batch.whole) for name, value in losses.items()}
             # rays of learned cameras are a graph that the chunks share
             again = batch.rays is not None and batch.rays.origins.requires_grad
             self.scaler.scale(torch.stack(list(losses.values())).sum()).backward(retain_graph=again)
@@ -270,41 +331,42 @@ class Trainer:
                 "try a lower --optim.lr or --optim.clip-norm 1."
             )
 
-    def _after_step(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor], log: RunLog, bar: ProgressLine) -> None:
+    def _after_step(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor], bar: ProgressLine) -> None:
         """Logs, checkpoints, callbacks and the look for collapse that are due; what is not training stops the clock."""
         config, step = self.settings.log, self.state.step
 
         def due(every: int) -> bool:
             return every > 0 and step % every == 0
 
-        if batch.target is not None and math.isfinite(now := psnr(rendering.rgb, batch.target)):
+        if math.isfinite(self._psnr):
             before = self.state.psnr
-            self.state.psnr = now if before is None else before + (now - before) / min(step, 50)
+            self.state.psnr = self._psnr if before is None else before + (self._psnr - before) / min(step, 50)
         if self.search is not None:
             self.search.look(self)
         watch_from = self.settings.optim.warmup_steps
-        if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST and batch.target is not None:
-            what = collapse.CollapseWatch(self.state.looks).look(rendering, batch.target)
+        if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST and (target := batch.target) is not None:
+            what = distributed.from_main(lambda: collapse.CollapseWatch(self.state.looks).look(rendering, target))
             if what is not None:
                 self._restart(what, bar)
                 return
         self._adjust(bar)
         if self.method.cameras is not None and due(self.method.cameras.config.look_again) and self.method.cameras.moves(self.stage):
-            found = relocate(self.method, self.scene, step)
+            found = distributed.from_main(lambda: relocate(self.method, self.scene, step))
+            distributed.spread(self.method.cameras.state_dict().values())
             if found:
                 bar.say(f"step {step}: {found} lost camera{'s' * (found > 1)} found elsewhere.")
         if due(config.print_every) or step == 1:
-            values = self._scalars(rendering, batch, losses, log)
+            values = self._scalars(rendering, batch, losses)
             bar.show(self.progress, self._line(values))
         if due(config.save_every) or 0 < config.save_seconds < self.state.seconds - self._saved:
             self._save()
-            self.state.seconds += self._lap()
-        if due(config.image_every):
-            self._look_at_holdout(log)
-            log.histograms(step, self.method)
+            self._spend()
+        if due(config.image_every) and self.log is not None:
+            self._look_at_holdout(self.log)
+            self.log.histograms(step, self.method)
             self._lap()
         for callback in self.callbacks:
-            if due(callback.every):
+            if due(callback.every) and (callback.shared or self.main):
                 callback.run(self)
                 self._lap()
 
@@ -319,7 +381,8 @@ class Trainer:
             return
         self.state.adjusted += 1
         first = self.state.adjusted == 1
-        likeness = adjust(self.method, self.scene, self.state.step, first)
+        likeness = distributed.from_main(lambda: adjust(self.method, self.scene, self.state.step, first))
+        distributed.spread(cameras.state_dict().values())
         if first and likeness > 0:
             self._refine()
         if first and self.search is not None:
@@ -335,11 +398,12 @@ class Trainer:
         self.state.seed = mix(self.settings.seed, self.state.restarts, 0xC0) >> 32
         self.state.step = self.state.began = self.state.adjusted = 0
         self.state.looks, self.state.holdout_psnr, self.state.psnr = {}, None, None
-        discard_checkpoints(self.folder / "checkpoints")
+        if self.main:
+            discard_checkpoints(self.folder / "checkpoints")
         self._build()
         self.search = None if self.search is None else PoseSearch()
 
-    def _scalars(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor], log: RunLog) -> dict[str, float]:
+    def _scalars(self, rendering: Rendering, batch: Batch, losses: dict[str, Tensor]) -> dict[str, float]:
         seconds, rays = self._rate_from
         rate = rays / max(self.state.seconds - seconds, 1e-9)
         self._rate_from = (self.state.seconds, 0)
@@ -350,14 +414,17 @@ class Trainer:
             "skipped_steps": float(self.state.skipped),
         }
         if batch.target is not None:
-            values["psnr_fine"] = psnr(rendering.rgb, batch.target)
+            values["psnr_fine"] = self._psnr
         if rendering.opacity is not None:
             values["opacity"] = float(rendering.opacity.detach().mean())
         values |= self.method.scalars(rendering, batch)
         if self.method.cameras is not None:
             values |= self.method.cameras.scalars()
+        if not self.alone:
+            values["sent_megabytes"] = distributed.sent / 1e6
         self.latest = values
-        log.scalars(self.state.step, values)
+        if self.log is not None:
+            self.log.scalars(self.state.step, values)
         return values
 
     def _line(self, values: dict[str, float]) -> str:
@@ -389,11 +456,13 @@ class Trainer:
         log.scalars(self.state.step, {"psnr_holdout": self.state.holdout_psnr})
 
     def _save(self) -> None:
+        self._saved = self.state.seconds
+        if not self.main:
+            return
         self.state.loss_scale = self.scaler.get_scale()
         if self.search is not None:
             self.search.save(self.folder)
         save_checkpoint(self.folder / "checkpoints", self.state, self.method, self.optimizer)
-        self._saved = self.state.seconds
 
     def _write_metrics(self) -> None:
         """The "train" part of metrics.json; the other parts stay."""

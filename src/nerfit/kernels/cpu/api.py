@@ -214,12 +214,22 @@ def sample_pdf(edges: Tensor, weights: Tensor, numbers: Tensor, padding: float) 
 
 
 def draw_pixels(
-    stored: Tensor, starts: Tensor, width: Tensor, height: Tensor, views: Tensor, count: int, key: int, threshold: int
+    stored: Tensor,
+    starts: Tensor,
+    width: Tensor,
+    height: Tensor,
+    views: Tensor,
+    count: int,
+    key: int,
+    threshold: int,
+    first: int,
+    every: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """View, column, row and colour."""
-    out = tuple(torch.empty(count, dtype=torch.long) for _ in range(3)) + (torch.empty(count, stored.shape[1]),)
+    drawn = len(range(first, count, every))
+    out = tuple(torch.empty(drawn, dtype=torch.long) for _ in range(3)) + (torch.empty(drawn, stored.shape[1]),)
     arrays = [array(a) for a in (stored, starts, width, height, views)]
-    run_parallel(pixels.draw_pixels, *arrays, key, threshold, ATTEMPTS, *map(array, out))
+    run_parallel(pixels.draw_pixels, *arrays, count, first, every, key, threshold, ATTEMPTS, *map(array, out))
     return out[0], out[1], out[2], out[3]
 
 

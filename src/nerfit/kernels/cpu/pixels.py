@@ -18,21 +18,21 @@ def _splitmix(key, number):
 
 
 @kernel
-def draw_pixels(part, parts, pixels, starts, width, height, views, key, threshold, attempts, view, x, y, colors):
+def draw_pixels(part, parts, pixels, starts, width, height, views, count, first, every, key, threshold, attempts, view, x, y, colors):
     """View, column, row and colour of random pixels; see the public function."""
-    count, channels = view.size, pixels.shape[1]
+    channels = pixels.shape[1]
     many = np.uint64(views.size)
-    for i in range(count * part // parts, count * (part + 1) // parts):
+    for i in range(view.size * part // parts, view.size * (part + 1) // parts):
         at = np.int64(0)
         for attempt in range(attempts):
-            number = 2 * (attempt * count + i)
-            first, second = _splitmix(np.uint64(key), number), _splitmix(np.uint64(key), number + 1)
-            v = views[((first >> _32) * many) >> _32]
-            column = np.int64(((second >> _32) * np.uint64(width[v])) >> _32)
-            row = np.int64(((second & _LOW) * np.uint64(height[v])) >> _32)
+            number = 2 * (attempt * count + first + i * every)
+            one, two = _splitmix(np.uint64(key), number), _splitmix(np.uint64(key), number + 1)
+            v = views[((one >> _32) * many) >> _32]
+            column = np.int64(((two >> _32) * np.uint64(width[v])) >> _32)
+            row = np.int64(((two & _LOW) * np.uint64(height[v])) >> _32)
             at = starts[v] + row * width[v] + column
             view[i], x[i], y[i] = v, column, row
-            if channels == 3 or pixels[at, channels - 1] > 0 or (first & _LOW) < np.uint64(threshold):
+            if channels == 3 or pixels[at, channels - 1] > 0 or (one & _LOW) < np.uint64(threshold):
                 break
         for c in range(channels):
             colors[i, c] = pixels[at, c] / np.float32(255)

@@ -1,0 +1,273 @@
+"""One training on several devices: the processes that torchrun started share each step's batch and add up their gradients.
+
+A batch is a function of seed and step alone; device r of N takes its rays r, r+N, r+2N, … with the random numbers that they have
+in the whole (`Part`), so that N devices do what one does, up to the rounding of sums. After the backward pass, in which nothing is
+exchanged, there are three exchanges, after which every device takes the same step and the same decisions:
+
+1. `everyones` losses, counts, clocks and signals, a few numbers each;
+2. `add_up`: all dense gradients as one vector, all-reduced. Each is weighted by its rays before (the loop divides by the whole batch);
+3. and of hash tables whose gradients are in factors, which sparse Adam sums where it uses them, these factors: a position and 4
+   numbers a level for each visible sample are a few megabytes, where the table has tens.
+
+DistributedDataParallel would do the second alone. It fits ill: it hooks on dense gradients, which tables have not; it wants
+one forward call through a wrapper, where steps render several chunks through several methods, with cameras' graphs made before them;
+and it must be told which parameters a step leaves out (cameras that stand still, a view without rays).
+
+Everything here does nothing, or what it would do alone, where there is one process.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from nerfit.errors import ConfigError, NerfitError, RunError
+from nerfit.kernels.adam import FactoredGradient, as_row
+from nerfit.sampling.pixels import WHOLE, Share
+
+T = TypeVar("T")
+PATIENCE = 600.0
+"""Seconds ($NERFIT_PATIENCE) after which a device that does not answer in the middle of a step is given up."""
+_LONG = timedelta(days=1)
+"""Where one device may work for long: reading a scene, judging, drawing."""
+_waits: Any = None
+sent = 0
+"""Bytes that this process has sent for gradients, by the ring algorithms that Gloo and NCCL use."""
+
+
+def share() -> Share:
+    """This process among those of the training."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return WHOLE
+    return Share(dist.get_rank(), dist.get_world_size())
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes, logs and speaks."""
+    return share().index == 0
+
+
+_JOB = "torchrun-id.txt"
+
+
+def sign(folder: Path) -> None:
+    """Leave the id of torchrun's job in a run folder."""
+    if _job():
+        (folder / _JOB).write_text(_job())
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether this job of torchrun has begun the run in ``folder``, and has started the processes again since one was lost or came."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    begun_by_it = _job() and (folder / _JOB).is_file() and (folder / _JOB).read_text() == _job()
+    return bool(begun_by_it) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _job() -> str:
+    """The id of torchrun's job, if it has one of its own."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "").removeprefix("none")
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Meet the other processes that torchrun started, if it did; all but the first are silent from then on."""
+    global _waits
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    on_gpu = torch.cuda.is_available()
+    if on_gpu and _local() < torch.cuda.device_count():
+        torch.cuda.set_device(_local())
+    patience = timedelta(seconds=float(os.environ.get("NERFIT_PATIENCE", PATIENCE)))
+    with _talking():
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=patience)
+        _waits = dist.new_group(backend="gloo", timeout=_LONG)
+    try:
+        with contextlib.ExitStack() as silence:
+            if not is_main():
+                nowhere = silence.enter_context(Path(os.devnull).open("w"))
+                silence.enter_context(contextlib.redirect_stdout(nowhere))
+                silence.enter_context(contextlib.redirect_stderr(nowhere))
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _local() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device, if every process of this machine can have one of its kind."""
+    if share().of > 1 and device.type == "cuda" and (device.index is not None or _local() >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"each process takes a GPU of its own, and this machine has {torch.cuda.device_count()}: start as many, with --device cuda, "
+            "or train with --device cpu."
+        )
+    return device
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[None]:
+    """A connection that fails is a RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        what = str(error).strip().splitlines()[0].rstrip(".")
+        raise RunError(f"the connection to the training's other processes was lost ({what}); go on with --resume.") from error
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What the first process makes, on all of them; if it fails with an error for the user, all do."""
+    if share().of == 1:
+        return make()
+    answer: list[Any] = [None]
+    if is_main():
+        try:
+            answer = [(make(), None)]
+        except (NerfitError, SystemExit) as error:
+            answer = [(None, error)]
+    with _talking():
+        dist.broadcast_object_list(answer, 0, group=_waits)
+    value, error = answer[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def spread(tensors: Iterable[Tensor]) -> None:
+    """Put the first process's values into the tensors of all."""
+    if share().of == 1:
+        return
+    tensors = list(tensors)
+    for tensor, value in zip(tensors, from_main(lambda: [t.detach().cpu() for t in tensors]), strict=True):
+        tensor.detach().copy_(value)
+
+
+def gathered(value: T) -> list[T]:
+    """What every process has, by number."""
+    if share().of == 1:
+        return [value]
+    found: list[Any] = [None] * share().of
+    with _talking():
+        dist.all_gather_object(found, value, group=_waits)
+    return found
+
+
+@contextlib.contextmanager
+def leaders_first() -> Iterator[None]:
+    """Let the first process of each machine go through, and then the others: what it compiled or decoded they find."""
+    wait = lambda: share().of > 1 and gathered(None)  # noqa: E731
+    if _local() > 0:
+        wait()
+    try:
+        yield
+    finally:
+        if _local() == 0:
+            wait()
+
+
+@contextlib.contextmanager
+def collected(folder: Path) -> Iterator[Path]:
+    """A folder for each process to write files into, which all come to be in ``folder`` of the first."""
+    if is_main():
+        yield folder
+        mine: list[Path] = []
+        root = folder
+    else:
+        with tempfile.TemporaryDirectory() as place:
+            root = Path(place)
+            yield root
+            mine = [path for path in sorted(root.rglob("*")) if path.is_file()]
+            _hand_in(root, mine)
+        return
+    if share().of > 1:
+        _hand_in(root, mine)
+
+
+def _hand_in(root: Path, files: list[Path]) -> None:
+    """Send files to the first process, one at a time, which puts them where they are under ``root``."""
+    for number in range(max(gathered(len(files)))):
+        own = files[number] if number < len(files) else None
+        found: list[Any] | None = [None] * share().of if is_main() else None
+        with _talking():
+            dist.gather_object(own and (str(own.relative_to(root)), own.read_bytes()), found, 0, group=_waits)
+        for name, data in filter(None, found or []):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+
+
+def everyones(values: Sequence[float]) -> list[list[float]]:
+    """A few numbers (as float64) of every process, by process."""
+    own = torch.tensor(values, dtype=torch.float64)
+    rows = [torch.empty_like(own) for _ in range(share().of)]
+    with _talking():
+        dist.all_gather(rows, own)
+    return [row.tolist() for row in rows]
+
+
+def add_up(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the sums of all processes' gradients in the gradients' place; what has one nowhere keeps none."""
+    parameters = list(parameters)
+    with _talking():
+        tables = [p for p in parameters if getattr(p, "factored_gradients", None) is not None]
+        together = _gather_factors(tables)
+        _add_up_dense([p for p in parameters if not any(p is table for table in together)])
+
+
+def _add_up_dense(parameters: list[nn.Parameter]) -> None:
+    global sent
+    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    has_one = pieces[0].new_tensor([float(p.grad is not None) for p in parameters])
+    flat = torch.cat([*(piece.flatten() for piece in pieces), has_one])
+    dist.all_reduce(flat)
+    sent += 2 * (share().of - 1) * flat.nbytes // share().of
+    *sums, has_one = flat.split([*(p.numel() for p in parameters), len(parameters)])
+    for p, piece, total, has in zip(parameters, pieces, sums, has_one.tolist(), strict=True):
+        if has:
+            p.grad = piece.copy_(total.view_as(p))
+
+
+def _gather_factors(tables: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Give every process the factors of all; returns the tables of which that is less than the sums of their gradients.
+
+    Of the others each has added its own up.
+    """
+    global sent
+    world, together = share().of, []
+    rows = [as_row(table.factored_gradients) for table in tables]  # pyright: ignore[reportAttributeAccessIssue]
+    sizes = torch.tensor([0 if row is None else row.count[0] for row in rows])
+    every = [torch.empty_like(sizes) for _ in range(world)]
+    if tables:
+        dist.all_gather(every, sizes)
+    for table, row, counts in zip(tables, rows, torch.stack(every, 1).tolist(), strict=True):
+        room = max(counts)
+        if row is None or room == 0:
+            continue
+        depth = row.layout.depth
+        if world * room * (3 + depth) > 2 * table.numel():
+            table.grad = torch.zeros_like(table) if table.grad is None else table.grad
+            row.add_to(table.grad)
+            table.factored_gradients = []  # pyright: ignore[reportAttributeAccessIssue]
+            continue
+        all_rows = []
+        for values, width in ((row.places, 3), (row.features, depth)):
+            own, rows_of_all = torch.zeros(room * width), torch.empty(world, room * width)
+            own[: values.size] = torch.from_numpy(values[0])
+            dist.all_gather(list(rows_of_all.unbind()), own)
+            sent += (world - 1) * own.nbytes
+            all_rows.append(rows_of_all.numpy())
+        places, features = all_rows
+        table.grad = None
+        table.factored_gradients = [FactoredGradient(places, features, counts, row.layout)]  # pyright: ignore[reportAttributeAccessIssue]
+        together.append(table)
+    return together

@@ -1,0 +1,57 @@
+"""``--devices N``: starting the processes of a training on this machine, as torchrun does."""
+
+import os
+import uuid
+from collections.abc import Callable
+
+import torch
+from torch.distributed import is_available
+
+from nerfit.errors import ConfigError, RunError
+
+RESTARTS = 3
+"""How many times all processes are started again after one was lost."""
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launch(entry: Callable[[list[str]], int], argv: list[str], count: int, device: str | None) -> int:
+    """``entry(argv)`` in ``count`` processes, which share the machine's threads or have a GPU each; the largest of their exit codes.
+
+    Where one is lost they are started again, to go on from the latest checkpoint.
+    """
+    if not is_available():
+        raise ConfigError("this PyTorch was built without torch.distributed, which --devices needs.")
+    gpus = torch.cuda.device_count()
+    on_gpu = gpus > 0 and (device is None or device.startswith(("auto", "cuda")))
+    if on_gpu and count > gpus:
+        raise ConfigError(f"--devices {count} is more than this machine's {gpus} GPUs: take fewer, or --device cpu.")
+    if not on_gpu:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=RESTARTS,
+        monitor_interval=0.5,
+    )
+    try:
+        return max(elastic_launch(config, entry)(argv).values())
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise RunError(
+            f"process {rank} of {count} ended with code {failure.exitcode}, and so it was after {RESTARTS} new starts; what it said "
+            "stands above."
+        ) from error

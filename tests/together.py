@@ -1,0 +1,69 @@
+"""Trainings by name and command line, in this process or in several that torchrun started: what the tests of `distributed` compare.
+
+``python -m torch.distributed.run --nproc-per-node 2 tests/together.py RUNS.json OUT.json``; each run is
+``{"out": folder, "words": [method, scene, flags…], "stop": step or null}``.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from nerfit.preparing import prepare
+from nerfit.runs import new_folder
+from nerfit.training import distributed
+from nerfit.training.trainer import Callback, Trainer
+
+ALWAYS = ["--device", "cpu", "--threads", "1", "--log.print-every", "1", "--log.image-every", "0"]
+
+
+def train(out: str, words: list[str], stop: int | None = None) -> dict[str, Any]:
+    """Train, or go on with what ``out`` holds; the loss of colours of each step, bytes sent and seconds of this process's CPU per step.
+
+    At step ``stop`` the last process gets a signal, as from Ctrl-C.
+    """
+    folder = Path(out)
+    again = (folder / "config.yaml").is_file()
+    method, source, *flags = words
+    argv = ["--resume", "--out", out, *ALWAYS] if again else [*flags, "--out", out, *ALWAYS]
+    plan, _, _ = distributed.from_main(lambda: prepare(method, source, argv))
+    scene = plan.load_scene()
+    losses: dict[int, float] = {}
+
+    def note(trainer: Trainer) -> None:
+        if distributed.is_main():
+            losses[trainer.state.step] = trainer.latest["loss/rgb"]
+        if trainer.state.step == stop and trainer.share.index == trainer.share.of - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if not again:
+        distributed.from_main(lambda: new_folder(folder, numbered=False))
+    trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, folder, [Callback(1, note, shared=True)], quiet=True)
+    if trainer.main:
+        scene.save(folder)
+        plan.save(folder)
+    before, sent = time.process_time(), distributed.sent
+    trainer.train()
+    steps = max(len(losses), 1)
+    return {
+        "losses": losses,
+        "sent": (distributed.sent - sent) / steps,
+        "seconds": (time.process_time() - before) / steps,
+        "state": trainer.state.step,
+    }
+
+
+def main() -> None:
+    """Do what a file of runs says."""
+    runs = json.loads(Path(sys.argv[1]).read_text())
+    with distributed.joined():
+        found = [train(run["out"], run["words"], run.get("stop")) for run in runs]
+        if distributed.is_main():
+            Path(sys.argv[2]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
