@@ -26,7 +26,7 @@ from nerfit.outputs.pictures import checked_quantities, render_path
 from nerfit.outputs.pose_plots import draw_poses, log_paths
 from nerfit.plugins import AUTO
 from nerfit.preparing import TrainCommand, prepare, say
-from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
+from nerfit.runs import Plan, in_use, initialise_from, new_folder, numbered_folders, open_run, refuse_existing
 from nerfit.scenes import load_scene, photos, video
 from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene
@@ -92,13 +92,16 @@ def train(
     scene = scene or _load(plan)
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
-    if options.resume:
-        _check_same_scene(scene, folder, plan.source)
-    else:
+    if not options.resume:
         folder = new_folder(folder, numbered=options.out is None)
     with contextlib.ExitStack() as open_ones:
-        viewer = _viewer(scene, options, folder, open_ones) if options.viewer else None
-        trainer, summary = _trained(plan, options, folder, scene, viewer)
+        with in_use(folder):
+            if options.resume:
+                _check_same_scene(scene, folder, plan.source)
+            else:
+                refuse_existing(folder)  # another training may have come first
+            viewer = _viewer(scene, options, folder, open_ones) if options.viewer else None
+            trainer, summary = _trained(plan, options, folder, scene, viewer)
         tell(summary)
         if viewer is not None and trainer.interrupted is None:
             viewer.watch(trainer.method, 4 * trainer.state.chunk)
@@ -159,9 +162,9 @@ def _trained(
         if not options.resume:
             folder.rmdir()
         raise
-    if not options.resume:
-        scene.save(folder)
     plan.save(folder)
+    if not (options.resume and (folder / "cameras.json").exists()):
+        scene.save(folder)
     if trainer.progress >= 1:
         say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
     trainer.train()
@@ -211,6 +214,8 @@ def import_weights(checkpoint: Path, source: str, argv: list[str]) -> tuple[Trai
 
 def _check_same_scene(scene: Scene, folder: Path, source: str) -> None:
     """Refuse to go on with a run on other cameras than it began with; the same scene may have moved."""
+    if not (folder / "cameras.json").exists():  # the last that a run writes before its first step
+        return
     began = Scene.load(folder, given=True)
     same = (began.format, began.ndc, len(began.cameras)) == (scene.format, scene.ndc, len(scene.cameras))
     if not same or not torch.allclose(began.cameras.c2w, scene.cameras.c2w, atol=1e-5):

@@ -5,8 +5,10 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -26,6 +28,7 @@ from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
 from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene, write_whole
+from nerfit.scenes.work import lock
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
 from nerfit.training.trainer import LoopConfig
@@ -102,8 +105,8 @@ def default_config(method: str, form: str) -> RunConfig[Any, Any]:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise RunError if ``out`` holds anything."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raise RunError if ``out`` holds anything, but for what a process that was killed had begun to write."""
+    if out.exists() and (not out.is_dir() or any(path.suffix != ".part" for path in out.iterdir())):
         raise RunError(f"{out} exists already: choose another --out, or add --resume to go on with it.")
 
 
@@ -120,6 +123,21 @@ def new_folder(out: Path, numbered: bool) -> Path:
         except OSError as error:
             raise RunError(f"the run folder {folder} can't be made: {error.strerror}.") from error
     raise AssertionError("numbers end nowhere")
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Hold a run folder against other trainings; RunError where one has it. Reading it stays free, and whoever dies lets go of it."""
+    if os.name != "posix":  # folders can't be opened there
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not lock(descriptor, wait=False):
+            raise RunError(f"another training is at work in {folder}: wait for it, stop it, or choose another --out.")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def numbered_folders(out: Path) -> Iterator[Path]:

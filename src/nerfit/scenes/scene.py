@@ -16,6 +16,7 @@ from nerfit.cameras.ndc import ndc_rays
 from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
 from nerfit.scenes.points import PointDepths
+from nerfit.scenes.work import appearing
 
 T = TypeVar("T")
 Bounds = Literal["object", "forward-facing", "unbounded"]
@@ -270,7 +271,6 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one, never half of either."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    """Write a text file as `appearing` does."""
+    with appearing(path) as part:
+        part.write_text(text)

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from nerfit.training.relocation import relocate
 
 MAX_RESTARTS = 5
 MAX_SKIPPED_IN_A_ROW = 20
+LONGEST_STEP = 300.0
+"""Seconds above which a step that takes a hundred times as long as any before is taken for the sleep of the machine."""
 
 
 @dataclass(kw_only=True)
@@ -167,7 +170,7 @@ class Trainer:
         ):
             self.log = log
             self._clock = time.perf_counter()
-            self._saved = self.state.seconds
+            self._saved, self._longest = self.state.seconds, 0.0
             self._rate_from = (self.state.seconds, 0)
             while self.progress < 1 and self.interrupted is None:
                 rendering, batch, losses = self.step()
@@ -190,7 +193,7 @@ class Trainer:
         """Advance step, clock and rate by a step just done."""
         self.state.step += 1
         self.state.rays += rays
-        self.state.seconds += self._lap()
+        self.state.seconds += self._awake(self._lap())
         self._rate_from = (self._rate_from[0], self._rate_from[1] + rays)
 
     def _lap(self) -> float:
@@ -200,6 +203,14 @@ class Trainer:
         now = time.perf_counter()
         lap, self._clock = now - self._clock, now
         return lap
+
+    def _awake(self, seconds: float) -> float:
+        """What counts of the seconds since the clock was read: all, unless the machine slept or the process was held."""
+        if self._longest > 0 and seconds > max(LONGEST_STEP, 100 * self._longest):
+            warnings.warn(f"step {self.state.step} took {seconds:.0f} s, as if the machine had slept: they are not counted.", stacklevel=2)
+            return self._longest
+        self._longest = max(self._longest, seconds)
+        return seconds
 
     def step(self) -> tuple[Rendering, Batch, dict[str, Tensor]]:
         """One optimiser step; on a GPU's out-of-memory the chunk is halved and the step repeated."""
@@ -298,7 +309,7 @@ class Trainer:
             bar.show(self.progress, self._line(values))
         if due(config.save_every) or 0 < config.save_seconds < self.state.seconds - self._saved:
             self._save()
-            self.state.seconds += self._lap()
+            self.state.seconds += self._awake(self._lap())
         if due(config.image_every):
             self._look_at_holdout(log)
             log.histograms(step, self.method)
@@ -385,6 +396,12 @@ class Trainer:
         log.scalars(self.state.step, {"psnr_holdout": self.state.holdout_psnr})
 
     def _save(self) -> None:
+        """Write a checkpoint; RunError instead of one that nothing could go on from."""
+        if not all(bool(p.isfinite().all()) for p in self.method.parameters()):
+            raise RunError(
+                f"after step {self.state.step} some weights are not finite, so they are not saved: "
+                "go on from the checkpoint before with --resume and a lower --optim.lr."
+            )
         self.state.loss_scale = self.scaler.get_scale()
         if self.search is not None:
             self.search.save(self.folder)
