@@ -17,7 +17,8 @@ from nerfit.methods.base import Batch, Method, render_view, smaller_chunk
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, join
 from nerfit.sampling.pixels import mix
-from nerfit.scenes.scene import Scene, write_json
+from nerfit.scenes.scene import Scene
+from nerfit.scenes.work import appearing
 from nerfit.training import collapse
 from nerfit.training.adjusting import adjust
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
@@ -429,10 +430,11 @@ class Trainer:
 
 
 def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:
-    """Replace one part of a run's metrics.json and keep the others."""
+    """Replace one part of a run's metrics.json and keep the others, also those that another process writes at the same time."""
     path = folder / "metrics.json"
-    try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError):
-        metrics = {}
-    write_json(path, metrics | {part: values})
+    with appearing(path) as temporary:
+        try:
+            metrics = json.loads(path.read_text())
+        except (OSError, ValueError):
+            metrics = {}
+        temporary.write_text(json.dumps(metrics | {part: values}, indent=1) + "\n")
