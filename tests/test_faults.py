@@ -8,10 +8,12 @@ import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,11 +42,11 @@ from nerfit.scenes.scene import Scene, write_json
 from nerfit.scenes.work import appearing
 from nerfit.scenes.writing import write_colmap, write_poses_bounds, write_transforms
 from nerfit.training import trainer as trainer_module
-from nerfit.training.checkpoints import LoopState, load_checkpoint, save_checkpoint
+from nerfit.training.checkpoints import LoopState, checkpoints, load_checkpoint, save_checkpoint
 from nerfit.training.logs import LogConfig, RunLog
 from nerfit.training.pose_search import PoseSearch
 from nerfit.training.trainer import LONGEST_STEP, MAX_SKIPPED_IN_A_ROW, LoopConfig, Trainer, update_metrics
-from test_checkpoints import TRAIN, assert_same_end, last
+from test_checkpoints import TINY, TRAIN, assert_same_end, equal, last
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="locks, limits and mounts are those of Linux")
 NETWORK = NerfConfig(depth=2, width=16, skips=[], samples=8, fine_samples=0, rays=64)
@@ -369,3 +371,145 @@ def test_seeds_that_were_killed_as_the_best_was_moved(here: Path, moved: int, mo
     assert main(["train", "--out", "run", "--resume", "--seeds", "2"]) == 0
     assert last(here / "run")[0]["step"] == 8 and last(here / "run")[0]["seed"] == kept
     assert [path.name for path in (here / "run" / "seeds").iterdir()] == [str(1 - kept)]
+
+
+# --- Kills at random moments ----------------------------------------------------------------------------------------
+
+SMALL = ["--scene.size=24", "--scene.views=6", "--scene.samples=1", "--scene.test-views=1", "--threads=1", "--steps=40"]
+KILLED = {
+    "nerf": [*TINY[:-2], "--threads=1", "--steps=40", "--optim.average-from=0.5"],
+    "instant": [
+        *SMALL,
+        "--model.levels=2",
+        "--model.log2-entries=10",
+        "--model.width=16",
+        "--model.samples=1024",
+        "--model.march-steps=64",
+    ],
+}
+"""What is killed: `instant` with its default recipe, both judged at the end."""
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("method", KILLED)
+def test_kills_at_random_moments_lose_nothing(here: Path, method: str) -> None:
+    """Each as many as $NERFIT_KILLS, else 100, with figures on stdout (pytest -s)."""
+    kills = os.environ.get("NERFIT_KILLS", "100")
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, __file__, method, kills], cwd=here, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(method, done.stdout.strip())
+    told = json.loads(done.stdout)
+    assert told.pop("wrong") == []
+    assert sum(told["deaths"].values()) >= int(kills) and told["finished"] > 3 and told["leftovers"] <= 2
+
+
+def child(argv: list[str]) -> int:
+    """Run the command line in a fork of this process, which has imported everything and computed nothing; returns its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 99
+    try:
+        code = main(argv)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def alive(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+class Killer:
+    """Trains, kills, resumes and judges; ``told`` are the figures, among them what went wrong."""
+
+    def __init__(self, method: str, kills: int, seeds: int = 3) -> None:
+        self.method, self.kills, self.seeds, self.chance = method, kills, seeds, random.Random(method)
+        self.told: dict[str, Any] = {
+            "deaths": {},
+            "finished": 0,
+            "leftovers": 0,
+            "before_a_checkpoint": 0,
+            "after_training": 0,
+            "wrong": [],
+        }
+
+    def train(self, out: str, seed: int, resume: bool) -> int:
+        words = ["--resume"] if resume else [*KILLED[self.method], "--seed", str(seed), "--log.save-every=5", "--log.image-every=20"]
+        return child(["train", self.method, "procedural", *words, "--out", out])
+
+    def run(self) -> None:
+        lasts = 0.0
+        for seed in range(self.seeds):  # what nothing disturbs; the first fills caches
+            start = time.monotonic()
+            _, status = os.waitpid(self.train(f"whole{seed}", seed, False), 0)
+            assert status == 0, Path("log.txt").read_text()
+            lasts = time.monotonic() - start
+        while sum(self.told["deaths"].values()) < self.kills:
+            self._one_run(self.told["finished"] % self.seeds, lasts)
+
+    def _one_run(self, seed: int, lasts: float) -> None:
+        """A run from nothing to its end, killed again and again."""
+        folder = Path("run")
+        shutil.rmtree(folder, ignore_errors=True)
+        step, code = 0, -1
+        while code != 0:
+            code = self._until_death(self.train("run", seed, (folder / "config.yaml").exists()), lasts)
+            if code > 0 and code != 143:
+                self._wrong(f"it ended with {code}: {Path('log.txt').read_text()[-1500:]}")
+                return
+            step = self._look(folder, step)
+        state, tensors = last(Path(f"whole{seed}"))
+        own, found = last(folder)
+        if own != state or found.keys() != tensors.keys() or not all(equal(found[name], tensors[name]) for name in tensors):
+            self._wrong(f"seed {seed} ended otherwise: {own}, {state}")
+        if list(folder.rglob("*.part")) or "test" not in json.loads((folder / "metrics.json").read_text()):
+            self._wrong(f"it left {[str(path) for path in folder.rglob('*')]}")
+        self.told["finished"] += 1
+
+    def _until_death(self, pid: int, lasts: float) -> int:
+        """The exit code of a process, negative for a signal, most often one that is sent to it after a random time."""
+        end = time.monotonic() + 1.3 * lasts * self.chance.random()
+        while alive(pid) and time.monotonic() < end:
+            time.sleep(0.001)
+        if alive(pid):
+            os.kill(pid, signal.SIGTERM if self.chance.random() < 0.15 else signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code:
+            name = "SIGTERM, saved" if code == 143 else signal.Signals(-code).name if code < 0 else f"exit {code}"
+            self.told["deaths"][name] = self.told["deaths"].get(name, 0) + 1
+        return code
+
+    def _look(self, folder: Path, before: int) -> int:
+        """The step of the newest checkpoint, which never goes back."""
+        self.told["leftovers"] = max(self.told["leftovers"], len(list(folder.rglob("*.part"))))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = load_checkpoint(folder / "checkpoints")
+        step = 0 if found is None else found[0].step
+        if said or step < before or len(checkpoints(folder / "checkpoints")) > 4:
+            self._wrong(f"from step {before} to {step}: {[str(warning.message) for warning in said]}")
+        self.told["before_a_checkpoint"] += step == 0
+        self.told["after_training"] += step == 40
+        return step
+
+    def _wrong(self, what: str) -> None:
+        self.told["wrong"].append(what)
+
+
+if __name__ == "__main__":
+    import torch.utils.tensorboard  # noqa: F401  (here, so that the children need not)
+
+    import nerfit.jobs
+    import nerfit.methods.instant  # noqa: F401
+
+    killer = Killer(sys.argv[1], int(sys.argv[2]))
+    start = time.monotonic()
+    killer.run()
+    print(json.dumps(killer.told | {"seconds": round(time.monotonic() - start)}))

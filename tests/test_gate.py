@@ -98,7 +98,7 @@ def test_only_the_gate_is_on_the_network(viewer: Viewer) -> None:
     others = [address[4][0] for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET) if address[4][0] != "127.0.0.1"]
     for host in others:
         with pytest.raises(OSError):
-            socket.create_connection((host, viewer.server.get_port()), 5)
+            socket.create_connection((str(host), viewer.server.get_port()), 5)
     assert viewer.gate is not None and viewer.url.startswith(f"http://{socket.gethostname()}:{viewer.port}/?token=")
 
 

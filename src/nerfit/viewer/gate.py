@@ -62,7 +62,7 @@ class Gate:
         request, *lines = head.split("\r\n")[:-2]
         method, target, _ = request.split(" ")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        cookies = dict(pair.strip().partition("=")[::2] for pair in headers.get("cookie", "").split(";"))
+        cookies = {name.strip(): value for name, _, value in (pair.partition("=") for pair in headers.get("cookie", "").split(";"))}
         shown = parse_qs(urlsplit(target).query).get("token", [""])[0]
         upgrade = headers.get("upgrade", "").lower() == "websocket"
         if self._knows(shown) and not upgrade:
