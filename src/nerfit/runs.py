@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -20,12 +19,14 @@ from PIL import Image
 
 from nerfit import __version__
 from nerfit.cameras import Cameras
-from nerfit.config import arguments, parse, to_dict
-from nerfit.errors import ConfigError, RunError
+from nerfit.config import arguments, parse, read_settings, to_dict
+from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.methods.base import Method, render_view
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
+from nerfit.scenes.files import peek_json, read_text
+from nerfit.scenes.frames import exists
 from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene, write_whole
 from nerfit.scenes.work import lock
@@ -71,18 +72,18 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> "Plan":
         """The plan of a run folder."""
+        path = folder / "config.yaml"
+        if not exists(path):
+            raise RunError(f"{folder} is not a run folder (it has no config.yaml).")
         try:
-            data = yaml.safe_load((folder / "config.yaml").read_text())
+            data = read_settings(read_text(path), "it")
             method, source, form = (str(data.pop(key)) for key in ("method", "source", "format"))
             data.pop("nerfit", None)
-        except FileNotFoundError as error:
-            raise RunError(f"{folder} is not a run folder (it has no config.yaml).") from error
-        except (OSError, ValueError, yaml.YAMLError, KeyError, AttributeError, TypeError) as error:
-            raise RunError(f"{folder / 'config.yaml'} is damaged: {type(error).__name__}, {' '.join(str(error).split())}.") from error
-        try:
             config = parse(config_type(method, form), arguments(data), default_config(method, form))
-        except ConfigError as error:
-            raise RunError(f"{folder / 'config.yaml'} can't be used: {error}") from error
+        except KeyError as error:
+            raise RunError(f"{path} can't be used: it does not say {error}.") from error
+        except NerfitError as error:
+            raise RunError(f"{path} can't be used: {error}") from error
         return cls(method, source, form, config)
 
     def make_method(self, scene: Scene) -> Method:
@@ -188,9 +189,9 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json says of the training, and of each split that was judged; empty where there is none."""
-        path = self.folder / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """What metrics.json says of the training, and of each split that was judged; empty where none can be read."""
+        found = peek_json(self.folder / "metrics.json")
+        return {part: of for part, of in found.items() if isinstance(of, dict)} if isinstance(found, dict) else {}
 
     def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
         yield "folder", str(self.folder)
@@ -198,7 +199,7 @@ class Run:
         yield "scene", self.scene.name
         yield "views", len(self.scene.cameras)
         yield "steps", self.state.step
-        yield "psnr", {name: round(of["psnr"], 2) for name, of in self.metrics.items() if "psnr" in of}
+        yield "psnr", {name: round(of["psnr"], 2) for name, of in self.metrics.items() if isinstance(of.get("psnr"), float)}
 
     def __repr__(self) -> str:
         return f"Run({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
