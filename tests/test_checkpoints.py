@@ -359,7 +359,7 @@ def test_sigkill_many_times(here: Path) -> None:
 
 WRITES: dict[str, tuple[Any, str, str, Callable[..., bool]]] = {
     "within a step": (Trainer, "_update", "before", lambda *_: True),
-    "before the checkpoint is on the disk": (os, "fsync", "before", lambda file: "step_" in os.readlink(f"/proc/self/fd/{file}")),
+    "before the checkpoint is on the disk": (os, "fsync", "before", lambda file: "step_" in str(Path(f"/proc/self/fd/{file}").readlink())),
     "after the checkpoint has its name": (Path, "replace", "after", lambda p, _: p.name.startswith("step_")),
     "before the index has its name": (Path, "replace", "before", lambda p, _: p.name == "state.json.part"),
     "before an old checkpoint goes": (Path, "unlink", "before", lambda p, *_: p.suffix == ".safetensors"),

@@ -2,6 +2,7 @@
 names the test behind each promise. As a script this file is the half of its tests that is killed, or that lives on an odd disk.
 """
 
+import io
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -373,6 +374,70 @@ def test_seeds_that_were_killed_as_the_best_was_moved(here: Path, moved: int, mo
     assert [path.name for path in (here / "run" / "seeds").iterdir()] == [str(1 - kept)]
 
 
+# --- Disks ----------------------------------------------------------------------------------------------------------
+
+
+@linux
+def test_disks_that_are_full_or_read_only(here: Path) -> None:
+    """Real ones, in a mount namespace of their own."""
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here (unshare -Urm)")
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["unshare", "-Urm", sys.executable, __file__, "disks"], cwd=here, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def live_on_odd_disks() -> None:
+    """The script's half of that test."""
+    said = io.StringIO()
+
+    def nerfit(*words: str) -> tuple[int, str]:
+        said.truncate(said.seek(0))
+        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+            code = main(list(words))
+        assert "Traceback" not in said.getvalue(), said.getvalue()
+        return code, (said.getvalue().splitlines() or [""])[-1]
+
+    assert nerfit(*TRAIN[:-1], "whole", "--steps", "60") == (0, said.getvalue().splitlines()[-1])
+    size = sum(map(len, content(Path("whole") / "checkpoints").values()))
+    Path("disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size * 5 // 2}", "tmpfs", "disk"], check=True)
+    Path("disk/ballast").write_bytes(bytes(size))
+    code, sentence = nerfit(*TRAIN[:-1], "disk/run", "--steps", "60", "--log.save-every", "7")
+    assert code == 1 and "No space left on device" in sentence, sentence
+    before = last(Path("disk/run"))[0]["step"]
+    assert before in range(7, 60, 7) and not list(Path("disk").rglob("*.part"))
+    Path("disk/ballast").unlink()
+    assert nerfit("train", "--out", "disk/run", "--resume")[0] == 0
+    assert_same_end(Path("disk/run"), Path("whole"))
+
+    subprocess.run(["mount", "-o", "remount,ro", "disk"], check=True)
+    kept = content(Path("disk"))
+    for words in (["train", "--resume", "--steps", "70", "--out"], ["eval"], ["render", "--path", "test"], ["export", "cameras"]):
+        code, sentence = nerfit(*words, "disk/run")
+        assert code == 1 and sentence.startswith("nerfit: ") and re.search("Read-only|write-protected", sentence), (words, sentence)
+    assert nerfit(*TRAIN[:-1], "disk/new", "--steps", "2") == (1, "nerfit: the run folder disk/new can't be made: Read-only file system.")
+    assert nerfit("render", "disk/run", "--path", "test", "--out", "pictures")[0] == 0
+    assert content(Path("disk")) == kept
+
+
+def test_names_of_views_lead_nothing_written_out_of_its_folder(here: Path, blender_folder: Path) -> None:
+    for file in blender_folder.glob("transforms_*.json"):
+        file.write_text(file.read_text().replace('"./', '"../ball/../ball/'))
+    before = content(blender_folder)
+    (here / "in" / "side").mkdir(parents=True)
+    os.chdir(here / "in" / "side")
+    words = [word for word in TINY if not word.startswith("--scene") and word != "--no-evaluate"]
+    assert main(["train", "nerf", str(blender_folder), *words, "--scene.allow-outside", "--steps=3", "--out", "run"]) == 0
+    assert "../" in (Path("run") / "scene.json").read_text() or "train/r_0" in (Path("run") / "scene.json").read_text()
+    for kind in ("transforms", "colmap", "colmap-text", "poses_bounds"):
+        assert main(["export", "cameras", "run", "--format", kind]) == 0
+    assert main(["render", "run", "--path", "test"]) == 0
+    assert main(["inspect", "scene", str(blender_folder), "--scene.allow-outside"]) == 0
+    assert {path.name for path in Path().iterdir()} == {"run", "inspect-scene-ball.png"}
+    assert [path.name for path in Path("..").iterdir()] == ["side"] and content(blender_folder) == before
+
+
 # --- Kills at random moments ----------------------------------------------------------------------------------------
 
 SMALL = ["--scene.size=24", "--scene.views=6", "--scene.samples=1", "--scene.test-views=1", "--threads=1", "--steps=40"]
@@ -509,6 +574,9 @@ if __name__ == "__main__":
     import nerfit.jobs
     import nerfit.methods.instant  # noqa: F401
 
+    if sys.argv[1] == "disks":
+        live_on_odd_disks()
+        sys.exit()
     killer = Killer(sys.argv[1], int(sys.argv[2]))
     start = time.monotonic()
     killer.run()
