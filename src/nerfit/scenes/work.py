@@ -110,9 +110,9 @@ def appearing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _claimed(part: Path) -> Iterator[None]:
-    """Make a file, unless it is there, and hold it against other processes."""
+    """Make an empty file, whatever a killed process has left of it, and hold it against other processes."""
     if _fcntl is None:  # Windows moves no file that is open
-        part.touch()
+        part.write_bytes(b"")
         yield
         return
     while True:
@@ -120,6 +120,8 @@ def _claimed(part: Path) -> Iterator[None]:
         try:
             lock(file, wait=True)
             if _same(file, part):
+                with suppress(OSError):  # of a device
+                    os.ftruncate(file, 0)
                 yield
                 return
         finally:
