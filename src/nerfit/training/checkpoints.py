@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import warnings
 import zlib
@@ -137,7 +138,8 @@ def _state(text: str) -> LoopState:
             raise ValueError(f"{name} can't be {str(value)[:40]}")
     for name in _REALS:
         value = getattr(state, name)
-        if not isinstance(value, int | float) and not (value is None and name.endswith("psnr")):
+        known = isinstance(value, int | float) and (name.endswith("psnr") or 0 <= value < math.inf)
+        if not known and not (value is None and name.endswith("psnr")):
             raise ValueError(f"{name} can't be {str(value)[:40]}")
     if not all(len(look) == 3 and all(isinstance(x, int | float) for x in look) for looks in state.looks.values() for look in looks):
         raise ValueError("looks can't be read")
