@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from nerfit.cli import main
 from nerfit.errors import RunError
+from nerfit.training import checkpoints as checkpoints_module
 from nerfit.training.checkpoints import LoopState, checkpoints, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.trainer import Trainer
 
@@ -253,7 +255,7 @@ def test_a_run_goes_on_after_the_disk_was_full(here: Path, whole: Path, monkeypa
         return real(file) if next(left, None) is not None else no_space()
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(checkpoints_module, "os", SimpleNamespace(fsync=fsync))
         assert main([*TRAIN, "--steps", "60", "--log.save-every", "7"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("nerfit: the checkpoint of step 28 can't be written") and "Traceback" not in "".join(said)
@@ -357,7 +359,7 @@ def test_sigkill_many_times(here: Path) -> None:
 
 WRITES: dict[str, tuple[Any, str, str, Callable[..., bool]]] = {
     "within a step": (Trainer, "_update", "before", lambda *_: True),
-    "before the checkpoint is on the disk": (os, "fsync", "before", lambda *_: True),
+    "before the checkpoint is on the disk": (os, "fsync", "before", lambda file: "step_" in str(Path(f"/proc/self/fd/{file}").readlink())),
     "after the checkpoint has its name": (Path, "replace", "after", lambda p, _: p.name.startswith("step_")),
     "before the index has its name": (Path, "replace", "before", lambda p, _: p.name == "state.json.part"),
     "before an old checkpoint goes": (Path, "unlink", "before", lambda p, *_: p.suffix == ".safetensors"),

@@ -516,36 +516,63 @@ def watch(folder: Path) -> None:
 
 def main(first: int, count: int, folder: Path, forms: list[str]) -> None:
     """Read ``count`` damaged scenes of each form, in a process of its own."""
-    torch.set_num_threads(1)
     os.environ["NERFIT_CACHE"] = str(folder / "cache")
-    for form in forms:
-        (folder / form).mkdir(parents=True)
-        READERS[form].write(folder / form)
-        read(form, str(folder / form / READERS[form].source), READERS[form].readable)
-    space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (space + BYTES, space + BYTES))
-    scene = folder / "scene"
-    (folder / "now").touch()
-    threading.Thread(target=watch, args=(folder,), daemon=True).start()
-    for form, seed in itertools.product(forms, range(first, first + count)):
-        (folder / "now").write_text(f"{form} {seed}")
-        shutil.copytree(folder / form, scene)
-        rng = random.Random(f"{form} {seed}")
+
+    def damage_some(form: str, rng: random.Random, scene: Path) -> None:
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             damage(rng, scene)
+
+    survive(
+        first,
+        count,
+        folder,
+        forms,
+        lambda form, scene: READERS[form].write(scene),
+        damage_some,
+        lambda form, scene, whole: read(form, str(scene / READERS[form].source), whole and READERS[form].readable),
+    )
+
+
+def survive(
+    first: int,
+    count: int,
+    folder: Path,
+    names: list[str],
+    write: Callable[[str, Path], None],
+    damage: Callable[[str, random.Random, Path], None],
+    use: Callable[[str, Path, bool], None],
+) -> None:
+    """Write what has each name, damage copies by ``count`` seeds and use them within the limits, in this process; print what goes wrong.
+
+    ``use`` is told whether what it gets is undamaged.
+    """
+    torch.set_num_threads(1)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        write(name, folder / name)
+        use(name, folder / name, True)
+    space = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (space + BYTES, space + BYTES))
+    copy_ = folder / "scene"
+    (folder / "now").touch()
+    threading.Thread(target=watch, args=(folder,), daemon=True).start()
+    for name, seed in itertools.product(names, range(first, first + count)):
+        (folder / "now").write_text(f"{name} {seed}")
+        shutil.copytree(folder / name, copy_)
+        damage(name, random.Random(f"{name} {seed}"), copy_)
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + SECONDS, resource.RLIM_INFINITY))
         try:
-            read(form, str(scene / READERS[form].source))
+            use(name, copy_, False)
         except BaseException as error:
-            print(json.dumps([form, seed, "".join(traceback.format_exception(error))[-2000:]]), flush=True)
-        shutil.rmtree(scene, ignore_errors=True)
+            print(json.dumps([name, seed, "".join(traceback.format_exception(error))[-2000:]]), flush=True)
+        shutil.rmtree(copy_, ignore_errors=True)
 
 
-def fuzz(first: int, count: int, folder: Path, forms: list[str]) -> None:
+def fuzz(first: int, count: int, folder: Path, forms: list[str], script: str = __file__) -> None:
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    words = [sys.executable, __file__, str(first), str(count), str(folder), *forms]
+    words = [sys.executable, script, str(first), str(count), str(folder), *forms]
     done = subprocess.run(words, env=env, capture_output=True, text=True)
-    now = (folder / "now").read_text() if (folder / "now").exists() else "an undamaged scene"
+    now = (folder / "now").read_text() if (folder / "now").exists() else "what is undamaged"
     assert done.returncode == 0, f"the process died with {now}: {done.stderr[-3000:]}"
     failures = [json.loads(line) for line in done.stdout.splitlines()]
     assert not failures, f"{len(failures)} went wrong; {failures[0][0]} {failures[0][1]}: {failures[0][2]}"

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import fields
@@ -57,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     logging.getLogger("nerfit").setLevel(logging.DEBUG if debug else logging.WARNING)
     warnings.showwarning = lambda message, *_: print(f"warning: {one_line(str(message))}", file=sys.stderr)
+    if not debug:  # of TensorBoard's writer, say, whose failure the training tells too
+        threading.excepthook = lambda failed: print(f"warning: {one_line(str(failed.exc_value))}", file=sys.stderr)
     try:
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(_HELP)

@@ -21,6 +21,8 @@ import yaml
 
 from nerfit import legacy
 from nerfit.errors import ConfigError, nearest
+from nerfit.scenes.files import read_text
+from nerfit.scenes.frames import exists
 
 T = TypeVar("T")
 
@@ -59,21 +61,19 @@ def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...
     shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
     if path.resolve() in children:
         raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
-    if path.is_file():
+    if exists(path):
         if legacy.is_legacy(path):
             return _translated(path)
-        text, folder = path.read_text(), path.parent
+        text, folder = read_text(path), path.parent
     elif "/" not in name and shipped.is_file():
         text, folder = shipped.read_text(), None
     else:
         known = [f.name.removesuffix(".yaml") for f in files("nerfit").joinpath("recipes").iterdir() if f.name.endswith(".yaml")]
         raise ConfigError(f"there is no recipe '{name}'{nearest(name, known)} (`nerfit recipes` lists them).")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"recipe {name} holds no keys.")
+    data = read_settings(text, f"recipe {name}")
+    for key in set(_HEADER) & data.keys():
+        if not isinstance(data[key], str):
+            raise ConfigError(f"recipe {name}: {key} must be a text, not {data[key]!r}.")
     values = {k: v for k, v in data.items() if k not in _HEADER}
     recipe = Recipe(Path(name).stem, values, data.get("method"), data.get("format"), data.get("description", ""))
     recipe.own = set(flatten(values))
@@ -82,6 +82,45 @@ def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...
         recipe.values = merge(parent.values, values)
         recipe.method, recipe.format = recipe.method or parent.method, recipe.format or parent.format
     return recipe
+
+
+_MOST = 1 << 16
+"""Characters of the longest text of settings; those of a run take about 3000."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases, of which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses an alias (*), which settings can do without")
+        return super().compose_node(parent, index)
+
+
+def read_settings(text: str, what: str) -> dict[str, Any]:
+    """The keys in a YAML text: sections of numbers, words and lists of these, and nothing else; ConfigError for any other text."""
+    if len(text) > _MOST:
+        raise ConfigError(f"{what} has {len(text)} characters, more than the {_MOST} that are allowed.")
+    try:
+        data = yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(data, dict) or not data:
+        raise ConfigError(f"{what} holds no keys.")
+    _check_plain(data, what)
+    return data
+
+
+def _check_plain(values: dict[Any, Any], what: str) -> None:
+    for key, value in values.items():
+        if not isinstance(key, str) or not re.fullmatch(r"\w[\w-]*", key):
+            raise ConfigError(f"{what}: {str(key)[:80]!r} is no name of a key.")
+        if isinstance(value, dict):
+            _check_plain(value, what)
+            continue
+        for part in value if isinstance(value, list) else [value]:
+            if not isinstance(part, str | int | float | None) or (isinstance(part, str) and part.startswith("-")):
+                raise ConfigError(f"{what}: {key} can't be {str(part)[:80]!r}.")
 
 
 def _translated(path: Path) -> Recipe:

@@ -26,7 +26,7 @@ from nerfit.outputs.pictures import checked_quantities, render_path
 from nerfit.outputs.pose_plots import draw_poses, log_paths
 from nerfit.plugins import AUTO
 from nerfit.preparing import TrainCommand, prepare, say
-from nerfit.runs import Plan, initialise_from, new_folder, numbered_folders, open_run
+from nerfit.runs import Plan, in_use, initialise_from, new_folder, numbered_folders, open_run, refuse_existing
 from nerfit.scenes import load_scene, photos, video
 from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene
@@ -93,13 +93,13 @@ def train(
     scene = scene or _load(plan)
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
-    if options.resume:
-        distributed.from_main(lambda: _check_same_scene(scene, folder, plan.source))
-    else:
+    if not options.resume:
         folder = distributed.from_main(lambda: new_folder(folder, numbered=options.out is None))
     with contextlib.ExitStack() as open_ones:
-        viewer = _viewer(scene, options, folder, open_ones) if options.viewer else None
-        trainer, summary = _trained(plan, options, folder, scene, viewer)
+        with contextlib.ExitStack() as working:
+            distributed.from_main(lambda: _claim(working, scene, folder, plan.source, options.resume))
+            viewer = _viewer(scene, options, folder, open_ones) if options.viewer else None
+            trainer, summary = _trained(plan, options, folder, scene, viewer)
         tell(summary)
         if viewer is not None and trainer.interrupted is None:
             viewer.watch(trainer.method, 4 * trainer.state.chunk)
@@ -107,6 +107,15 @@ def train(
             with contextlib.suppress(KeyboardInterrupt), trainer.method.session():
                 viewer.serve()
     return summary
+
+
+def _claim(working: contextlib.ExitStack, scene: Scene, folder: Path, source: str, resume: bool) -> None:
+    """Hold a run folder, once it is known to be free or to go on with, until the work is done."""
+    working.enter_context(in_use(folder))
+    if resume:
+        _check_same_scene(scene, folder, source)
+    else:
+        refuse_existing(folder)  # another training may have come first
 
 
 def _load(plan: Plan) -> Scene:
@@ -161,11 +170,11 @@ def _trained(
         if not options.resume and distributed.is_main():
             folder.rmdir()
         raise
-    if not options.resume and trainer.main:
-        scene.save(folder)
     if trainer.main:
         plan.save(folder)
         distributed.sign(folder)
+        if not (options.resume and (folder / "cameras.json").exists()):
+            scene.save(folder)
     if trainer.progress >= 1:
         say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
     trainer.train()
@@ -215,6 +224,8 @@ def import_weights(checkpoint: Path, source: str, argv: list[str]) -> tuple[Trai
 
 def _check_same_scene(scene: Scene, folder: Path, source: str) -> None:
     """Refuse to go on with a run on other cameras than it began with; the same scene may have moved."""
+    if not (folder / "cameras.json").exists():  # the last that a run writes before its first step
+        return
     began = Scene.load(folder, given=True)
     same = (began.format, began.ndc, len(began.cameras)) == (scene.format, scene.ndc, len(scene.cameras))
     if not same or not torch.allclose(began.cameras.c2w, scene.cameras.c2w, atol=1e-5):

@@ -68,7 +68,7 @@ def read_weights(path: Path) -> OldWeights:
         raise RunError(f"{path} is none of the weights that can be imported: a .tar of nerf-pytorch or a .npy of bmild/nerf.")
     try:
         return readers[path.suffix](path)
-    except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes PyTorch, NumPy and pickle raise nearly anything, MemoryError too
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise RunError(f"{path} can't be read as the weights of a NeRF: {reason}.") from error
 

@@ -96,7 +96,7 @@ class ViewOptions(DeviceOptions):
     source: tyro.conf.Positional[Path] = field(default_factory=Path)
     """Run folder, or what nerfit train takes as SCENE."""
     host: str = "127.0.0.1"
-    """Address to serve on; 0.0.0.0 = reachable from other machines."""
+    """Address to serve on; 0.0.0.0 = reachable from other machines, with a token."""
     port: int = 7007
     """Port; the next free one is taken where it is in use."""
     scene: str | None = None

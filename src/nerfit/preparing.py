@@ -41,7 +41,7 @@ class TrainCommand(RunConfig[M, S], Common, Generic[M, S]):
     viewer: bool = False
     """Watch the training in the browser; afterwards the viewer stays open until Ctrl-C."""
     host: str = "127.0.0.1"
-    """Address that the viewer serves on; 0.0.0.0 = reachable from other machines."""
+    """Address that the viewer serves on; 0.0.0.0 = reachable from other machines, with a token."""
     port: int = 7007
     """The viewer's port; the next free one is taken where it is in use."""
 

@@ -4,9 +4,10 @@ import base64
 import dataclasses
 import io
 import itertools
-import json
+import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,14 +19,17 @@ from PIL import Image
 
 from nerfit import __version__
 from nerfit.cameras import Cameras
-from nerfit.config import arguments, flatten, parse, to_dict, unused_keys
-from nerfit.errors import ConfigError, RunError
+from nerfit.config import arguments, flatten, parse, read_settings, to_dict, unused_keys
+from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.methods.base import Method, render_view
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
+from nerfit.scenes.files import peek_json, read_text
+from nerfit.scenes.frames import exists
 from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene, write_whole
+from nerfit.scenes.work import lock
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
 from nerfit.training.distributed import own_device
@@ -69,18 +73,18 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> "Plan":
         """The plan of a run folder."""
+        path = folder / "config.yaml"
+        if not exists(path):
+            raise RunError(f"{folder} is not a run folder (it has no config.yaml).")
         try:
-            data = yaml.safe_load((folder / "config.yaml").read_text())
+            data = read_settings(read_text(path), "it")
             method, source, form = (str(data.pop(key)) for key in ("method", "source", "format"))
             data.pop("nerfit", None)
-        except FileNotFoundError as error:
-            raise RunError(f"{folder} is not a run folder (it has no config.yaml).") from error
-        except (OSError, ValueError, yaml.YAMLError, KeyError, AttributeError, TypeError) as error:
-            raise RunError(f"{folder / 'config.yaml'} is damaged: {type(error).__name__}, {' '.join(str(error).split())}.") from error
-        try:
             config = parse(config_type(method, form), arguments(data), default_config(method, form))
-        except ConfigError as error:
-            raise RunError(f"{folder / 'config.yaml'} can't be used: {error}") from error
+        except KeyError as error:
+            raise RunError(f"{path} can't be used: it does not say {error}.") from error
+        except NerfitError as error:
+            raise RunError(f"{path} can't be used: {error}") from error
         return cls(method, source, form, config)
 
     def make_method(self, scene: Scene) -> Method:
@@ -103,8 +107,8 @@ def default_config(method: str, form: str) -> RunConfig[Any, Any]:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise RunError if ``out`` holds anything."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raise RunError if ``out`` holds anything, but for what a process that was killed had begun to write."""
+    if out.exists() and (not out.is_dir() or any(path.suffix != ".part" for path in out.iterdir())):
         raise RunError(f"{out} exists already: choose another --out, or add --resume to go on with it.")
 
 
@@ -121,6 +125,21 @@ def new_folder(out: Path, numbered: bool) -> Path:
         except OSError as error:
             raise RunError(f"the run folder {folder} can't be made: {error.strerror}.") from error
     raise AssertionError("numbers end nowhere")
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Hold a run folder against other trainings; RunError where one has it. Reading it stays free, and whoever dies lets go of it."""
+    if os.name != "posix":  # folders can't be opened there
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if not lock(descriptor, wait=False):
+            raise RunError(f"another training is at work in {folder}: wait for it, stop it, or choose another --out.")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def numbered_folders(out: Path) -> Iterator[Path]:
@@ -171,9 +190,9 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json says of the training, and of each split that was judged; empty where there is none."""
-        path = self.folder / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """What metrics.json says of the training, and of each split that was judged; empty where none can be read."""
+        found = peek_json(self.folder / "metrics.json")
+        return {part: of for part, of in found.items() if isinstance(of, dict)} if isinstance(found, dict) else {}
 
     def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
         yield "folder", str(self.folder)
@@ -181,7 +200,7 @@ class Run:
         yield "scene", self.scene.name
         yield "views", len(self.scene.cameras)
         yield "steps", self.state.step
-        yield "psnr", {name: round(of["psnr"], 2) for name, of in self.metrics.items() if "psnr" in of}
+        yield "psnr", {name: round(of["psnr"], 2) for name, of in self.metrics.items() if isinstance(of.get("psnr"), float)}
 
     def __repr__(self) -> str:
         return f"Run({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"

@@ -29,7 +29,8 @@ def train_seeds(
     """Train ``options.seeds`` times (`jobs.train`); the run with the highest PSNR of its latest training pixels becomes the folder's.
 
     The others stay in its folder ``seeds``. The summary is the best run's, with mean and spread (standard deviation) of all
-    under ``seeds``; it is ``seeds.json`` too. Interrupted, it goes on with --resume and the same --seeds. ``scene`` as in `jobs.train`.
+    under ``seeds``; it is ``seeds.json`` too. Interrupted, it goes on with --resume and the same --seeds; once the best run is chosen it
+    alone goes on. ``scene`` as in `jobs.train`.
     """
     if options.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}.")
@@ -42,6 +43,8 @@ def train_seeds(
     if not options.resume:
         folder = new_folder(folder, numbered=options.out is None)
         plan.save(folder)
+    elif (folder / "seeds.json").exists():
+        return _chosen(plan, options, folder, tell, scene)
     runs: list[dict[str, Any]] = []
     for seed in range(plan.config.seed, plan.config.seed + options.seeds):
         runs.append(_one(plan, options, folder / "seeds" / str(seed), seed, scene))
@@ -50,13 +53,29 @@ def train_seeds(
             tell(summary)
             return summary
     best = max(runs, key=lambda run: run["training_psnr"])
-    for path in Path(best["run"]).iterdir():
-        path.replace(folder / path.name)
-    Path(best["run"]).rmdir()
-    summary = best | {"run": str(folder), "seeds": compare(runs)}
+    summary = best | {"run": str(folder), "seeds": compare(runs) | {"kept": best["seed"]}}
     write_json(folder / "seeds.json", summary["seeds"])
+    _move(folder, best["seed"])
     tell(summary)
     return summary
+
+
+def _move(folder: Path, seed: int) -> None:
+    """Make the run of one seed the folder's own; what was moved before a crash stays."""
+    run = folder / "seeds" / str(seed)
+    if run.exists():
+        for path in run.iterdir():
+            path.replace(folder / path.name)
+        run.rmdir()
+
+
+def _chosen(plan: Plan, options: Any, folder: Path, tell: Callable[[dict[str, Any]], None], scene: Scene | None) -> dict[str, Any]:
+    """Go on with the run that was chosen as the best."""
+    seeds = json.loads((folder / "seeds.json").read_text())
+    _move(folder, seeds["kept"])
+    own = dataclasses.replace(plan, config=dataclasses.replace(plan.config, seed=seeds["kept"]))
+    also = {"seed": seeds["kept"], "seeds": seeds}
+    return jobs.train(own, options, folder, lambda summary: tell(summary | also), scene) | also
 
 
 def _one(plan: Plan, options: Any, folder: Path, seed: int, scene: Scene | None) -> dict[str, Any]:

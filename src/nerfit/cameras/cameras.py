@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from nerfit.cameras.lenses import LENS_PARAMETERS, NEWTON_STEPS, project, unproject
+from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES, NEWTON_STEPS, project, unproject
 from nerfit.kernels.pixels import camera_rays
 
 
@@ -165,7 +165,7 @@ class Cameras:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Cameras":
-        """Cameras from `state`; older ones hold five numbers as distortion, k1 k2 p1 p2 k3."""
+        """Cameras from `state`; older ones hold five numbers as distortion, k1 k2 p1 p2 k3. ValueError or TypeError for what is none."""
         kinds = {"width": torch.long, "height": torch.long, "lens": torch.long}
         values: dict[str, Any] = {
             k: torch.tensor(v, dtype=kinds.get(k, torch.float32)) if isinstance(v, list) else v for k, v in state.items()
@@ -174,7 +174,19 @@ class Cameras:
         if old is not None and old.shape[1] == 5:
             values["distortion"] = old.new_zeros(len(old), len(LENS_PARAMETERS))
             values["distortion"][:, [LENS_PARAMETERS.index(name) for name in ("k1", "k2", "p1", "p2", "k3")]] = old
-        return cls(**values)
+        cameras = cls(**values)
+        count, shapes = len(cameras.c2w), {"c2w": (3, 4), "distortion": (len(LENS_PARAMETERS),)}
+        for f in fields(cls):
+            value = getattr(cameras, f.name)
+            if isinstance(value, Tensor) and value.shape != (count, *shapes.get(f.name, ())):
+                raise ValueError(f"{f.name} of {count} cameras has the shape {tuple(value.shape)}")
+            if not isinstance(value, Tensor) and not (isinstance(value, int | float) if f.name == "pixel_offset" else value is f.default):
+                raise TypeError(f"{f.name} can't be {str(value)[:40]}")
+        if not count or int(torch.minimum(cameras.width, cameras.height).min()) < 1:
+            raise ValueError("there is no camera, or one without pixels")
+        if cameras.lens is not None and not ((cameras.lens >= 0) & (cameras.lens < len(LENSES))).all():
+            raise ValueError("there is a lens of no known kind")
+        return cameras
 
 
 def focal_from_fov(fov: float, size: int) -> float:

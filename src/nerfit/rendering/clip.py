@@ -141,7 +141,7 @@ def _from_hub(name: str) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
             'to fetch a model of that name from Hugging Face\'s hub: pip install "nerfit[clip]".'
         ) from error
     try:
-        model = CLIPVisionModelWithProjection.from_pretrained(name)
+        model = CLIPVisionModelWithProjection.from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise RunError(f"the CLIP model '{name}' is no folder here, and can't be fetched from Hugging Face's hub: {error}") from error
     return model.config.to_dict(), model.float().state_dict()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nerfit.errors import RunError, SceneError
 from nerfit.scenes.files import check_regular
+from nerfit.scenes.work import appearing
 
 Picture = Tensor | np.ndarray
 """An image [height, width] or [height, width, 1, 3 or 4]: uint8, or floats in [0, 1]."""
@@ -225,20 +226,13 @@ def to_bytes(image: Picture) -> UInt8[np.ndarray, "height width ..."]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, moved onto it at the end: a crash leaves the old file or the new, never a half.
-
-    Makes the parent folders. Raises RunError when the disk is full or can't be written.
-    """
-    temporary = path.with_name(path.name + ".part")
+    """`appearing`, in a folder that is made; raises RunError when the disk is full or can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        with appearing(path) as part:
+            yield part
     except OSError as error:
         raise RunError(f"{path} can't be written: {error.strerror or error}.") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def write_png(path: Path, image: Picture) -> None:

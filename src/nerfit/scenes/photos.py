@@ -56,24 +56,29 @@ def posed_scene(file: Path, report: Report, config: transforms.Config, name: str
 def export(file: Path, report: Report, out: Path) -> Path:
     """Copy an estimated scene, its pictures and their masks into ``out``, a folder for other programs; returns its transforms.json.
 
-    Raises SceneError when ``out`` holds anything or can't be written.
+    Its transforms.json appears when all else is there. Raises SceneError when ``out`` holds anything or can't be written.
     """
     meta = json.loads(file.read_text(encoding="utf-8"))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    part = out / ".part"
+    if out.exists() and (not out.is_dir() or any(path != part for path in out.iterdir())):
         raise SceneError(f"{out} exists already: choose another --out.")
     try:
-        (out / "images").mkdir(parents=True)
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+        (part / "images").mkdir(parents=True)
         for frame in meta["frames"]:
             picture = Path(frame["file_path"])
             frame["file_path"] = f"images/{picture.name}"
-            shutil.copyfile(picture, out / frame["file_path"])
+            shutil.copyfile(picture, part / frame["file_path"])
             if mask := mask_beside(picture):
-                beside = out / "images" if mask.parent == picture.parent else out / "masks"
+                beside = part / "images" if mask.parent == picture.parent else part / "masks"
                 beside.mkdir(exist_ok=True)
                 shutil.copyfile(mask, beside / mask.name)
-        shutil.copyfile(file.parent / meta["ply_file_path"], out / meta["ply_file_path"])
-        write_json(out / "transforms.json", meta)
-        report.save(out / "report.json")
+        shutil.copyfile(file.parent / meta["ply_file_path"], part / meta["ply_file_path"])
+        write_json(part / "transforms.json", meta)
+        report.save(part / "report.json")
+        for path in sorted(part.iterdir()):
+            path.replace(out / path.name)
+        part.rmdir()
     except OSError as error:
         raise SceneError(f"{out} can't be written: {error.strerror}.") from error
     return out / "transforms.json"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from torch import Tensor
 from nerfit.errors import SceneError
 from nerfit.scenes.frames import cache_folder, exists
 from nerfit.scenes.images import SUFFIXES, Header, read_header, read_image, resize_area
-from nerfit.scenes.work import fingerprint
+from nerfit.scenes.work import appearing, fingerprint
 
 Pixels = UInt8[np.ndarray, "pixels channels"]
 T = TypeVar("T")
@@ -189,25 +188,26 @@ def _cached(entry: Path, shape: tuple[int, int], fill: Callable[[Pixels], Pixels
         return pixels
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=entry.stem, suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            try:
-                _write_header(file, shape)
-                start, size = file.tell(), shape[0] * shape[1]
-                for i in range(0, size, _STEP):  # a full disk is noticed here: writing to mapped pages would kill the process
-                    file.write(bytes(min(_STEP, size - i)))
-                file.flush()
-                made = fill(np.memmap(file, np.uint8, "r+", start, shape)).shape
-                file.truncate(start + made[0] * made[1])
-                file.seek(0)
-                _write_header(file, made)
-                file.close()
-                part.replace(entry)
-            finally:
-                part.unlink(missing_ok=True)
+        with appearing(entry) as part:
+            if _read_entry(entry, shape[0]) is None:  # unless another process has made it in the meantime
+                _write_entry(part, shape, fill)
     except OSError as error:
         warnings.warn(f"{entry.parent} can't be written ({error.strerror}), so the pictures are read anew every time.", stacklevel=3)
     return _read_entry(entry, shape[0])
+
+
+def _write_entry(part: Path, shape: tuple[int, int], fill: Callable[[Pixels], Pixels]) -> None:
+    """Write what ``fill`` makes of pixels of that shape, in memory that is mapped."""
+    with part.open("wb+") as file:
+        _write_header(file, shape)
+        start, size = file.tell(), shape[0] * shape[1]
+        for i in range(0, size, _STEP):  # a full disk is noticed here: writing to mapped pages would kill the process
+            file.write(bytes(min(_STEP, size - i)))
+        file.flush()
+        made = fill(np.memmap(file, np.uint8, "r+", start, shape)).shape
+        file.truncate(start + made[0] * made[1])
+        file.seek(0)
+        _write_header(file, made)
 
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> None:

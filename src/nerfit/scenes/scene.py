@@ -15,7 +15,9 @@ from nerfit.cameras.lenses import LENSES
 from nerfit.cameras.ndc import ndc_rays
 from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
+from nerfit.scenes.files import read_json
 from nerfit.scenes.points import PointDepths
+from nerfit.scenes.work import appearing
 
 T = TypeVar("T")
 Bounds = Literal["object", "forward-facing", "unbounded"]
@@ -194,14 +196,30 @@ class Scene:
     def load(cls, folder: Path, given: bool = False) -> "Scene":
         """The scene of a run folder, without its images; ``given`` asks for the user's cameras where others have been learned."""
         try:
-            info: dict[str, Any] = json.loads((folder / "scene.json").read_text())
-            state = json.loads((folder / "cameras.json").read_text())
+            info: dict[str, Any] = read_json(folder / "scene.json")
+            state = read_json(folder / "cameras.json")
             cameras = Cameras.from_state(state["given" if given and "given" in state else "normalised"])
             to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
-            info |= {key: tuple(info[key]) for key in ("depth_range", "ndc_lens") if info.get(key)}
-            return cls(cameras=cameras, to_original=to_original, **info)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SceneError(f"{folder} is not a run folder that can be read: {error}.") from error
+            info |= {key: tuple(map(float, info[key])) for key in ("depth_range", "ndc_lens") if info.get(key)}
+            scene = cls(cameras=cameras, to_original=to_original, **info)
+            _check_views(scene)
+        except (SceneError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+            raise SceneError(f"{folder} is not a run folder that can be read: {str(error).rstrip('.')}.") from error
+        return scene
+
+
+def _check_views(scene: Scene) -> None:
+    """ValueError or TypeError where a scene that was read names views that it doesn't have, or not as it should."""
+    views = range(len(scene.cameras))
+    if not all(type(view) is int and view in views for split in scene.splits.values() for view in split) or not scene.splits["train"]:
+        raise ValueError("its splits name views that it doesn't have, or none to train on")
+    if scene.view_names and (len(scene.view_names) != len(views) or not all(isinstance(name, str) for name in scene.view_names)):
+        raise ValueError("its views don't have one name each")
+    words = (scene.name, scene.format, scene.bounds, scene.background, scene.default_path)
+    if not all(isinstance(word, str) for word in words) or scene.to_original.shape != (4, 4):
+        raise TypeError("a name in it is none, or to_original no matrix")
+    if len(scene.depth_range or "12") != 2 or len(scene.ndc_lens or "1234") != 4:
+        raise ValueError("its depth_range has not two numbers, or its ndc_lens not four")
 
 
 _ENDLESS = 1e9
@@ -270,7 +288,6 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one, never half of either."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    """Write a text file as `appearing` does."""
+    with appearing(path) as part:
+        part.write_text(text)

@@ -43,7 +43,7 @@ from nerfit.scenes.registration import (
     why_missing,
 )
 from nerfit.scenes.retrieval import similar_pairs
-from nerfit.scenes.work import alone, fingerprint, tick
+from nerfit.scenes.work import alone, appearing, fingerprint, tick
 from nerfit.scenes.writing import write_transforms
 
 EXHAUSTIVE = 200
@@ -173,8 +173,8 @@ def _view(folder: Path, key: str, path: Path, longest: int) -> View | str:
         check_mask(beside, path, header)
         _save_mask(mask, picture, beside, size)
         small = Image.fromarray(picture[..., :3]).resize(size, Image.Resampling.BOX)
-        small.save(copy.with_suffix(".part"), format="PNG", compress_level=1)
-        copy.with_suffix(".part").replace(copy)
+        with appearing(copy) as part:
+            small.save(part, format="PNG", compress_level=1)
     with Image.open(copy) as image, Image.open(mask) as visible:
         hidden = 1 - float((np.asarray(visible) > 0).mean())
         grey = np.asarray(image.convert("L"), np.float32)
@@ -195,7 +195,8 @@ def _save_mask(file: Path, picture: UInt8[np.ndarray, "h w channels"], mask: Pat
     visible = np.ones(size[::-1], bool) if mask is None else unmasked(mask, *size[::-1])
     if picture.shape[2] == 4:
         visible &= np.asarray(Image.fromarray(picture[..., 3]).resize(size, Image.Resampling.BOX)) > 127
-    Image.fromarray(visible.astype(np.uint8) * 255).save(file, format="PNG", compress_level=1)
+    with appearing(file) as part:
+        Image.fromarray(visible.astype(np.uint8) * 255).save(part, format="PNG", compress_level=1)
 
 
 def _exif_focal(path: Path) -> float | None:
@@ -392,5 +393,6 @@ def _write_scene(folder: Path, model: Any, views: dict[str, View]) -> None:
     width, height = (torch.tensor([getattr(view, side) for view in posed]) for side in ("width", "height"))
     sx, sy = width / small.width, height / small.height
     full = replace(small, fx=small.fx * sx, fy=small.fy * sy, cx=small.cx * sx, cy=small.cy * sy, width=width, height=height)
-    model.export_PLY(folder / "points3d.ply")
+    with appearing(folder / "points3d.ply") as part:
+        model.export_PLY(part)
     write_transforms(folder, full, [str(view.path.resolve()) for view in posed], points=folder / "points3d.ply")

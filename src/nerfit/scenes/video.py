@@ -22,7 +22,7 @@ from nerfit.scenes.frames import cache_folder
 from nerfit.scenes.pixels import picture_files
 from nerfit.scenes.registration import PoseConfig, Report, sharpness
 from nerfit.scenes.scene import Scene
-from nerfit.scenes.work import alone, fingerprint, tick
+from nerfit.scenes.work import alone, appearing, fingerprint, tick
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
 """Endings of the names of videos, in small letters."""
@@ -114,7 +114,8 @@ def _write_frames(video: Path, folder: Path, config: VideoConfig) -> None:
     with _opened(video) as (container, stream):
         try:
             for number, frame in sharpest(container.decode(stream), count, take):
-                Image.fromarray(upright(frame)).save(folder / f"frame_{number:06d}.jpg", quality=95, subsampling=0)
+                with appearing(folder / f"frame_{number:06d}.jpg") as part:
+                    Image.fromarray(upright(frame)).save(part, format="JPEG", quality=95, subsampling=0)
                 taken += 1
                 tick(taken, take, "frames taken of the video")
         except FFmpegError as error:

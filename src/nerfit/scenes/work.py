@@ -1,15 +1,19 @@
-"""Long work on files: counted aloud, done once, and by one process at a time."""
+"""Long work on files: counted aloud, done once, by one process at a time, and seen by others when it is whole."""
 
 import hashlib
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from nerfit.errors import SceneError
 from nerfit.scenes.files import check_regular
+
+_fcntl: Any = import_module("fcntl") if os.name == "posix" else None
 
 
 def tick(done: int, of: int, what: str, last: bool | None = None) -> None:
@@ -64,3 +68,69 @@ def _locked(lock: sqlite3.Connection) -> bool:
     except sqlite3.OperationalError:
         return False
     return True
+
+
+def lock(descriptor: int, wait: bool) -> bool:
+    """Hold an open file or folder against other processes until it is closed or this process ends, however that happens.
+
+    False where another one holds it and ``wait`` is not wished. Windows and file systems without locks grant it to everybody.
+    """
+    try:
+        if _fcntl is not None:
+            _fcntl.flock(descriptor, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, which is moved onto it once its content is on the disk.
+
+    So a crash or a power cut leaves the old file or the new one, never half of either. Of several processes that write the same file
+    each waits for the one before. A file that is left empty is not moved.
+    """
+    part = path.with_name(path.name + ".part")
+    with _claimed(part):
+        try:
+            yield part
+            with part.open("rb+") as written:
+                os.fsync(written.fileno())
+            if part.stat().st_size:
+                part.replace(path)
+            else:
+                part.unlink()
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+
+
+@contextmanager
+def _claimed(part: Path) -> Iterator[None]:
+    """Make an empty file, whatever a killed process has left of it, and hold it against other processes."""
+    if _fcntl is None:  # Windows moves no file that is open
+        part.write_bytes(b"")
+        yield
+        return
+    while True:
+        file = os.open(part, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            lock(file, wait=True)
+            if _same(file, part):
+                with suppress(OSError):  # of a device
+                    os.ftruncate(file, 0)
+                yield
+                return
+        finally:
+            os.close(file)
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one of that name; whoever had it before may have moved it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -3,6 +3,7 @@
 Poses are written as they are, so they should be those of the user's own coordinates (`Scene.original_cameras`).
 """
 
+import io
 import os
 import struct
 import warnings
@@ -179,6 +180,8 @@ def write_poses_bounds(folder: Path, cameras: Cameras, names: list[str], depths:
     table = torch.cat([matrix.flatten(1), depths.double()], -1)
     order = sorted(range(len(names)), key=names.__getitem__)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "poses_bounds.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, table[order].numpy())
+    array = io.BytesIO()  # NumPy itself does not notice a disk that is full
+    np.save(array, table[order].numpy())
+    with replacing(folder / "poses_bounds.npy") as temporary:
+        temporary.write_bytes(array.getvalue())
     return folder / "poses_bounds.npy"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import warnings
 import zlib
@@ -115,8 +116,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[L
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if _checksum(header["state"], tensors) != int(header["crc32"]):
                 raise ValueError("its checksum is wrong")
-            state = LoopState(**json.loads(header["state"]))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            state = _state(header["state"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             damaged += 1
             warnings.warn(f"{path} is damaged ({error}); trying the checkpoint before it.", stacklevel=2)
             continue
@@ -124,6 +125,28 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[L
     if damaged:
         raise RunError(f"all {damaged} checkpoints in {folder} are damaged.")
     return None
+
+
+_COUNTS, _REALS = (
+    ("step", "seed", "chunk", "restarts", "skipped", "rays", "began", "adjusted"),
+    ("seconds", "loss_scale", "holdout_psnr", "psnr"),
+)
+
+
+def _state(text: str) -> LoopState:
+    """The state in a checkpoint's header; ValueError, TypeError or AttributeError for what no training has written."""
+    state = LoopState(**json.loads(text))
+    for name in _COUNTS:
+        if type(value := getattr(state, name)) is not int or not 0 <= value < 2**64:
+            raise ValueError(f"{name} can't be {str(value)[:40]}")
+    for name in _REALS:
+        value = getattr(state, name)
+        known = isinstance(value, int | float) and (name.endswith("psnr") or 0 <= value < math.inf)
+        if not known and not (value is None and name.endswith("psnr")):
+            raise ValueError(f"{name} can't be {str(value)[:40]}")
+    if not all(len(look) == 3 and all(isinstance(x, int | float) for x in look) for looks in state.looks.values() for look in looks):
+        raise ValueError("looks can't be read")
+    return state
 
 
 def restore(tensors: dict[str, Tensor], method: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -136,11 +159,17 @@ def restore(tensors: dict[str, Tensor], method: torch.nn.Module, optimizer: torc
     if optimizer is None:
         return
     state: dict[int, dict[str, Tensor]] = {}
-    for name, t in tensors.items():
-        if name.startswith("optim."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = t
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        for name, t in tensors.items():
+            if name.startswith("optim."):
+                _, index, key = name.split(".", 2)
+                if t.dim() and t.shape != parameters[int(index)].shape:
+                    raise ValueError(f"{name} has the shape {tuple(t.shape)}")
+                state.setdefault(int(index), {})[key] = t
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"the checkpoint does not fit this optimiser: {str(error).splitlines()[-1].strip()}.") from error
 
 
 def _checksum(state: str, tensors: dict[str, Tensor]) -> int:

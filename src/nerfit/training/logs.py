@@ -3,6 +3,7 @@
 import importlib
 import sys
 import time
+import warnings
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,13 +40,17 @@ class LogConfig:
 
 
 class RunLog:
-    """TensorBoard events in the run folder and, if asked, a Weights & Biases run; a context manager."""
+    """TensorBoard events in the run folder and, if asked, a Weights & Biases run; a context manager.
+
+    Where the events can't be written, as on a full disk, that is said once and training goes on.
+    """
 
     def __init__(self, folder: Path, settings: Any, first_step: int = 0) -> None:
         """``settings`` is the run's configuration (a dataclass with a ``log`` section), which W&B keeps with the run."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._silent = False
         self._wandb: Any = None
         if settings.log.wandb:
             self._module = import_wandb()
@@ -57,21 +62,30 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        self._events("close")
         if self._wandb is not None:
             self._wandb.finish()
+
+    def _events(self, do: str, *arguments: Any, **keywords: Any) -> None:
+        """Call a method of TensorBoard's writer."""
+        try:
+            getattr(self._writer, do)(*arguments, **keywords)
+        except OSError as error:
+            if not self._silent:
+                warnings.warn(f"the log for TensorBoard ends here: {error.strerror or error}.", stacklevel=3)
+            self._silent = True
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log named numbers at a step."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._events("add_scalar", name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
     def images(self, step: int, images: dict[str, Tensor]) -> None:
         """Log named pictures ([height, width, 3 or 1], in [0, 1])."""
         for name, image in images.items():
-            self._writer.add_image(name, image.clamp(0, 1), step, dataformats="HWC")
+            self._events("add_image", name, image.clamp(0, 1), step, dataformats="HWC")
         if self._wandb is not None:
             self._wandb.log({name: self._module.Image(image.clamp(0, 1).numpy()) for name, image in images.items()}, step=step)
 
@@ -79,7 +93,7 @@ class RunLog:
         """Log histograms of a module's parameters."""
         for name, parameter in module.named_parameters():
             values = parameter.detach().float().cpu()
-            self._writer.add_histogram(name.replace(".", "/"), values, step)
+            self._events("add_histogram", name.replace(".", "/"), values, step)
             if self._wandb is not None:
                 self._wandb.log({f"histogram/{name}": self._module.Histogram(values.numpy())}, step=step)
 

@@ -128,7 +128,7 @@ class PoseSearch:
             return cls(int(about["every"]), c2w=list(looks["c2w"][:kept]), **lists)
         except FileNotFoundError:
             return cls()
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             warnings.warn(f"{folder / FILE} is damaged ({error}): pictures of the search begin here.", stacklevel=2)
             return cls()
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from nerfit.methods.base import Batch, Method, render_view, smaller_chunk
 from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, join
 from nerfit.sampling.pixels import mix
-from nerfit.scenes.scene import Scene, write_json
+from nerfit.scenes.scene import Scene
+from nerfit.scenes.work import appearing
 from nerfit.training import collapse, distributed
 from nerfit.training.adjusting import adjust
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
@@ -32,6 +34,8 @@ from nerfit.training.relocation import relocate
 
 MAX_RESTARTS = 5
 MAX_SKIPPED_IN_A_ROW = 20
+LONGEST_STEP = 300.0
+"""Seconds above which a step that takes a hundred times as long as any before is taken for the sleep of the machine."""
 
 
 @dataclass(kw_only=True)
@@ -184,7 +188,7 @@ class Trainer:
                 self.log = entered.enter_context(RunLog(self.folder, self.settings, self.state.step))
             bar = entered.enter_context(ProgressLine(self.quiet))
             self._clock = time.perf_counter()
-            self._saved = self.state.seconds
+            self._saved, self._longest = self.state.seconds, 0.0
             self._rate_from = (self.state.seconds, 0)
             while self.progress < 1 and self.interrupted is None:
                 rendering, batch, losses = self.step()
@@ -214,7 +218,7 @@ class Trainer:
     def _spend(self) -> None:
         """Add the time since the clock was read to the training's; processes that share one agree on that in the middle of a step."""
         if self.alone:
-            self.state.seconds += self._lap()
+            self.state.seconds += self._awake(self._lap())
 
     def _lap(self) -> float:
         """Seconds since the clock was last read."""
@@ -223,6 +227,14 @@ class Trainer:
         now = time.perf_counter()
         lap, self._clock = now - self._clock, now
         return lap
+
+    def _awake(self, seconds: float) -> float:
+        """What counts of the seconds since the clock was read: all, unless the machine slept or the process was held."""
+        if self._longest > 0 and seconds > max(LONGEST_STEP, 100 * self._longest):
+            warnings.warn(f"step {self.state.step} took {seconds:.0f} s, as if the machine had slept: they are not counted.", stacklevel=2)
+            return self._longest
+        self._longest = max(self._longest, seconds)
+        return seconds
 
     def step(self) -> Done:
         """One optimiser step; where a GPU is out of memory all halve their chunk and repeat it."""
@@ -275,7 +287,7 @@ class Trainer:
         if self.alone:
             return done
         heard = self._heard.interrupted or 0
-        rows = distributed.everyones([done is None, self.state.seconds + self._lap(), heard])
+        rows = distributed.everyones([done is None, self.state.seconds + self._awake(self._lap()), heard])
         failed, seconds, signals = zip(*rows, strict=True)
         self.state.seconds, self.interrupted = seconds[0], int(max(signals)) or None
         if done is None or any(failed):
@@ -456,7 +468,13 @@ class Trainer:
         log.scalars(self.state.step, {"psnr_holdout": self.state.holdout_psnr})
 
     def _save(self) -> None:
+        """Write a checkpoint; RunError instead of one that nothing could go on from."""
         self._saved = self.state.seconds
+        if not all(bool(p.isfinite().all()) for p in self.method.parameters()):
+            raise RunError(
+                f"after step {self.state.step} some weights are not finite, so they are not saved: "
+                "go on from the checkpoint before with --resume and a lower --optim.lr."
+            )
         if not self.main:
             return
         self.state.loss_scale = self.scaler.get_scale()
@@ -485,10 +503,11 @@ class Trainer:
 
 
 def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:
-    """Replace one part of a run's metrics.json and keep the others."""
+    """Replace one part of a run's metrics.json and keep the others, also those that another process writes at the same time."""
     path = folder / "metrics.json"
-    try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError):
-        metrics = {}
-    write_json(path, metrics | {part: values})
+    with appearing(path) as temporary:
+        try:
+            metrics = json.loads(path.read_text())
+        except (OSError, ValueError):
+            metrics = {}
+        temporary.write_text(json.dumps(metrics | {part: values}, indent=1) + "\n")

@@ -56,12 +56,12 @@ class KeyFrames:
     def from_json(cls, content: bytes, cameras: Cameras, name: str = "path.json", scene: str | None = None) -> "KeyFrames":
         """The path in a file's content; what it leaves open follows the first of ``cameras``. SceneError for any other."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / (Path(name).name or "path.json")
+            path = Path(folder) / "path.json"  # never as a browser calls it
             path.write_bytes(content)
             try:
                 keys, frames = read_key_frames(path, cameras, scene)
             except SceneError as error:
-                raise SceneError(str(error).replace(f"{folder}/", "")) from None
+                raise SceneError(str(error).replace(str(path), name)) from None
         width, height = int(keys.width[0]), int(keys.height[0])
         fov = 2 * math.atan(height / (2 * float(keys.fy[0])))
         return cls(width, height, fov, (len(keys) if frames is None else frames) / FPS, list(keys.c2w.double()))

@@ -4,17 +4,20 @@ import contextlib
 import errno
 import io
 import logging
+import re
 import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import viser
+import websockets.asyncio.server
 from jaxtyping import UInt8
 
 from nerfit.cameras import Cameras
@@ -25,11 +28,14 @@ from nerfit.outputs.pictures import render_path
 from nerfit.scenes.images import resize_area, to_bytes
 from nerfit.scenes.scene import Scene
 from nerfit.viewer.drawing import QUANTITIES, Viewpoint, draw, orbit
+from nerfit.viewer.gate import Gate
 from nerfit.viewer.pacing import MOVING_SHARE, TRAINING_SHARE, Pace, Ration, Sight, most_in_need
 from nerfit.viewer.panel import Panel
 
 PORT = 7007
 PORTS_TRIED = 100
+INNER_PORT = 17_007
+"""From here on is the port of the viewer behind its gate."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that nobody else reaches."""
 THUMBNAIL = 96
@@ -55,6 +61,25 @@ def free_port(host: str, port: int) -> int:
     raise ConfigError(f"the ports from {port} on are in use: choose another --port.")
 
 
+def _name(host: str) -> str:
+    """A host as an address has it; that of this machine where it is all of its addresses."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _serve(host: str, port: int, label: str) -> viser.ViserServer:
+    """Viser's server, which answers no page of another site, and hands nothing on to viser's relay on the internet."""
+    serve = websockets.asyncio.server.serve
+    ours = [None, re.compile(rf"https?://({'|'.join(re.escape(_name(name)) for name in LOOPBACK)})(:\d+)?")]
+    guarded = mock.patch.object(websockets.asyncio.server, "serve", partial(serve, origins=ours))
+    with guarded, contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of its own
+        server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
+    server.request_share_url = lambda verbose=True: None
+    server.gui.configure_theme(show_share_button=False)
+    return server
+
+
 class Viewer:
     """Shows a scene, and its field once there is a ``method``.
 
@@ -73,12 +98,19 @@ class Viewer:
         self.awake = threading.Event()
         self.closed = False
         self.port = free_port(host, port)
-        if host not in LOOPBACK:
-            warnings.warn(f"on --host {host} whoever reaches this machine can look, pause a training and make videos.", stacklevel=2)
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # browsers open connections that they don't use
-        with contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of its own
-            self.server = viser.ViserServer(host=host, port=self.port, label=f"nerfit: {scene.name}", verbose=False)
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.gate: Gate | None = None
+        own = (host, self.port) if host in LOOPBACK else (LOOPBACK[0], INNER_PORT)
+        self.server = _serve(*own, f"nerfit: {scene.name}")
+        self.url = f"http://{_name(host)}:{self.port}"
+        if host not in LOOPBACK:
+            self.gate = Gate(host, self.port, self.server.get_port())
+            self.url += f"/?token={self.gate.token}"
+            warnings.warn(
+                f"on --host {host} whoever knows the viewer's whole address can look, pause a training and make videos, and plain http "
+                "hides it from nobody on the way: ssh -L is safer.",
+                stacklevel=2,
+            )
         self.server.scene.set_up_direction(tuple(world_up(scene.cameras.c2w).tolist()))
         first = Viewpoint.of(scene.cameras, scene.splits["train"][0])
         start = self.server.initial_camera
@@ -119,6 +151,8 @@ class Viewer:
         """End `serve`, and the server with its browsers' connections."""
         self.closed = True
         self.awake.set()
+        if self.gate is not None:
+            self.gate.close()
         with contextlib.redirect_stdout(io.StringIO()):
             self.server.stop()
 
