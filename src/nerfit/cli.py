@@ -6,7 +6,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from nerfit.options import (
     EvalOptions,
     MultiscaleOptions,
     RenderOptions,
+    SweepOptions,
     TrainingBenchOptions,
     ViewOptions,
 )
@@ -38,6 +38,7 @@ _HELP = """nerfit: neural radiance fields that anyone can train
   nerfit export mesh|points|web|cameras RUN    take it away: triangles, points, a page, poses
   nerfit import CHECKPOINT --scene SCENE       weights of nerf-pytorch or bmild/nerf become a run
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
+  nerfit sweep SCENES --methods METHODS        many runs on Ray -> one table; run again it does what is left
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
   nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on
   nerfit methods | recipes | doctor            what there is, and what this machine can do
@@ -297,16 +298,11 @@ def bench(argv: list[str]) -> int:
 
 def _bench_options(kind: type[Common], argv: list[str], prog: str) -> tuple[Any, list[str]]:
     """A benchmark's own options, and the flags that are for training; SCENE and METHOD come first, in either order."""
+    from nerfit.config import split_flags
+
     if not issubclass(kind, TrainingBenchOptions):
         return _parse(kind, argv, prog), []
-    mine = {"--" + f.name for f in fields(kind)} | {"-h", "--help"}
-    own: list[str] = []
-    flags: list[str] = []
-    into = own
-    for word in argv:
-        if word.startswith("--") or word == "-h":
-            into = own if word.partition("=")[0] in mine else flags
-        into.append(word)
+    own, flags = split_flags(kind, argv)
     options = _parse(kind, own, prog)
     methods = method_names()
     if options.scene in methods and options.method not in methods:
@@ -314,6 +310,19 @@ def _bench_options(kind: type[Common], argv: list[str], prog: str) -> tuple[Any,
     if not options.scene or own[0].startswith("-"):
         raise ConfigError(f"a SCENE is needed first: nerfit {prog} SCENE [METHOD], for instance nerfit {prog} procedural.")
     return options, flags
+
+
+def sweep(argv: list[str]) -> int:
+    """nerfit sweep SCENE [SCENE ...]: see `sweeping.sweep`."""
+    from nerfit.config import split_flags
+
+    own, flags = split_flags(SweepOptions, argv)
+    options = _parse(SweepOptions, own, "sweep")
+    from nerfit import sweeping
+
+    answer = sweeping.sweep(options, flags)
+    _answer(options, answer, sweeping.sweep_text(answer))
+    return int(answer["exit_code"])
 
 
 _CONVERT_HELP = """nerfit convert multiscale SCENE OUT [--scales 4]
@@ -387,6 +396,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "import": import_,
     "inspect": inspect,
+    "sweep": sweep,
     "bench": bench,
     "convert": convert,
     "methods": methods,

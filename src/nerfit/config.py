@@ -150,6 +150,19 @@ def typed_value(argv: list[str], flag: str) -> str | None:
     return None
 
 
+def split_flags(options: type, argv: list[str]) -> tuple[list[str], list[str]]:
+    """A command line as that of a command's own ``options``, with what stands before the first flag, and the flags of a training."""
+    mine = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(options)} | {"-h", "--help"}
+    own: list[str] = []
+    flags: list[str] = []
+    into = own
+    for word in argv:
+        if word.startswith("--") or word == "-h":
+            into = own if word.partition("=")[0] in mine else flags
+        into.append(word)
+    return own, flags
+
+
 def _spelled_out(default: Any, argv: list[str]) -> list[str]:
     """A command line with ``--x True`` and ``--x False`` for the ``--x`` and ``--no-x`` of values that may also be none."""
     switches = {"--" + key.replace("_", "-") for key in _switches(default)}

@@ -175,6 +175,46 @@ BENCHMARKS: dict[str, type[Common]] = {"speed": SpeedOptions, "time-to-quality":
 """Kinds of nerfit bench, by name."""
 
 
+@dataclass(kw_only=True)
+class ClusterOptions(Common):
+    """Options of commands that run many jobs on Ray."""
+
+    at_once: int | None = None
+    """Jobs at a time; none = as many as there is room for, each with the threads that --threads gives a training."""
+    gpus: float | None = None
+    """GPUs for each job, whole or a share; none = 1 where this machine has any, else 0."""
+    retries: int = 2
+    """How often a job is tried again, from its last checkpoint on, whose process died."""
+    address: str | None = None
+    """Ray cluster to run on (auto, host:port); its machines need nerfit, and --out and the scenes at the same paths. None = here."""
+
+
+@dataclass(kw_only=True)
+class SweepOptions(ClusterOptions):
+    """nerfit sweep SCENE [SCENE ...] --methods M [M ...]: train every scene with every method and recipe from every seed; one table.
+
+    Each training is a process of its own and a run folder <scene>-<recipe>-seed<seed>; all flags of nerfit train may follow. The table
+    (mean ± standard deviation over seeds, mean over scenes) is sweep.md, sweep.csv and sweep.json. What fails is told in the table and
+    by the exit code. Stopped or killed, the same command goes on: nothing that is finished is done again.
+
+    Examples:
+      nerfit sweep data/lego data/chair --methods instant --seeds 3 --seconds 120 --threads 2
+      nerfit sweep data/nerf_synthetic/* --methods instant --recipes mipnerf-small nerf-small --out runs/blender --lpips-weights lpips
+      nerfit sweep data/fern data/horns --recipes llff mine.yaml --address auto --gpus 1
+    """
+
+    scenes: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What nerfit train takes as SCENE."""
+    methods: tuple[str, ...] = ()
+    """Methods, each with the recipe that is its default."""
+    recipes: tuple[str, ...] = ()
+    """Recipes beside them, each for the method that it names."""
+    seeds: int = 1
+    """Trainings of each, with --seed and the seeds after it."""
+    out: Path = Path("runs/sweep")
+    """Folder of the runs and the table."""
+
+
 @dataclass
 class MultiscaleOptions(Common):
     """nerfit convert multiscale SCENE OUT: a Blender scene at several sizes, each half the one before, as mip-NeRF trains on.

@@ -61,6 +61,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def refuse_flags(flags: list[str], keys: set[str], why: str) -> None:
+    """Raise ConfigError where a training's flags set one of ``keys``."""
+    for key in sorted(keys & configs.typed_keys(flags)):
+        raise ConfigError(f"leave out --{key.replace('_', '-')}: {why}.")
+
+
 def prepare(method: str | None, source: str | None, argv: list[str], folder: bool = True) -> tuple[Plan, TrainCommand[Any, Any], Path]:
     """The plan of a training from its command line, its other options, and its run folder (made unless resumed).
 
