@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from many_jobs import descendants, in_turn, needs_ray, until
 from nerfit import cluster, sweeping
 from nerfit.cli import main
 from nerfit.cluster import Needs, Stop, TaskDied, locked, run_nerfit
-from nerfit.errors import ConfigError, NerfitError, RunError
+from nerfit.errors import ConfigError, RunError
 from nerfit.options import SweepOptions
 from nerfit.outputs.comparison import COLUMNS, MEASURES, compare, table
 
@@ -35,19 +35,6 @@ TINY = [
     *("--model.fine-samples", "8", "--model.rays", "64", "--steps", "4", "--log.save-every", "2"),
 ]
 SCENES = ("procedural", "procedural:forward-facing")
-
-
-def in_turn(work: Callable[[Any], Any], items: Sequence[Any], needs: Needs, stop: Stop) -> Iterator[tuple[int, Any]]:
-    """What `on_ray` does, one after another in this process."""
-    for index, item in enumerate(items):
-        for attempt in range(1 + needs.retries):
-            try:
-                yield index, work(item)
-                break
-            except NerfitError as error:
-                if not isinstance(error, TaskDied) or attempt == needs.retries:
-                    yield index, error
-                    break
 
 
 @pytest.fixture
@@ -272,7 +259,6 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nerfit sweep data/lego data/chair --methods instant --seeds 3" in text and "--address" in text and list(MEASURES)
 
 
-needs_ray = pytest.mark.skipif(not cluster.installed(), reason="the extra cluster is not installed")
 REAL = [
     *(*SMALL, "--scene.views", "8", "--model.samples", "1024", "--model.log2-entries", "10", "--model.levels", "4"),
     *("--steps", "300", "--log.save-every", "50"),
@@ -288,26 +274,6 @@ def started(out: Path) -> "subprocess.Popen[bytes]":
 
 def finished(out: Path) -> list[Path]:
     return [p.parent for p in out.glob("*-seed*/metrics.json") if "test" in json.loads(p.read_text())]
-
-
-def until(condition: Callable[[], Any], seconds: float = 400) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below one, with itself, by /proc."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            parents[int(stat.parent.name)] = int(fields[1])
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
 
 
 @pytest.mark.slow

@@ -149,11 +149,11 @@ def evaluate(argv: list[str]) -> int:
 def render(argv: list[str]) -> int:
     """nerfit render RUN."""
     options = _parse(RenderOptions, argv, "render")
-    from nerfit import jobs
+    from nerfit import filming
 
-    answer = jobs.render(options)
+    answer = filming.render(options)
     _answer(options, answer, "\n".join(answer["videos"] or [answer["folder"]]))
-    return 0
+    return int(answer["exit_code"])
 
 
 _EXPORT_HELP = """nerfit export: a trained run for other programs

@@ -73,6 +73,10 @@ class RenderOptions(RunOptions, DeviceOptions):
     """Format of the videos."""
     out: Path | None = None
     """Folder; none = renders/<path> in the run."""
+    workers: int = 0
+    """Draw with so many processes on Ray, in pieces, and go on with what the same command left undone; 0 = in this process."""
+    address: str | None = None
+    """Ray cluster that --workers run on (auto, host:port), where the run lies at the same path; none = this machine."""
 
 
 @dataclass
