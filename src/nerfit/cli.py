@@ -14,6 +14,7 @@ from nerfit import __version__
 from nerfit.errors import ConfigError, NerfitError, nearest, one_line
 from nerfit.options import (
     BENCHMARKS,
+    BlocksOptions,
     Common,
     DemoOptions,
     EvalOptions,
@@ -39,6 +40,7 @@ _HELP = """nerfit: neural radiance fields that anyone can train
   nerfit import CHECKPOINT --scene SCENE       weights of nerf-pytorch or bmild/nerf become a run
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
   nerfit sweep SCENES --methods METHODS        many runs on Ray -> one table; run again it does what is left
+  nerfit blocks SCENE [METHOD] --blocks 2x1    a scene too large for one field, trained in blocks, seen as one
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
   nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on
   nerfit methods | recipes | doctor            what there is, and what this machine can do
@@ -287,7 +289,7 @@ def bench(argv: list[str]) -> int:
     if _wants_help(argv, _BENCH_HELP):
         return 0
     kind = BENCHMARKS[_kind(argv, "bench", BENCHMARKS)]
-    options, flags = _bench_options(kind, argv[1:], f"bench {argv[0]}")
+    options, flags = _scene_options(kind, argv[1:], f"bench {argv[0]}")
     from nerfit.benchmarks import MEASURES
 
     measure, text = MEASURES[kind]
@@ -296,11 +298,11 @@ def bench(argv: list[str]) -> int:
     return 0
 
 
-def _bench_options(kind: type[Common], argv: list[str], prog: str) -> tuple[Any, list[str]]:
-    """A benchmark's own options, and the flags that are for training; SCENE and METHOD come first, in either order."""
+def _scene_options(kind: type[Common], argv: list[str], prog: str) -> tuple[Any, list[str]]:
+    """A command's own options, and the flags that are for training; SCENE and METHOD come first, in either order."""
     from nerfit.config import split_flags
 
-    if not issubclass(kind, TrainingBenchOptions):
+    if not issubclass(kind, TrainingBenchOptions | BlocksOptions):
         return _parse(kind, argv, prog), []
     own, flags = split_flags(kind, argv)
     options = _parse(kind, own, prog)
@@ -322,6 +324,16 @@ def sweep(argv: list[str]) -> int:
 
     answer = sweeping.sweep(options, flags)
     _answer(options, answer, sweeping.sweep_text(answer))
+    return int(answer["exit_code"])
+
+
+def blocks(argv: list[str]) -> int:
+    """nerfit blocks SCENE [METHOD]: see `dividing.divide`."""
+    options, flags = _scene_options(BlocksOptions, argv, "blocks")
+    from nerfit import dividing
+
+    answer = dividing.divide(options, flags)
+    _answer(options, answer, dividing.divide_text(answer))
     return int(answer["exit_code"])
 
 
@@ -397,6 +409,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "import": import_,
     "inspect": inspect,
     "sweep": sweep,
+    "blocks": blocks,
     "bench": bench,
     "convert": convert,
     "methods": methods,

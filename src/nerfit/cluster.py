@@ -95,6 +95,7 @@ def _started(ray: Any, needs: Needs) -> Iterator[None]:
     """Ray, begun on this machine or joined; it takes SIGTERM for itself, which is given back."""
     before = signal.getsignal(signal.SIGTERM)
     local = {"num_cpus": max(os.cpu_count() or 1, needs.cpus), "object_store_memory": _STORE, "include_dashboard": False}
+    local["_system_config"] = {"worker_niceness": 0}  # Ray's own 15 would starve trainings whose seconds count
     try:
         given = local if needs.address is None else {"address": needs.address}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)

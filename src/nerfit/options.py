@@ -219,6 +219,30 @@ class SweepOptions(ClusterOptions):
     """Folder of the runs and the table."""
 
 
+@dataclass(kw_only=True)
+class BlocksOptions(ClusterOptions):
+    """nerfit blocks SCENE [METHOD] --blocks 2x1: a scene too large for one field, cut into blocks that are trained apart and seen as one.
+
+    Blocks overlap, and pictures are blended by where the camera stands (Block-NeRF). Each block is a training in a process of its own,
+    with all its budget; all flags of nerfit train may follow. The run folder is judged, drawn and exported like any other. Stopped or
+    killed, the same command goes on.
+
+    Examples:
+      nerfit blocks data/street instant-unbounded --blocks 4x1 --seconds 600 --threads 2
+      nerfit blocks data/campus --blocks 3x2 --blocks.overlap 0.4 --address auto --gpus 1
+      nerfit render runs/street-instant-unbounded-4x1 --workers 4
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """What nerfit train takes as SCENE."""
+    method: tyro.conf.Positional[str] = "instant"
+    """What nerfit train takes as METHOD, but for auto."""
+    blocks: str = "2x1"
+    """Blocks along the longer and the shorter way that the cameras spread over the ground."""
+    out: Path | None = None
+    """Run folder; none = runs/<scene>-<method>-<blocks>."""
+
+
 @dataclass
 class MultiscaleOptions(Common):
     """nerfit convert multiscale SCENE OUT: a Blender scene at several sizes, each half the one before, as mip-NeRF trains on.

@@ -104,6 +104,7 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     run = with_budget(command.config(), typed, find("nerfit.methods", method).default_steps)
     configs.check(run, typed)
     _check_viewer(command, typed, form)
+    run.blocks.check_one()
     if command.init_only and command.init is None:
         raise ConfigError("--init-only says what to take of the run that --init names: add --init RUN.")
     assert source is not None and form is not None
@@ -160,6 +161,7 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     config = with_budget(command.config(), typed, find("nerfit.methods", saved.method).default_steps)
     configs.check(config, typed)
     _check_viewer(command, typed, saved.format)
+    config.blocks.check_one()
     began = saved.config.optim.optimizer
     if config.optim.optimizer != began:
         raise ConfigError(f"{folder} goes on with the optimiser it began with, {began}: a new run may start from its weights with --init.")

@@ -20,12 +20,11 @@ from nerfit.preparing import prepare, refuse_flags, say, scene_name
 from nerfit.runs import Plan, refuse_existing
 from nerfit.training.devices import pick_device, set_threads
 
-_OWN = {"out", "recipe", "resume", "evaluate", "viewer", "host", "port", "json"}
-"""Of a training's flags those that are the sweep's business."""
+OWN = {"out", "resume", "evaluate", "viewer", "host", "port", "json"}
+"""Of a training's flags those that are not for a job among many."""
 _ANY_TIME = {"threads", "device"}
 """Of a run's configuration what may change when it goes on."""
 _KEPT = ("--threads", "--device", "--lpips-weights")
-"""Flags that are not a run's, and are given again when it goes on or is judged."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,6 @@ class Job:
     def log(self) -> Path:
         """What its processes said."""
         return self.folder.parent / "logs" / f"{self.folder.name}.txt"
-
-    def check(self) -> None:
-        """Raise ConfigError where its folder holds a run with another configuration."""
-        if not (self.folder / "config.yaml").is_file():
-            return
-        old, new = (
-            {"method": p.method, "source": p.source, "format": p.format} | flatten(to_dict(p.config))
-            for p in (Plan.load(self.folder), self.plan)
-        )
-        for key in new:
-            if key not in _ANY_TIME and old.get(key) != new[key]:
-                raise ConfigError(f"{self.folder} was begun with {key} {old.get(key)}, not {new[key]}: choose another --out.")
 
     def finished(self) -> bool:
         """Whether its budget is spent and its test views are judged."""
@@ -77,6 +64,18 @@ class Job:
             known = metrics["train"] | metrics.get("test", {})
             measures = {name: known.get(name) for name in comparison.MEASURES}
         return about | measures | {"failed": failed, "run": str(self.folder)}
+
+
+def check_same(folder: Path, plan: Plan) -> None:
+    """Raise ConfigError where a folder holds a run with another configuration."""
+    if not (folder / "config.yaml").is_file():
+        return
+    old, new = (
+        {"method": p.method, "source": p.source, "format": p.format} | flatten(to_dict(p.config)) for p in (Plan.load(folder), plan)
+    )
+    for key in new:
+        if key not in _ANY_TIME and old.get(key) != new[key]:
+            raise ConfigError(f"{folder} was begun with {key} {old.get(key)}, not {new[key]}: choose another --out.")
 
 
 def run_job(job: Job) -> dict[str, Any]:
@@ -104,22 +103,39 @@ def sweep(options: SweepOptions, flags: list[str], spread: Callable[..., Iterato
     if not (folder / "sweep.json").is_file():
         refuse_existing(folder)
     for job in todo:
-        job.check()
-    rows = {job.folder.name: job.row() if job.finished() else job.row("not done yet.") for job in todo}
-    left = [job for job in todo if not job.finished()]
+        check_same(job.folder, job.plan)
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"{len(todo)} jobs, {len(todo) - len(left)} of them done -> {folder}")
-    comparison.write(comparison.compare(list(rows.values())), folder)
     stop = Stop()
-    for number, (index, outcome) in enumerate(spread(run_job, left, wanted, stop), len(todo) - len(left) + 1):
+    rows = perform(todo, wanted, spread, stop, lambda rows: comparison.write(comparison.compare(rows), folder))
+    return comparison.compare(rows) | {"folder": str(folder), "exit_code": exit_code(rows, stop)}
+
+
+def perform(
+    todo: list[Job],
+    wanted: Needs,
+    spread: Callable[..., Iterator[tuple[int, Any]]],
+    stop: Stop,
+    keep: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+    """Do the jobs that are left; the rows of all, which ``keep`` is given whenever they change."""
+    left = [job for job in todo if not job.finished()]
+    rows = {job.folder: job.row("not done yet." if job in left else None) for job in todo}
+    done = len(todo) - len(left)
+    say(f"{len(todo)} jobs, {done} of them done")
+    keep(list(rows.values()))
+    for index, outcome in spread(run_job, left, wanted, stop):
         row = left[index].row(str(outcome)) if isinstance(outcome, Exception) else outcome
-        rows[row["job"]] = row
-        comparison.write(comparison.compare(list(rows.values())), folder)
+        rows[left[index].folder] = row
+        keep(list(rows.values()))
+        done += 1
         said = row["failed"] or f"{row['steps']} steps in {row['seconds']:.0f} s" + (f", {row['psnr']:.2f} dB" if row["psnr"] else "")
-        say(f"{number}/{len(todo)}  {row['job']}  {said}")
-    failed = any(row["failed"] for row in rows.values())
-    code = 128 + stop.interrupted if stop.interrupted is not None else int(failed)
-    return comparison.compare(list(rows.values())) | {"folder": str(folder), "exit_code": code}
+        say(f"{done}/{len(todo)}  {row['job']}  {said}")
+    return list(rows.values())
+
+
+def exit_code(rows: list[dict[str, Any]], stop: Stop) -> int:
+    """0 if every job is done, 128 and the signal's number if one stopped them, else 1."""
+    return 128 + stop.interrupted if stop.interrupted is not None else int(any(row["failed"] for row in rows))
 
 
 def sweep_text(answer: dict[str, Any]) -> str:
@@ -129,7 +145,7 @@ def sweep_text(answer: dict[str, Any]) -> str:
 
 def planned(options: SweepOptions, flags: list[str]) -> list[Job]:
     """All jobs, the first seed of everything first; raises ConfigError or SceneError for whatever can't be trained."""
-    refuse_flags(flags, _OWN, "the sweep sets it itself, see nerfit sweep --help")
+    refuse_flags(flags, OWN | {"recipe"}, "the sweep sets it itself, see nerfit sweep --help")
     require_least("--", options, seeds=1)
     if not options.scenes or not options.methods and not options.recipes:
         raise ConfigError("SCENES and --methods or --recipes are needed: nerfit sweep data/lego data/chair --methods instant nerf.")
@@ -171,8 +187,12 @@ def _job(options: SweepOptions, flags: list[str], source: str, name: str, recipe
     plan = dataclasses.replace(plan, config=dataclasses.replace(plan.config, seed=plan.config.seed + seed))
     folder = options.out.resolve() / f"{scene_name(source)}-{name}-seed{plan.config.seed}"
     words = (*(("--recipe", recipe) if recipe else ()), *flags, "--seed", str(plan.config.seed))
-    kept = [f"{flag}={value}" for flag in _KEPT if (value := typed_value(flags, flag)) is not None]
-    return Job(scene_name(source), name, plan, folder, words, tuple(kept), Path.cwd())
+    return Job(scene_name(source), name, plan, folder, words, kept_flags(flags), Path.cwd())
+
+
+def kept_flags(flags: list[str]) -> tuple[str, ...]:
+    """Those of a training's flags that are given again when it goes on or is judged."""
+    return tuple(f"{flag}={value}" for flag in _KEPT if (value := typed_value(flags, flag)) is not None)
 
 
 def needs(options: ClusterOptions, plan: Plan) -> Needs:
