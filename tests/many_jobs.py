@@ -1,6 +1,8 @@
 """What tests of commands on Ray share: its stand-in, and looking after processes."""
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,11 +30,18 @@ def in_turn(work: Callable[[Any], Any], items: Sequence[Any], needs: Needs, stop
                     break
 
 
-def until(condition: Callable[[], Any], seconds: float = 400) -> None:
+def until(condition: Callable[[], Any], seconds: float = 1200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.2)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL to a process and all below it."""
+    for one in descendants(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:

@@ -158,7 +158,7 @@ def test_blended_fields_of_one_world_are_that_world(corridor: Scene) -> None:
 TINY = [
     *("--scene.size", "16", "--scene.views", "16", "--scene.samples", "1", "--scene.test-views", "3", "--scene.val-views", "1"),
     *("--model.samples", "256", "--model.log2-entries", "10", "--model.levels", "2", "--log.image-every", "0", "--threads", "1"),
-    *("--steps", "20"),
+    *("--model.march-steps", "48", "--model.first-march-steps", "32", "--model.cascades", "2", "--steps", "20"),
 ]
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from many_jobs import descendants, in_turn, needs_ray, until
+from many_jobs import in_turn, kill, needs_ray, until
 from nerfit import filming
 from nerfit.cli import main
 from nerfit.cluster import Needs, Stop
@@ -120,11 +119,11 @@ def test_a_killed_film_goes_on(run: Path) -> None:
     flags = [*("--frames", "24", "--what", "rgb", "--threads", "1")]
     words = [sys.executable, "-m", "nerfit", "render", "run", *flags, "--workers", "2", "--out", "film"]
     driver = subprocess.Popen(words, start_new_session=True)
-    until(lambda: len(list(Path("film").glob("rgb/*.png"))) >= 6)
-    for pid in descendants(driver.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    driver.wait()
+    try:
+        until(lambda: len(list(Path("film").glob("rgb/*.png"))) >= 6)
+    finally:
+        kill(driver.pid)
+        driver.wait()
     before = {p: p.stat().st_mtime_ns for p in Path("film").glob("rgb/*.png")}
     assert 6 <= len(before) < 24
     assert subprocess.run(words).returncode == 0

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from many_jobs import descendants, in_turn, needs_ray, until
+from many_jobs import descendants, in_turn, kill, needs_ray, until
 from nerfit import cluster, sweeping
 from nerfit.cli import main
 from nerfit.cluster import Needs, Stop, TaskDied, locked, run_nerfit
@@ -265,11 +264,17 @@ REAL = [
 ]
 
 
-def started(out: Path) -> "subprocess.Popen[bytes]":
-    """A sweep of 2 scenes x 2 methods x 2 seeds, two jobs at a time, in a session of its own."""
+@contextlib.contextmanager
+def started(out: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """A sweep of 2 scenes x 2 methods x 2 seeds, two jobs at a time, in a session of its own; killed at the end if it still runs."""
     words = ["sweep", *SCENES, "--methods", "instant", "--recipes", str(out.parent / "short.yaml"), "--seeds", "2", "--out", str(out)]
     with (out.parent / "driver.txt").open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "nerfit", *words, *REAL], stdout=log, stderr=log, start_new_session=True)
+        driver = subprocess.Popen([sys.executable, "-m", "nerfit", *words, *REAL], stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield driver
+    finally:
+        kill(driver.pid)
+        driver.wait()
 
 
 def finished(out: Path) -> list[Path]:
@@ -282,16 +287,13 @@ def finished(out: Path) -> list[Path]:
 def test_a_sweep_survives_the_death_of_everything(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text("parent: instant\nmodel: {levels: 2}\n")
     out = tmp_path / "out"
-    driver = started(out)
-    until(lambda: len(finished(out)) >= 3)
-    for pid in descendants(driver.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    driver.wait()
+    with started(out):
+        until(lambda: len(finished(out)) >= 3)
     done = finished(out)
     before = {p: p.stat().st_mtime_ns for run in done for p in run.rglob("*") if p.is_file()}
     assert 3 <= len(done) < 8
-    assert started(out).wait(600) == 0
+    with started(out) as driver:
+        assert driver.wait(1200) == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before and len(finished(out)) == 8
     found = json.loads((out / "sweep.json").read_text())
     for row in found["scenes"]:
@@ -307,22 +309,20 @@ def test_a_sweep_survives_the_death_of_everything(tmp_path: Path) -> None:
 def test_a_killed_training_is_tried_again_and_a_stopped_sweep_saves(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text("parent: instant\nmodel: {levels: 2}\n")
     out = tmp_path / "out"
-    driver = started(out)
 
-    def trainings() -> list[int]:
+    def trainings(driver: int) -> list[int]:
         with contextlib.suppress(OSError):
-            return [p for p in descendants(driver.pid) if b"nerfit.cluster\0train" in Path(f"/proc/{p}/cmdline").read_bytes()]
+            return [p for p in descendants(driver) if b"nerfit.cluster\0train" in Path(f"/proc/{p}/cmdline").read_bytes()]
         return []
 
-    until(lambda: trainings() and list(out.glob("*/checkpoints/step_*50.safetensors")))
-    victim = trainings()[0]
-    os.kill(victim, signal.SIGKILL)
-    until(lambda: len(finished(out)) >= 3)
-    driver.send_signal(signal.SIGTERM)
-    assert driver.wait(200) == 128 + signal.SIGTERM
+    with started(out) as driver:
+        until(lambda: trainings(driver.pid) and list(out.glob("*/checkpoints/step_*50.safetensors")))
+        os.kill(trainings(driver.pid)[0], signal.SIGKILL)
+        until(lambda: len(finished(out)) >= 3)
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(300) == 128 + signal.SIGTERM
     rows = json.loads((out / "sweep.json").read_text())["jobs"]
     assert {row["failed"] for row in rows} == {None, "not done yet."}
     for run in out.glob("*-seed*"):  # whatever was begun has a checkpoint of where it stopped
         train = json.loads((run / "metrics.json").read_text())["train"]
         assert (run / "checkpoints" / f"step_{train['steps']:08d}.safetensors").exists()
-    shutil.rmtree(tmp_path)

@@ -95,6 +95,12 @@ def _parse(options: Any, argv: list[str], prog: str) -> Any:
     return parse(options, argv, prog=f"nerfit {prog}", description=cleandoc(options.__doc__))
 
 
+def _parse_with_flags(options: Any, argv: list[str], prog: str) -> tuple[Any, list[str]]:
+    from nerfit.config import parse_with_flags
+
+    return parse_with_flags(options, argv, f"nerfit {prog}", cleandoc(options.__doc__))
+
+
 def _wants_help(argv: list[str], text: str, among: int = 1) -> bool:
     """Print a command's help where one of its first words asks for it."""
     wanted = bool({"-h", "--help"} & set(argv[:among]))
@@ -289,7 +295,8 @@ def bench(argv: list[str]) -> int:
     if _wants_help(argv, _BENCH_HELP):
         return 0
     kind = BENCHMARKS[_kind(argv, "bench", BENCHMARKS)]
-    options, flags = _scene_options(kind, argv[1:], f"bench {argv[0]}")
+    parse = _parse_with_flags if issubclass(kind, TrainingBenchOptions) else lambda *words: (_parse(*words), [])
+    options, flags = parse(kind, argv[1:], f"bench {argv[0]}")
     from nerfit.benchmarks import MEASURES
 
     measure, text = MEASURES[kind]
@@ -298,28 +305,9 @@ def bench(argv: list[str]) -> int:
     return 0
 
 
-def _scene_options(kind: type[Common], argv: list[str], prog: str) -> tuple[Any, list[str]]:
-    """A command's own options, and the flags that are for training; SCENE and METHOD come first, in either order."""
-    from nerfit.config import split_flags
-
-    if not issubclass(kind, TrainingBenchOptions | BlocksOptions):
-        return _parse(kind, argv, prog), []
-    own, flags = split_flags(kind, argv)
-    options = _parse(kind, own, prog)
-    methods = method_names()
-    if options.scene in methods and options.method not in methods:
-        options.scene, options.method = options.method, options.scene
-    if not options.scene or own[0].startswith("-"):
-        raise ConfigError(f"a SCENE is needed first: nerfit {prog} SCENE [METHOD], for instance nerfit {prog} procedural.")
-    return options, flags
-
-
 def sweep(argv: list[str]) -> int:
     """nerfit sweep SCENE [SCENE ...]: see `sweeping.sweep`."""
-    from nerfit.config import split_flags
-
-    own, flags = split_flags(SweepOptions, argv)
-    options = _parse(SweepOptions, own, "sweep")
+    options, flags = _parse_with_flags(SweepOptions, argv, "sweep")
     from nerfit import sweeping
 
     answer = sweeping.sweep(options, flags)
@@ -329,7 +317,7 @@ def sweep(argv: list[str]) -> int:
 
 def blocks(argv: list[str]) -> int:
     """nerfit blocks SCENE [METHOD]: see `dividing.divide`."""
-    options, flags = _scene_options(BlocksOptions, argv, "blocks")
+    options, flags = _parse_with_flags(BlocksOptions, argv, "blocks")
     from nerfit import dividing
 
     answer = dividing.divide(options, flags)
@@ -359,19 +347,9 @@ def convert(argv: list[str]) -> int:
 def methods(argv: list[str]) -> int:
     """nerfit methods: what can be trained."""
     options = _parse(Common, argv, "methods")
-    known = {name: _about(name) for name in method_names()}
+    known = {name: about(name) for name in method_names()}
     _answer(options, known, "\n".join(f"{name:14} {text}" for name, text in known.items()))
     return 0
-
-
-def _about(method: str) -> str:
-    """The first line of a method's docstring, or why there is none."""
-    if method == AUTO:
-        return "What suits the scene: image for a single picture, else instant."
-    try:
-        return about(method)
-    except ConfigError as error:
-        return str(error)
 
 
 def recipes(argv: list[str]) -> int:
