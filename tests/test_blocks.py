@@ -107,6 +107,8 @@ def test_a_block_is_the_same_world(corridor: Scene) -> None:
 class Traced(Method):
     """A field that knows the corridor exactly, in a block's coordinates."""
 
+    back: Tensor
+
     def __init__(self, back: Tensor) -> None:
         super().__init__()
         self.register_parameter("back", torch.nn.Parameter(back, requires_grad=False))
@@ -142,7 +144,8 @@ def test_blended_fields_of_one_world_are_that_world(corridor: Scene) -> None:
     generator = torch.Generator().manual_seed(0)
     views = torch.randint(0, 31, (400,), generator=generator)
     assert ((parts.weights(corridor.cameras.centers[views]) > 0).sum(1) > 1).any()
-    batch = Batch(corridor.rays(views, *torch.randint(0, 16, (2, 400), generator=generator)), background=0.3)
+    x, y = torch.randint(0, 16, (2, 400), generator=generator)
+    batch = Batch(corridor.rays(views, x, y), background=0.3)
     found, expected = blended.render(batch), whole.render(batch)
     alike = (found.rgb - expected.rgb).abs().amax(1) < 1e-3  # the edges of stripes lie elsewhere in other coordinates
     assert alike.float().mean() > 0.98

@@ -71,7 +71,7 @@ def load(source: str, config: Config) -> Scene:
     else:
         counts = {"train": views, "val": config.val_views, "test": config.test_views}
         places = _around if kind == "object" else _along
-        eyes, targets = places(*counts.values(), generator)
+        eyes, targets = places(views, config.val_views, config.test_views, generator)
         c2w = look_at(eyes, targets, torch.tensor([0.0, 0.0, 1.0]))
         names = [f"{split}_{i:03d}" for split, n in counts.items() for i in range(n)]
         splits = {split: [i for i, name in enumerate(names) if name.startswith(split)] for split in counts}
