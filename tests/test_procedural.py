@@ -66,8 +66,8 @@ def test_depth_and_normal_agree_with_marching(kind, a, b, u, v, speed):
         eye = [4 * math.cos(3 * a) * 0.8, 4 * math.sin(3 * a) * 0.8, 2.4 + b]
         aim = [1.2 * u, 1.2 * v, 0.0]
     elif kind == "corridor":
-        eye = [a, -0.42, 0.1 * b]
-        aim = [a + 0.4 * u, 0.1, 0.1 * v]
+        eye = [0.983 * a, -0.42, 0.1 * b]  # not where rays graze the solids
+        aim = [0.983 * a + 0.4 * u, 0.1, 0.1 * v]
     else:
         eye, aim = [0.5 * a, 0.3 * b, 0.0], [1.3 * u, 1.1 * v, -2.7]
     d = [speed * (q - p) for p, q in zip(eye, aim, strict=True)]
