@@ -100,7 +100,7 @@ def _started(ray: Any, needs: Needs) -> Iterator[None]:
         given = local if needs.address is None else {"address": needs.address}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray can't be reached at {needs.address or 'this machine'}: {error}.") from error
+        raise ConfigError(f"Ray can't be used at {needs.address or 'this machine'}: {str(error).rstrip('.')}.") from error
     try:
         signal.signal(signal.SIGTERM, before)
         yield

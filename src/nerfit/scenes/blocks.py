@@ -25,7 +25,7 @@ class BlocksConfig:
     grid: tuple[int, int] = (1, 1)
     """Blocks along the longer and the shorter way that the cameras spread over the ground; each holds as many of them."""
     overlap: float = 0.25
-    """How far a block reaches into its neighbours, as a share of the mean width of a block."""
+    """How far a block reaches into its neighbours, as a share of the mean width of a block (0.25: Block-NeRF's)."""
     index: int | None = None
     """The block to train; none = the whole scene."""
 
