@@ -14,7 +14,8 @@ from nerfit.scenes.procedural import Config, detect, load, stage, trace
 from nerfit.scenes.raytrace import Box, Capsule, Cylinder
 from nerfit.scenes.scene import Scene
 
-BOTH = pytest.mark.parametrize("kind", procedural.KINDS)
+BOTH = pytest.mark.parametrize("kind", ("object", "forward-facing"))
+ALL = pytest.mark.parametrize("kind", procedural.KINDS)
 
 
 def small(kind: str, **choices: Any) -> Scene:
@@ -39,7 +40,7 @@ def solid_distance(solid: raytrace.Solid, p: list[float]) -> float:
 
 def distance(kind: str, p: list[float]) -> float:
     """Signed distance from a world point to the scene."""
-    q = p if kind == "object" else [p[0], -p[2], p[1]]
+    q = [p[0], -p[2], p[1]] if kind == "forward-facing" else p
     return min(solid_distance(solid, q) for solid in stage(kind).solids)
 
 
@@ -57,13 +58,16 @@ def march(kind: str, o: list[float], d: list[float]) -> float:
 unit = st.floats(-1, 1)
 
 
-@BOTH
+@ALL
 @settings(max_examples=60, deadline=None)
 @given(unit, unit, unit, unit, st.floats(0.3, 3))
 def test_depth_and_normal_agree_with_marching(kind, a, b, u, v, speed):
     if kind == "object":
         eye = [4 * math.cos(3 * a) * 0.8, 4 * math.sin(3 * a) * 0.8, 2.4 + b]
         aim = [1.2 * u, 1.2 * v, 0.0]
+    elif kind == "corridor":
+        eye = [0.983 * a, -0.42, 0.1 * b]  # not where rays graze the solids
+        aim = [0.983 * a + 0.4 * u, 0.1, 0.1 * v]
     else:
         eye, aim = [0.5 * a, 0.3 * b, 0.0], [1.3 * u, 1.1 * v, -2.7]
     d = [speed * (q - p) for p, q in zip(eye, aim, strict=True)]
@@ -249,6 +253,20 @@ def test_forward_facing_scene_looks_along_minus_z_beyond_the_near_plane():
     assert torch.allclose(rays.origins[:, 2], torch.tensor(-1.0), atol=1e-5) and (warped > -1).all() and (warped < 1).all()
 
 
+def test_the_corridor_is_long_and_its_cameras_pass_along_it():
+    scene = small("corridor", views=40, size=16)
+    assert (scene.name, scene.bounds, scene.ndc, scene.default_path) == ("procedural-corridor", "unbounded", False, "interpolate")
+    x = scene.cameras.centers[:, 0]
+    train, test = x[scene.splits["train"]], x[scene.splits["test"]]
+    assert (train.diff() > 0).all() and train[0] < -0.9 and train[-1] > 0.9 and scene.cameras.centers[:, 1:].abs().max() < 0.5
+    assert test.tolist() == pytest.approx([-2 / 3, 0, 2 / 3], abs=1e-6)
+    assert scene.depth_range is not None and 0.05 < scene.depth_range[0] < 0.4 < scene.depth_range[1] < 2
+    assert scene.depths is not None and scene.pixels is not None and scene.pixels.shape[1] == 3
+    assert (scene.depths > 0).float().mean() > 0.5
+    seen = [(scene.image(v) - scene.image(w)).abs().mean() for v, w in ((41, 42), (0, 39))]
+    assert min(seen) > 0.02  # another part of it looks different
+
+
 def test_forward_facing_alpha_takes_the_wall_away():
     scene = small("forward-facing", alpha=True)
     image = scene.image(4, background=None)
@@ -288,7 +306,7 @@ def test_choices_reach_the_scene():
 def test_detect_and_errors():
     assert all(detect(s) for s in ("procedural", "procedural:object", "procedural:forward-facing"))
     assert not detect("procedural_photos") and not detect("scenes/procedural")
-    with pytest.raises(SceneError, match="procedural:foo is not a procedural scene; write procedural:object"):
+    with pytest.raises(SceneError, match="procedural:foo is not a procedural scene; write procedural: and one of object, forward"):
         load("procedural:foo", Config())
     with pytest.raises(SceneError, match="did you mean 'object'"):
         load("procedural:objet", Config())

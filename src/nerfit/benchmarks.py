@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nerfit.config import typed_keys
 from nerfit.errors import ConfigError, RunError, require_least
 from nerfit.evaluation.evaluate import evaluate as judge
 from nerfit.kernels.field import FieldShape
@@ -30,7 +29,7 @@ from nerfit.outputs.bench import machine
 from nerfit.outputs.bench import speed as kernel_speed
 from nerfit.outputs.inspect import matrix_peak
 from nerfit.outputs.results import Results
-from nerfit.preparing import prepare, say, scene_name
+from nerfit.preparing import prepare, refuse_flags, say, scene_name
 from nerfit.runs import Plan, open_run, refuse_existing
 from nerfit.training.devices import peak_memory, pick_device, set_threads
 from nerfit.training.trainer import Trainer
@@ -77,7 +76,8 @@ def speed_text(answer: dict[str, Any]) -> str:
 
 def time_to_quality(options: TimeToQualityOptions, flags: list[str]) -> dict[str, Any]:
     """Test PSNR after trainings of several lengths, one process each; trainings that --out holds already are not repeated."""
-    _refuse(flags, {"steps", "seconds", "seed", "resume", "evaluate", "lpips_weights"}, "sets it itself, see --at and --seeds")
+    own = {"steps", "seconds", "seed", "resume", "evaluate", "lpips_weights"}
+    refuse_flags(flags, own, "this benchmark sets it itself, see --at and --seeds")
     budgets = sorted(set(options.at))
     if not budgets or not all(math.isfinite(s) and s > 0 for s in budgets):
         raise ConfigError("--at needs one or more numbers of seconds above 0.")
@@ -109,11 +109,6 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _refuse(flags: list[str], keys: set[str], why: str) -> None:
-    for key in sorted(keys & typed_keys(flags)):
-        raise ConfigError(f"leave out --{key.replace('_', '-')}: this benchmark {why}.")
 
 
 def _timed_training(plan: Plan, flags: list[str], budget: float, seed: int, run: Path) -> dict[str, Any]:
@@ -154,7 +149,7 @@ def quality_text(answer: dict[str, Any]) -> str:
 
 def memory(options: MemoryOptions, flags: list[str]) -> dict[str, Any]:
     """Peak memory of this process after each stage of a training; the command is a process of its own, so it is that of the stages."""
-    _refuse(flags, {"seconds", "resume"}, "counts --steps of a new training")
+    refuse_flags(flags, {"seconds", "resume"}, "this benchmark counts --steps of a new training")
     plan, command, _ = prepare(options.method, options.scene, [*flags, "--steps", str(options.steps)], folder=False)
     device = pick_device(plan.config.device)
     stages = {"the program": peak_memory(device)}

@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import fields
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from nerfit import __version__
 from nerfit.errors import ConfigError, NerfitError, nearest, one_line
 from nerfit.options import (
     BENCHMARKS,
+    BlocksOptions,
     Common,
     DemoOptions,
     EvalOptions,
     MultiscaleOptions,
     RenderOptions,
+    SweepOptions,
     TrainingBenchOptions,
     ViewOptions,
 )
@@ -41,6 +42,8 @@ _HELP = """nerfit: neural radiance fields that anyone can train
   nerfit export mesh|points|web|cameras RUN    take it away: triangles, points, a page, poses
   nerfit import CHECKPOINT --scene SCENE       weights of nerf-pytorch or bmild/nerf become a run
   nerfit inspect scene|rays|field|METHOD SCENE each part alone, with a picture
+  nerfit sweep SCENES --methods METHODS        many runs on Ray -> one table; run again it does what is left
+  nerfit blocks SCENE [METHOD] --blocks 2x1    a scene too large for one field, trained in blocks, seen as one
   nerfit bench speed|time-to-quality|memory    how fast, how good after how long, and in how much memory
   nerfit convert multiscale SCENE OUT          a Blender scene at several sizes, as mip-NeRF trains on
   nerfit methods | recipes | doctor            what there is, and what this machine can do
@@ -95,6 +98,12 @@ def _parse(options: Any, argv: list[str], prog: str) -> Any:
     from nerfit.config import parse
 
     return parse(options, argv, prog=f"nerfit {prog}", description=cleandoc(options.__doc__))
+
+
+def _parse_with_flags(options: Any, argv: list[str], prog: str) -> tuple[Any, list[str]]:
+    from nerfit.config import parse_with_flags
+
+    return parse_with_flags(options, argv, f"nerfit {prog}", cleandoc(options.__doc__))
 
 
 def _wants_help(argv: list[str], text: str, among: int = 1) -> bool:
@@ -195,13 +204,13 @@ def render(argv: list[str]) -> int:
     options = _parse(RenderOptions, argv, "render")
     if (count := _processes(argv)) > 1:
         return _launch("render", argv, count)
-    from nerfit import jobs
+    from nerfit import filming
     from nerfit.training import distributed
 
     with distributed.joined():
-        answer = jobs.render(options)
+        answer = filming.render(options)
         _answer(options, answer, "\n".join(answer["videos"] or [answer["folder"]]))
-    return 0
+    return int(answer["exit_code"])
 
 
 _EXPORT_HELP = """nerfit export: a trained run for other programs
@@ -335,7 +344,8 @@ def bench(argv: list[str]) -> int:
     if _wants_help(argv, _BENCH_HELP):
         return 0
     kind = BENCHMARKS[_kind(argv, "bench", BENCHMARKS)]
-    options, flags = _bench_options(kind, argv[1:], f"bench {argv[0]}")
+    parse = _parse_with_flags if issubclass(kind, TrainingBenchOptions) else lambda *words: (_parse(*words), [])
+    options, flags = parse(kind, argv[1:], f"bench {argv[0]}")
     from nerfit.benchmarks import MEASURES
 
     measure, text = MEASURES[kind]
@@ -344,25 +354,24 @@ def bench(argv: list[str]) -> int:
     return 0
 
 
-def _bench_options(kind: type[Common], argv: list[str], prog: str) -> tuple[Any, list[str]]:
-    """A benchmark's own options, and the flags that are for training; SCENE and METHOD come first, in either order."""
-    if not issubclass(kind, TrainingBenchOptions):
-        return _parse(kind, argv, prog), []
-    mine = {"--" + f.name for f in fields(kind)} | {"-h", "--help"}
-    own: list[str] = []
-    flags: list[str] = []
-    into = own
-    for word in argv:
-        if word.startswith("--") or word == "-h":
-            into = own if word.partition("=")[0] in mine else flags
-        into.append(word)
-    options = _parse(kind, own, prog)
-    methods = method_names()
-    if options.scene in methods and options.method not in methods:
-        options.scene, options.method = options.method, options.scene
-    if not options.scene or own[0].startswith("-"):
-        raise ConfigError(f"a SCENE is needed first: nerfit {prog} SCENE [METHOD], for instance nerfit {prog} procedural.")
-    return options, flags
+def sweep(argv: list[str]) -> int:
+    """nerfit sweep SCENE [SCENE ...]: see `sweeping.sweep`."""
+    options, flags = _parse_with_flags(SweepOptions, argv, "sweep")
+    from nerfit import sweeping
+
+    answer = sweeping.sweep(options, flags)
+    _answer(options, answer, sweeping.sweep_text(answer))
+    return int(answer["exit_code"])
+
+
+def blocks(argv: list[str]) -> int:
+    """nerfit blocks SCENE [METHOD]: see `dividing.divide`."""
+    options, flags = _parse_with_flags(BlocksOptions, argv, "blocks")
+    from nerfit import dividing
+
+    answer = dividing.divide(options, flags)
+    _answer(options, answer, dividing.divide_text(answer))
+    return int(answer["exit_code"])
 
 
 _CONVERT_HELP = """nerfit convert multiscale SCENE OUT [--scales 4]
@@ -387,19 +396,9 @@ def convert(argv: list[str]) -> int:
 def methods(argv: list[str]) -> int:
     """nerfit methods: what can be trained."""
     options = _parse(Common, argv, "methods")
-    known = {name: _about(name) for name in method_names()}
+    known = {name: about(name) for name in method_names()}
     _answer(options, known, "\n".join(f"{name:14} {text}" for name, text in known.items()))
     return 0
-
-
-def _about(method: str) -> str:
-    """The first line of a method's docstring, or why there is none."""
-    if method == AUTO:
-        return "What suits the scene: image for a single picture, else instant."
-    try:
-        return about(method)
-    except ConfigError as error:
-        return str(error)
 
 
 def recipes(argv: list[str]) -> int:
@@ -436,6 +435,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export,
     "import": import_,
     "inspect": inspect,
+    "sweep": sweep,
+    "blocks": blocks,
     "bench": bench,
     "convert": convert,
     "methods": methods,

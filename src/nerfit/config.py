@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import tyro
 import yaml
 
 from nerfit import legacy
 from nerfit.errors import ConfigError, nearest
+from nerfit.plugins import method_names
 from nerfit.scenes.files import read_text
 from nerfit.scenes.frames import exists
 
@@ -187,6 +188,29 @@ def typed_value(argv: list[str], flag: str) -> str | None:
                 raise ConfigError(f"{flag} needs a value.")
             return argv[place + 1]
     return None
+
+
+def parse_with_flags(config_type: type[T], argv: list[str], prog: str, description: str) -> tuple[T, list[str]]:
+    """The options of a command that trains, with what stands before the first flag, and the flags that are for training.
+
+    Where the options have a ``scene`` and a ``method``, these come first, in either order; ConfigError without a scene.
+    """
+    mine = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(cast(Any, config_type))} | {"-h", "--help"}
+    own: list[str] = []
+    flags: list[str] = []
+    into = own
+    for word in argv:
+        if word.startswith("--") or word == "-h":
+            into = own if word.partition("=")[0] in mine else flags
+        into.append(word)
+    options: Any = parse(config_type, own, prog=prog, description=description)
+    if hasattr(options, "scene"):
+        methods = method_names()
+        if options.scene in methods and options.method not in methods:
+            options.scene, options.method = options.method, options.scene
+        if not options.scene or own[0].startswith("-"):
+            raise ConfigError(f"a SCENE is needed first: {prog} SCENE [METHOD], for instance {prog} procedural.")
+    return options, flags
 
 
 def _spelled_out(default: Any, argv: list[str]) -> list[str]:

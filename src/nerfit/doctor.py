@@ -25,7 +25,11 @@ _NEEDED = (
     "pycolmap",
     "jaxtyping",
 )
-_EXTRAS = {"wandb": ("wandb", "logging to Weights & Biases"), "clip": ("transformers", "CLIP from Hugging Face's hub")}
+_EXTRAS = {
+    "wandb": ("wandb", "logging to Weights & Biases"),
+    "clip": ("transformers", "CLIP from Hugging Face's hub"),
+    "cluster": ("ray", "many jobs, blocks and frames on Ray"),
+}
 
 
 def _version(package: str) -> str | None:

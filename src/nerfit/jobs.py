@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 import tyro
 
-from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, RunError, SceneError
 from nerfit.evaluation.evaluate import evaluate as judge
 from nerfit.evaluation.poses import judge_cameras
+from nerfit.filming import render, scene_path
 from nerfit.legacy_weights import read_weights
 from nerfit.methods.base import Method, render_view
 from nerfit.options import Common, DemoOptions, EvalOptions, RenderOptions
 from nerfit.outputs.histograms import draw_histograms
 from nerfit.outputs.inspect import inspect_part
-from nerfit.outputs.pictures import checked_quantities, render_path
+from nerfit.outputs.pictures import render_path
 from nerfit.outputs.pose_plots import draw_poses, log_paths
 from nerfit.plugins import AUTO
 from nerfit.preparing import TrainCommand, prepare, say
@@ -30,7 +30,6 @@ from nerfit.runs import Plan, in_use, initialise_from, new_folder, numbered_fold
 from nerfit.scenes import load_scene, photos, video
 from nerfit.scenes.images import write_png
 from nerfit.scenes.scene import Scene
-from nerfit.scenes.work import tick
 from nerfit.training import distributed
 from nerfit.training.checkpoints import LoopState, restore, save_checkpoint
 from nerfit.training.devices import automatic_chunk, set_threads
@@ -263,7 +262,7 @@ def _draw_test(trainer: Trainer) -> None:
 
 def _draw_path(trainer: Trainer) -> None:
     scene = trainer.method.place(trainer.scene)
-    cameras, look = _path(scene, scene.default_path, None)
+    cameras, look = scene_path(scene, scene.default_path, None)
     folder = trainer.folder / "renders" / f"{scene.default_path}_{trainer.state.step:08d}"
     render_path(trainer.method, scene, cameras, 4 * trainer.state.chunk, ["rgb", "disparity"], folder, look)
 
@@ -274,11 +273,6 @@ def _log_histograms(trainer: Trainer) -> None:
     picture = draw_histograms(trainer.method, scene, (scene.splits.get("test") or scene.splits["train"])[0])
     if picture is not None and trainer.log is not None:
         trainer.log.images(trainer.state.step, {"rays/histograms": picture})
-
-
-def _path(scene: Scene, kind: str, frames: int | None) -> Any:
-    default = scene.default_path if scene.default_path != "test" else "spiral"
-    return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default, scene.name)
 
 
 def evaluate(options: EvalOptions) -> dict[str, Any]:
@@ -317,36 +311,6 @@ def metrics_text(metrics: dict[str, Any]) -> str:
     rest += "".join(f"\nnot judged: {what}" for what in metrics["missing"])
     count, seconds = len(metrics["views"]), metrics["seconds_per_view"]
     return f"{metrics['split']}: {means(metrics)}, {seconds:.2f} s per view ({count} views; {metrics['protocol']}){rest}"
-
-
-def render(options: RenderOptions) -> dict[str, Any]:
-    """Draw a camera path of a run into its renders folder; returns the folder and the videos."""
-    names = checked_quantities(options.what) if options.what else None
-    with distributed.leaders_first():
-        run = open_run(options.run, images=False, threads=options.threads, device=options.device)
-    if options.factor <= 0:
-        raise ConfigError("--factor must be above 0.")
-    kind = options.path or run.scene.default_path
-    cameras, look = _path(run.scene, kind, options.frames)
-    cameras = cameras.rescale(1 / options.factor)
-    look = None if look is None else look.rescale(1 / options.factor)
-    wanted = options.out or options.run / "renders" / Path(kind).stem
-    folder = distributed.from_main(lambda: new_folder(wanted, numbered=options.out is None))
-    names = names or (["rgb", "disparity"] if run.method.has_density else ["rgb"])
-    videos = render_path(
-        run.method,
-        run.scene,
-        cameras,
-        run.chunk,
-        names,
-        folder,
-        look,
-        options.fps,
-        lambda done, of: tick(done, of, "frames"),
-        options.side_by_side,
-        options.video,
-    )
-    return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": len(cameras)}
 
 
 def poses(options: PosesOptions) -> tuple[dict[str, Any], str]:

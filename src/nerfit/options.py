@@ -81,6 +81,10 @@ class RenderOptions(SharedOptions):
     """Format of the videos."""
     out: Path | None = None
     """Folder; none = renders/<path> in the run."""
+    workers: int = 0
+    """Draw with so many processes on Ray, in pieces, and go on with what the same command left undone; 0 = in this process."""
+    address: str | None = None
+    """Ray cluster that --workers run on (auto, host:port), where the run lies at the same path; none = this machine."""
 
 
 @dataclass
@@ -181,6 +185,70 @@ class MemoryOptions(TrainingBenchOptions):
 
 BENCHMARKS: dict[str, type[Common]] = {"speed": SpeedOptions, "time-to-quality": TimeToQualityOptions, "memory": MemoryOptions}
 """Kinds of nerfit bench, by name."""
+
+
+@dataclass(kw_only=True)
+class ClusterOptions(Common):
+    """Options of commands that run many jobs on Ray."""
+
+    at_once: int | None = None
+    """Jobs at a time; none = as many as there is room for, each with the threads that --threads gives a training."""
+    gpus: float | None = None
+    """GPUs for each job, whole or a share; none = 1 where this machine has any, else 0."""
+    retries: int = 2
+    """How often a job is tried again, from its last checkpoint on, whose process died."""
+    address: str | None = None
+    """Ray cluster to run on (auto, host:port); its machines need nerfit, and --out and the scenes at the same paths. None = here."""
+
+
+@dataclass(kw_only=True)
+class SweepOptions(ClusterOptions):
+    """nerfit sweep SCENE [SCENE ...] --methods M [M ...]: train every scene with every method and recipe from every seed; one table.
+
+    Each training is a process of its own and a run folder <scene>-<recipe>-seed<seed>; all flags of nerfit train may follow. The table
+    (mean ± standard deviation over seeds, mean over scenes) is sweep.md, sweep.csv and sweep.json. What fails is told in the table and
+    by the exit code. Stopped or killed, the same command goes on: nothing that is finished is done again.
+
+    Examples:
+      nerfit sweep data/lego data/chair --methods instant --seeds 3 --seconds 120 --threads 2
+      nerfit sweep data/nerf_synthetic/* --methods instant --recipes mipnerf-small nerf-small --out runs/blender --lpips-weights lpips
+      nerfit sweep data/fern data/horns --recipes llff mine.yaml --address auto --gpus 1
+    """
+
+    scenes: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What nerfit train takes as SCENE."""
+    methods: tuple[str, ...] = ()
+    """Methods, each with the recipe that is its default."""
+    recipes: tuple[str, ...] = ()
+    """Recipes beside them, each for the method that it names."""
+    seeds: int = 1
+    """Trainings of each, with --seed and the seeds after it."""
+    out: Path = Path("runs/sweep")
+    """Folder of the runs and the table."""
+
+
+@dataclass(kw_only=True)
+class BlocksOptions(ClusterOptions):
+    """nerfit blocks SCENE [METHOD] --blocks 2x1: a scene too large for one field, cut into blocks that are trained apart and seen as one.
+
+    Blocks overlap, and pictures are blended by where the camera stands (Block-NeRF). Each block is a training in a process of its own,
+    with all its budget; all flags of nerfit train may follow. The run folder is judged, drawn and exported like any other. Stopped or
+    killed, the same command goes on.
+
+    Examples:
+      nerfit blocks data/street instant-unbounded --blocks 4x1 --seconds 600 --threads 2
+      nerfit blocks data/campus --blocks 3x2 --blocks.overlap 0.4 --address auto --gpus 1
+      nerfit render runs/street-instant-unbounded-4x1 --workers 4
+    """
+
+    scene: tyro.conf.Positional[str] = ""
+    """What nerfit train takes as SCENE."""
+    method: tyro.conf.Positional[str] = "instant"
+    """What nerfit train takes as METHOD, but for auto."""
+    blocks: str = "2x1"
+    """Blocks along the longer and the shorter way that the cameras spread over the ground."""
+    out: Path | None = None
+    """Run folder; none = runs/<scene>-<method>-<blocks>."""
 
 
 @dataclass

@@ -58,10 +58,15 @@ def method_names() -> list[str]:
 
 
 def about(method: str) -> str:
-    """The first line of a method's docstring; a built-in one's is read from its file, for it takes seconds to import PyTorch."""
+    """The first line of a method's docstring, or why there is none; a built-in one's is read from its file, for PyTorch takes seconds."""
+    if method == AUTO:
+        return "What suits the scene: image for a single picture, else instant."
     target = available("nerfit.methods")[method]
     if isinstance(target, EntryPoint):
-        text = find("nerfit.methods", method).__doc__
+        try:
+            text = find("nerfit.methods", method).__doc__
+        except ConfigError as error:
+            return str(error)
     else:
         module, _, name = target.partition(":")
         tree = ast.parse((files("nerfit") / (module.partition(".")[2].replace(".", "/") + ".py")).read_text(encoding="utf-8"))

@@ -62,6 +62,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def refuse_flags(flags: list[str], keys: set[str], why: str) -> None:
+    """Raise ConfigError where a training's flags set one of ``keys``."""
+    for key in sorted(keys & configs.typed_keys(flags)):
+        raise ConfigError(f"leave out --{key.replace('_', '-')}: {why}.")
+
+
 def prepare(method: str | None, source: str | None, argv: list[str], folder: bool = True) -> tuple[Plan, TrainCommand[Any, Any], Path]:
     """The plan of a training from its command line, its other options, and its run folder (made unless resumed).
 
@@ -103,6 +109,7 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
     run, grown = with_devices(run, typed, devices, find("nerfit.methods", method).batch_key)
     configs.check(run, typed)
     _check_viewer(command, typed, form)
+    run.blocks.check_one()
     if command.init_only and command.init is None:
         raise ConfigError("--init-only says what to take of the run that --init names: add --init RUN.")
     assert source is not None and form is not None
@@ -175,6 +182,7 @@ def _prepare_resume(method: str | None, source: str | None, argv: list[str]) -> 
     config = dataclasses.replace(config, devices=saved.config.devices)
     configs.check(config, typed)
     _check_viewer(command, typed, saved.format)
+    config.blocks.check_one()
     began = saved.config.optim.optimizer
     if config.optim.optimizer != began:
         raise ConfigError(f"{folder} goes on with the optimiser it began with, {began}: a new run may start from its weights with --init.")

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -22,9 +22,11 @@ from nerfit.cameras import Cameras
 from nerfit.config import arguments, flatten, parse, read_settings, to_dict, unused_keys
 from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.methods.base import Method, render_view
+from nerfit.methods.blocks import Blended
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
+from nerfit.scenes.blocks import BlocksConfig, blocks_of, cut
 from nerfit.scenes.files import peek_json, read_text
 from nerfit.scenes.frames import exists
 from nerfit.scenes.images import to_bytes
@@ -47,6 +49,8 @@ class RunConfig(LoopConfig, Generic[M, S]):
     """The method's own switches."""
     scene: S
     """How the scene is read."""
+    blocks: BlocksConfig = field(default_factory=BlocksConfig)
+    """The part of a large scene that is trained."""
 
 
 _SHOWN = 256
@@ -92,8 +96,8 @@ class Plan:
         return find("nerfit.methods", self.method)(self.config.model, scene)
 
     def load_scene(self, source: str | None = None) -> Scene:
-        """The scene with its images."""
-        return scene_format(self.format).load(source or self.source, self.config.scene)
+        """The scene with its images, or the block of it that the run is of."""
+        return cut(scene_format(self.format).load(source or self.source, self.config.scene), self.config.blocks)
 
 
 def config_type(method: str, form: str) -> Any:
@@ -220,6 +224,8 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     set_threads(threads or plan.config.threads)
     scene = plan.load_scene(source) if images else Scene.load(folder, given=True)
     keep_freed_memory()
+    if plan.config.blocks.count > 1 and plan.config.blocks.index is None:
+        return _open_blocks(folder, plan, scene, threads, device)
     where = own_device(pick_device(device))
     method = plan.make_method(scene).to(where)
     found = load_checkpoint(folder / "checkpoints", where)
@@ -231,6 +237,20 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     if where.type == pick_device(plan.config.device).type:
         method.precision = pick_precision(plan.config.precision, where)
     return Run(folder, plan, method.place(scene), method, state, plan.config.chunk or 4 * state.chunk)
+
+
+def block_folder(folder: Path, index: int) -> Path:
+    """Where the run of a block lies in the folder of the whole."""
+    return folder / "blocks" / str(index)
+
+
+def _open_blocks(folder: Path, plan: Plan, scene: Scene, threads: int | None, device: str) -> Run:
+    """The runs of a scene's blocks as one, cut as when they were trained."""
+    parts, blocks = blocks_of(Scene.load(folder, given=True), plan.config.blocks)
+    runs = [open_run(block_folder(folder, k), images=False, threads=threads, device=device) for k in range(len(parts))]
+    method = Blended(parts, blocks, [run.method for run in runs]).eval()
+    state = dataclasses.replace(runs[0].state, step=sum(r.state.step for r in runs), seconds=sum(r.state.seconds for r in runs))
+    return Run(folder, plan, scene, method, state, min(run.chunk for run in runs))
 
 
 def initialise_from(folder: Path, method: Method, scene: Scene, only: Literal["cameras"] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Drawing camera paths and views: PNGs and videos of colour, depth, disparity, opacity and normals."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,6 +103,56 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
     return normals * (opacity > 0.5)[..., None]
 
 
+def frame_file(folder: Path, name: str, index: int) -> Path:
+    """Where a frame of a quantity is kept."""
+    return folder / name / f"{index:04d}.png"
+
+
+def draw_frames(
+    method: Method,
+    scene: Scene,
+    cameras: Cameras,
+    chunk: int,
+    names: list[str],
+    folder: Path,
+    frames: Iterable[int],
+    look: Cameras | None = None,
+    report: Callable[[], None] = lambda: None,
+) -> None:
+    """Draw some frames of a camera path into ``folder``; ``report`` is called after each."""
+    for index in frames:
+        reached = in_reach(scene, cameras, index)
+        rendering = render_view(method, reached, cameras, index, chunk, look)
+
+        def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
+            return view_normals(method, scene, cameras, index, rendering, chunk)
+
+        for name in names:
+            write_frame(name, rendering, frame_file(folder, name, index), normals, scene)
+        report()
+
+
+def write_videos(
+    folder: Path, names: list[str], count: int, scene: Scene, fps: float = 30.0, beside: bool = False, video: str = "mp4"
+) -> list[Path]:
+    """A video of each quantity's frames in ``folder``, if they are several; ``beside`` makes one of all quantities side by side.
+
+    ``video`` is mp4, gif or webp. Returns the videos. Memory does not grow with the number of frames.
+    """
+    if count < 2:
+        return []
+
+    def frames(name: str) -> Iterator[np.ndarray]:
+        return (_video_frame(name, frame_file(folder, name, index), scene) for index in range(count))
+
+    videos = {name: frames(name) for name in names}
+    if beside:
+        videos = {
+            "-".join(names): (np.concatenate([to_bytes(picture) for picture in row], 1) for row in zip(*videos.values(), strict=True))
+        }
+    return [write_video(folder / f"{name}.{video}", pictures, fps) for name, pictures in videos.items()]
+
+
 def render_path(
     method: Method,
     scene: Scene,
@@ -113,35 +163,14 @@ def render_path(
     look: Cameras | None = None,
     fps: float = 30.0,
     report: Callable[[int, int], None] = lambda *_: None,
-    beside: bool = False,
-    video: str = "mp4",
 ) -> list[Path]:
-    """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity if there are several frames.
+    """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity, which are returned.
 
-    ``beside`` makes one video of all quantities side by side instead; ``video`` is mp4, gif or webp. ``report(done, of)`` is called
-    after each frame. Returns the videos. Processes that train together share the frames, and the first writes
-    them. Memory does not grow with their number.
+    ``report(done, of)`` is called after each frame. Processes that train together share the frames, and the first writes them.
     """
+    count, together = len(cameras), share()
+    done = iter(range(1, count + 1))
     with collected(folder) as into:
-        for index in share().places(len(cameras)).tolist():
-            reached = in_reach(scene, cameras, index)
-            rendering = render_view(method, reached, cameras, index, chunk, look)
-
-            def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
-                return view_normals(method, scene, cameras, index, rendering, chunk)
-
-            for name in names:
-                write_frame(name, rendering, into / name / f"{index:04d}.png", normals, scene)
-            report(min(index + share().of, len(cameras)), len(cameras))
-    if len(cameras) < 2 or not is_main():
-        return []
-
-    def frames(name: str) -> Iterator[np.ndarray]:
-        return (_video_frame(name, folder / name / f"{index:04d}.png", scene) for index in range(len(cameras)))
-
-    videos = {name: frames(name) for name in names}
-    if beside:
-        videos = {
-            "-".join(names): (np.concatenate([to_bytes(picture) for picture in row], 1) for row in zip(*videos.values(), strict=True))
-        }
-    return [write_video(folder / f"{name}.{video}", pictures, fps) for name, pictures in videos.items()]
+        mine = together.places(count).tolist()
+        draw_frames(method, scene, cameras, chunk, names, into, mine, look, lambda: report(min(next(done) * together.of, count), count))
+    return write_videos(folder, names, count, scene, fps) if is_main() else []

@@ -1,7 +1,7 @@
 """A scene made in code: a still life by an exact ray tracer, with true depths and normals; nothing is read from disk.
 
 ``procedural`` (or ``procedural:object``) is an object on a turntable as in NeRF's Blender scenes; ``procedural:forward-facing``
-is a room seen from a grid of cameras as in LLFF's data.
+is a room seen from a grid of cameras as in LLFF's data; ``procedural:corridor`` is a long row of things that cameras pass by.
 """
 
 import colorsys
@@ -20,9 +20,9 @@ from nerfit.cameras.poses import look_at
 from nerfit.errors import SceneError, nearest
 from nerfit.scenes import raytrace
 from nerfit.scenes.raytrace import Box, Capsule, Cylinder, Points, Stage, Vector, column
-from nerfit.scenes.scene import Scene, SceneConfig, pick
+from nerfit.scenes.scene import Bounds, Scene, SceneConfig, pick
 
-KINDS = ("object", "forward-facing")
+KINDS = ("object", "forward-facing", "corridor")
 
 
 @dataclass
@@ -32,13 +32,13 @@ class Config(SceneConfig):
     size: int = 100
     """Width and height of the pictures in pixels."""
     views: int | None = None
-    """Training views of the object, or all photos of the forward-facing scene (every 8th is held out); none = 60 or 20."""
+    """Training views, or all photos of the forward-facing scene (every 8th is held out); none = 60, 20 or, of the corridor, 120."""
     test_views: int = 8
-    """Test views of the object, on an orbit of their own."""
+    """Test views of the object, on an orbit of their own, or of the corridor, on a drive along it."""
     val_views: int = 4
-    """Validation views of the object."""
+    """Validation views of the object or the corridor."""
     alpha: bool | None = None
-    """Pictures with transparency; none = yes for the object, no for the forward-facing scene, which loses its wall with it."""
+    """Pictures with transparency; none = yes for the object, no for the others; the forward-facing scene loses its wall with it."""
     scene_seed: int = 0
     """Seed of the cameras' places; other than 0 it also changes the colours."""
     samples: int = 3
@@ -54,49 +54,70 @@ def load(source: str, config: Config) -> Scene:
     """The scene of ``source``; raises SceneError for an unknown kind or a size, count or sampling that is too small."""
     kind = source.partition(":")[2] or "object"
     if kind not in KINDS:
-        raise SceneError(f"{source} is not a procedural scene{nearest(kind, KINDS)}; write procedural:object or procedural:forward-facing.")
-    is_object = kind == "object"
-    views = config.views if config.views is not None else 60 if is_object else 20
-    for name, least in {"views": 1 if is_object else 2, "val_views": 0, "test_views": 0, "size": 1, "samples": 1}.items():
+        raise SceneError(f"{source} is not a procedural scene{nearest(kind, KINDS)}; write procedural: and one of {', '.join(KINDS)}.")
+    layout = _LAYOUTS[kind]
+    views = layout.views if config.views is None else config.views
+    for name, least in {"views": layout.least_views, "val_views": 0, "test_views": 0, "size": 1, "samples": 1}.items():
         value = views if name == "views" else getattr(config, name)
         if value < least:
             raise SceneError(f"{source}: {name} must be at least {least}, not {value}.")
-    alpha = is_object if config.alpha is None else config.alpha
+    alpha = kind == "object" if config.alpha is None else config.alpha
     generator = torch.Generator().manual_seed(config.scene_seed)
-    if is_object:
-        eyes = torch.cat([_dome(views, generator), _dome(config.val_views, generator), _orbit(config.test_views)])
-        c2w, fov = look_at(eyes, torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])), 0.6911
-        counts = {"train": views, "val": config.val_views, "test": config.test_views}
-        names = [f"{split}_{i:03d}" for split, n in counts.items() for i in range(n)]
-        splits = {split: [i for i, name in enumerate(names) if name.startswith(split)] for split in counts}
-    else:
-        c2w, fov = look_at(_grid(views, generator), torch.tensor([0.0, 0.0, -12.0]), torch.tensor([0.0, 1.0, 0.0])), 0.9
+    if kind == "forward-facing":
+        c2w = look_at(_grid(views, generator), torch.tensor([0.0, 0.0, -12.0]), torch.tensor([0.0, 1.0, 0.0]))
         names = [f"photo_{i:03d}" for i in range(views)]
         held = list(range(0, views, 8))
         splits = {"train": [i for i in range(views) if i % 8], "val": held, "test": list(held)}
+    else:
+        counts = {"train": views, "val": config.val_views, "test": config.test_views}
+        places = _around if kind == "object" else _along
+        eyes, targets = places(views, config.val_views, config.test_views, generator)
+        c2w = look_at(eyes, targets, torch.tensor([0.0, 0.0, 1.0]))
+        names = [f"{split}_{i:03d}" for split, n in counts.items() for i in range(n)]
+        splits = {split: [i for i, name in enumerate(names) if name.startswith(split)] for split in counts}
     splits["train"] = [splits["train"][i] for i in pick(len(splits["train"]), config.train_views)]
-    cameras = Cameras.pinhole(c2w, focal_from_fov(fov, config.size), config.size, config.size, config.pixel_offset)
+    cameras = Cameras.pinhole(c2w, focal_from_fov(layout.fov, config.size), config.size, config.size, config.pixel_offset)
     backdrop = None if alpha else 0.0 if config.background == "black" else 1.0
     pixels, depths, normals = render(stage(kind, config.scene_seed, wall=not alpha), cameras, config.samples, backdrop)
     seen = depths[depths > 0]
-    near, far = config.reach(2.0, 6.0) if is_object else config.reach(0.0, 1.0)
+    near, far = config.reach(*layout.reach)
     return Scene(
-        name="procedural-object" if is_object else "procedural-forward",
+        name=layout.name,
         format="procedural",
         cameras=cameras,
         near=near,
         far=far,
         splits=splits,
         pixels=pixels,
-        bounds="object" if is_object else "forward-facing",
+        bounds=layout.bounds,
         background=config.background,
-        ndc=not is_object,
-        default_path="circle" if is_object else "spiral",
+        ndc=kind == "forward-facing",
+        default_path=layout.path,
         view_names=names,
         depth_range=(float(seen.min()), float(seen.max())) if seen.numel() else None,
         depths=depths,
         normals=normals,
     )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a kind of scene is to be seen with; ``reach`` is near and far, ``fov`` in radians."""
+
+    name: str
+    bounds: Bounds
+    views: int
+    fov: float
+    reach: tuple[float, float]
+    path: str
+    least_views: int = 1
+
+
+_LAYOUTS = {
+    "object": _Layout("procedural-object", "object", 60, 0.6911, (2.0, 6.0), "circle"),
+    "forward-facing": _Layout("procedural-forward", "forward-facing", 20, 0.9, (0.0, 1.0), "spiral", least_views=2),
+    "corridor": _Layout("procedural-corridor", "unbounded", 120, 1.0, (0.02, 20.0), "interpolate"),
+}
 
 
 def trace(
@@ -139,6 +160,24 @@ def render(
 def _on_sphere(height: Tensor, azimuth: Tensor, radius: float = 4.0) -> Float[Tensor, "views 3"]:
     flat = (1 - height**2).sqrt()
     return radius * torch.stack([flat * azimuth.cos(), flat * azimuth.sin(), height], -1)
+
+
+def _around(train: int, val: int, test: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of training, validation and test cameras around the object, and where they look."""
+    return torch.cat([_dome(train, generator), _dome(val, generator), _orbit(test)]), torch.zeros(3)
+
+
+def _along(train: int, val: int, test: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of cameras along the corridor, x from -1 to 1, and where they look: photographers turn their heads, test cameras drive by."""
+
+    def drive(n: int) -> Tensor:
+        return (2 * torch.arange(n) + 1) / max(n, 1) - 1
+
+    x = torch.cat([drive(train), drive(val), drive(test)])
+    wild = torch.cat([torch.ones(train + val), torch.zeros(test)])
+    dx, dy, dz, turn = (2 * torch.rand(4, len(x), generator=generator) - 1) * wild
+    eyes = torch.stack([x + 0.4 * dx / max(train, 1), -0.42 + 0.05 * dy, 0.03 + 0.06 * dz], -1)
+    return eyes, torch.stack([x + 0.3 * turn, torch.full_like(x, 0.1), torch.full_like(x, -0.01)], -1)
 
 
 def _dome(n: int, generator: torch.Generator) -> Float[Tensor, "views 3"]:
@@ -262,8 +301,9 @@ def _palette(seed: int) -> dict[str, Vector]:
 
 @lru_cache(maxsize=16)
 def stage(kind: str, seed: int = 0, wall: bool = True) -> Stage:
-    """The solids, light and axes of a kind of scene ("object" or "forward-facing")."""
-    return _still_life(_palette(seed)) if kind == "object" else _room(_palette(seed), wall)
+    """The solids, light and axes of a kind of scene."""
+    colors = _palette(seed)
+    return _room(colors, wall) if kind == "forward-facing" else _still_life(colors) if kind == "object" else _corridor(colors)
 
 
 def _still_life(c: dict[str, Vector]) -> Stage:
@@ -310,3 +350,25 @@ def _room(c: dict[str, Vector], wall: bool) -> Stage:
         solids.append(Box(center=(0, 5.6, 2), half=(6, 0.2, 4), paint=_bauhaus(tiles, 1.0), casts=False))
     to_world = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
     return Stage(tuple(solids), sun=_unit((-0.6, -0.75, 1.05)), frame=to_world)
+
+
+def _corridor(c: dict[str, Vector]) -> Stage:
+    floor, bright = -0.1, [c[name] for name in ("coral", "mustard", "teal", "sky", "rose", "leaf", "navy")]
+    boards, tiles = _stripes([c["oak"], c["walnut"], c["oak"]], (1, 0, 0), 0.07), _bauhaus([c["cream"], *bright], 0.08)
+    solids: list[raytrace.Solid] = [
+        Box(center=(0, 0, floor - 0.01), half=(1.4, 0.3, 0.01), paint=boards, casts=False),
+        Box(center=(0, 0.31, 0.05), half=(1.4, 0.01, 0.16), paint=tiles, casts=False),
+    ]
+    for i in range(16):  # four kinds in turn, in other colours each time
+        x, y, a, b = -1.2 + 0.16 * i, 0.06 * (-1) ** i, bright[i % 7], bright[(i + 3) % 7]
+        if i % 4 == 0:
+            globe = _globe(a, c["cream"], 0.07)
+            solids.append(Capsule(center=(x, y, floor + 0.07), radius=0.07, paint=globe, turn=_turned(20 * x, 25)))
+        elif i % 4 == 1:
+            stripes = _stripes([a, b, c["white"]], (0.5, 0.5, 1), 0.03)
+            solids.append(Box(center=(x, y, floor + 0.08), half=(0.05, 0.05, 0.08), paint=stripes, turn=_turned(40 * x)))
+        elif i % 4 == 2:
+            solids.append(Cylinder(center=(x, y, floor + 0.09), radius=0.04, half=0.09, paint=_helix([c["white"], a], 0.1)))
+        else:
+            solids.append(Capsule(center=(x, y, floor + 0.06), radius=0.06, paint=_marble(a, b, 60), gloss=0.4))
+    return Stage(tuple(solids), sun=_unit((0.45, -0.75, 0.9)))

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -67,6 +67,12 @@ class LoopConfig:
     devices: int = 1
     """Devices that share each batch, a process each on this machine (with torchrun: on all); the batch of a new run grows with them."""
 
+    def in_steps(self, views: int) -> Self:
+        """With epochs of so many training views as steps, the fewer of both."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=min(self.epochs * views, self.steps or self.epochs * views))
+
 
 @dataclass
 class Callback:
@@ -99,9 +105,7 @@ class Trainer:
         quiet: bool = False,
         lpips_weights: Path | None = None,
     ) -> None:
-        if settings.epochs is not None:
-            passes = settings.epochs * len(scene.splits["train"])
-            settings = replace(settings, steps=min(passes, settings.steps or passes))
+        settings = settings.in_steps(len(scene.splits["train"]))
         if settings.steps is None and settings.seconds is None:
             raise ConfigError("a run needs a budget: --steps, --epochs or --seconds.")
         if settings.log.wandb:
