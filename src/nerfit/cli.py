@@ -35,7 +35,7 @@ _HELP = """nerfit: neural radiance fields that anyone can train
   nerfit poses PHOTOS_OR_VIDEO [--out FOLDER]  camera poses of photographs or a video (nerfit train does this by itself too)
   nerfit train METHOD SCENE [--recipe R]       train; METHOD: auto, instant, ...; SCENE: photographs, a video, a folder in one of
                                                many formats, an image file, or 'procedural'
-               [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--any.config.key V]
+               [--steps N] [--seconds S] [--out RUN] [--resume] [--seed K] [--devices N] [--any.config.key V]
   nerfit eval RUN [--split test]               PSNR, SSIM, LPIPS per view and on average
   nerfit render RUN [--path spiral]            pictures and videos along a camera path
   nerfit view RUN|SCENE                        walk through it in the browser (while training: nerfit train --viewer)

@@ -179,19 +179,11 @@ def leaders_first() -> Iterator[None]:
 @contextlib.contextmanager
 def collected(folder: Path) -> Iterator[Path]:
     """A folder for each process to write files into, which all come to be in ``folder`` of the first."""
-    if is_main():
-        yield folder
-        mine: list[Path] = []
-        root = folder
-    else:
-        with tempfile.TemporaryDirectory() as place:
-            root = Path(place)
-            yield root
-            mine = [path for path in sorted(root.rglob("*")) if path.is_file()]
-            _hand_in(root, mine)
-        return
-    if share().of > 1:
-        _hand_in(root, mine)
+    with contextlib.ExitStack() as open_ones:
+        root = folder if is_main() else Path(open_ones.enter_context(tempfile.TemporaryDirectory()))
+        yield root
+        if share().of > 1:
+            _hand_in(root, [] if is_main() else [path for path in sorted(root.rglob("*")) if path.is_file()])
 
 
 def _hand_in(root: Path, files: list[Path]) -> None:
@@ -226,6 +218,8 @@ def add_up(parameters: Iterable[nn.Parameter]) -> None:
 
 def _add_up_dense(parameters: list[nn.Parameter]) -> None:
     global sent
+    if not parameters:
+        return
     pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     has_one = pieces[0].new_tensor([float(p.grad is not None) for p in parameters])
     flat = torch.cat([*(piece.flatten() for piece in pieces), has_one])
