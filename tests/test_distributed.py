@@ -213,10 +213,14 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     They agree to stop in the middle of the step after the signal.
     """
     words = {"instant": [*INSTANT, "--steps", "12"], "nerf": [*NERF, "--steps", "6"], "cameras": [*INSTANT, *CAMERAS, "--steps", "6"]}
-    two = run_on(2, [{"out": name, "words": each, "stop": 4 if name == "nerf" else None} for name, each in words.items()], tmp_path)
-    for found, (name, each) in zip(two, words.items(), strict=True):
-        alone = together.train(str(tmp_path / f"{name}-alone"), each)
+    runs = [{"out": name, "words": each, "stop": 4 if name == "nerf" else None, "judge": name == "instant"} for name, each in words.items()]
+    for found, run in zip(run_on(2, runs, tmp_path), runs, strict=True):
+        name, each = run["out"], run["words"]
+        alone = together.train(str(tmp_path / f"{name}-alone"), each, judge=run["judge"])
         assert_same_losses(found, alone)
+        if run["judge"]:
+            assert found["psnr"] == pytest.approx(alone["psnr"], rel=1e-3) and list(found["psnr"]) == list(alone["psnr"])
+            assert found["pictures"] == ["000.png", "001.png", "002.png"]
         assert len(found["losses"]) == (5 if name == "nerf" else alone["state"]) and found["sent"] > 0
         if name == "nerf":
             assert_same_losses(together.train(str(tmp_path / name), each), alone)

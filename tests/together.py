@@ -1,7 +1,7 @@
 """Trainings by name and command line, in this process or in several that torchrun started: what the tests of `distributed` compare.
 
 ``python -m torch.distributed.run --nproc-per-node 2 tests/together.py RUNS.json OUT.json``; each run is
-``{"out": folder, "words": [method, scene, flags…], "stop": step or null}``.
+``{"out": folder, "words": [method, scene, flags…], "stop": step or null, "judge": false}``.
 """
 
 import json
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nerfit.evaluation.evaluate import evaluate
 from nerfit.preparing import prepare
 from nerfit.runs import new_folder
 from nerfit.training import distributed
@@ -20,10 +21,10 @@ from nerfit.training.trainer import Callback, Trainer
 ALWAYS = ["--device", "cpu", "--threads", "1", "--log.print-every", "1", "--log.image-every", "0"]
 
 
-def train(out: str, words: list[str], stop: int | None = None) -> dict[str, Any]:
+def train(out: str, words: list[str], stop: int | None = None, judge: bool = False) -> dict[str, Any]:
     """Train, or go on with what ``out`` holds; the loss of colours of each step, bytes sent and seconds of this process's CPU per step.
 
-    At step ``stop`` the last process gets a signal, as from Ctrl-C.
+    At step ``stop`` the last process gets a signal, as from Ctrl-C. ``judge`` asks for each test view's PSNR and the pictures' names too.
     """
     folder = Path(out)
     again = (folder / "config.yaml").is_file()
@@ -48,7 +49,11 @@ def train(out: str, words: list[str], stop: int | None = None) -> dict[str, Any]
     before, sent = time.process_time(), distributed.sent
     trainer.train()
     steps = max(len(losses), 1)
-    return {
+    judged: dict[str, Any] = {}
+    if judge:
+        rows = evaluate(trainer.method.eval(), scene, 4096, lpips=False, pictures=folder / "judged")["views"]
+        judged = {"psnr": {row["view"]: row["psnr"] for row in rows}, "pictures": sorted(p.name for p in folder.glob("judged/*.png"))}
+    return judged | {
         "losses": losses,
         "sent": (distributed.sent - sent) / steps,
         "seconds": (time.process_time() - before) / steps,
@@ -60,7 +65,7 @@ def main() -> None:
     """Do what a file of runs says."""
     runs = json.loads(Path(sys.argv[1]).read_text())
     with distributed.joined():
-        found = [train(run["out"], run["words"], run.get("stop")) for run in runs]
+        found = [train(**run) for run in runs]
         if distributed.is_main():
             Path(sys.argv[2]).write_text(json.dumps(found))
 
