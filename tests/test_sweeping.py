@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,15 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"extra `cluster`: pip install 'nerfit\[cluster\]'"):
         next(cluster.on_ray(len, ["a"], Needs(), Stop()))
+
+
+def test_a_ray_that_does_not_start_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=too_late))
+    with pytest.raises(ConfigError, match=r"started or joined on host:1, nothing is lost: The current node timed out during startup\.$"):
+        next(cluster.on_ray(len, ["a"], Needs(address="host:1"), Stop()))
 
 
 def test_a_child_is_told_apart_by_how_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,15 +92,16 @@ def _ray() -> Any:
 
 @contextlib.contextmanager
 def _started(ray: Any, needs: Needs) -> Iterator[None]:
-    """Ray, begun on this machine or joined; it takes SIGTERM for itself, which is given back."""
+    """Ray, begun on this machine or joined; it takes SIGTERM for itself, which is given back. Raises ConfigError where that fails."""
     before = signal.getsignal(signal.SIGTERM)
     local = {"num_cpus": max(os.cpu_count() or 1, needs.cpus), "object_store_memory": _STORE, "include_dashboard": False}
     local["_system_config"] = {"worker_niceness": 0}  # Ray's own 15 would starve trainings whose seconds count
     try:
         given = local if needs.address is None else {"address": needs.address}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **given)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray can't be used at {needs.address or 'this machine'}: {str(error).rstrip('.')}.") from error
+    except Exception as error:  # Ray raises plain ones too
+        where = needs.address or "this machine"
+        raise ConfigError(f"Ray can't be started or joined on {where}, nothing is lost: {str(error).rstrip('.')}.") from error
     try:
         signal.signal(signal.SIGTERM, before)
         yield
