@@ -447,7 +447,7 @@ KILLED = {
         *SMALL,
         "--model.levels=2",
         "--model.log2-entries=10",
-        "--model.width=16",
+        "--model.width=32",
         "--model.samples=1024",
         "--model.march-steps=64",
     ],
