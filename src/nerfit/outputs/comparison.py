@@ -66,7 +66,7 @@ def table(found: dict[str, Any]) -> str:
     for row in found["scenes"]:
         drawn.add_row(row["scene"], row["recipe"], str(row["runs"]), *(_cell(row[name], MEASURES[name][1]) for name in shown))
     for row in found["recipes"] if len({row["scene"] for row in found["scenes"]}) > 1 else ():
-        means = (_cell(row[name] and {"mean": row[name]}, MEASURES[name][1]) for name in shown)
+        means = (_cell(None if row[name] is None else {"mean": row[name]}, MEASURES[name][1]) for name in shown)
         drawn.add_row(f"mean of {row['scenes']}", row["recipe"], "", *means)
     failed = [f"- {row['job']}: {row['failed']}" for row in found["jobs"] if row["failed"] is not None]
     return "\n".join([_text(drawn), *([""] if failed else []), *failed])
