@@ -4,6 +4,7 @@ and memory, and nothing in them is executed. The sibling of test_fuzz_readers, w
 As a script, ``test_fuzz_runs.py FIRST COUNT FOLDER SUBJECT...``, it is the half that may die.
 """
 
+import contextlib
 import io
 import json
 import pickle
@@ -107,7 +108,8 @@ WORDS = ["train", "nerf", "procedural", *TINY, "--model.camera.learn", "--steps=
 
 
 def write_run(folder: Path) -> None:
-    assert main([*WORDS, "--out", str(folder / "run")]) == 0
+    with contextlib.redirect_stdout(sys.stderr):
+        assert main([*WORDS, "--out", str(folder / "run")]) == 0
 
 
 def damage_run(rng: random.Random, folder: Path) -> None:

@@ -22,8 +22,6 @@ import yaml
 from nerfit import legacy
 from nerfit.errors import ConfigError, nearest
 from nerfit.plugins import method_names
-from nerfit.scenes.files import read_text
-from nerfit.scenes.frames import exists
 
 T = TypeVar("T")
 
@@ -62,9 +60,11 @@ def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...
     shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
     if path.resolve() in children:
         raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
-    if exists(path):
+    if _exists(path):
         if legacy.is_legacy(path):
             return _translated(path)
+        from nerfit.scenes.files import read_text
+
         text, folder = read_text(path), path.parent
     elif "/" not in name and shipped.is_file():
         text, folder = shipped.read_text(), None
@@ -122,6 +122,14 @@ def _check_plain(values: dict[Any, Any], what: str) -> None:
         for part in value if isinstance(value, list) else [value]:
             if not isinstance(part, str | int | float | None) or (isinstance(part, str) and part.startswith("-")):
                 raise ConfigError(f"{what}: {key} can't be {str(part)[:80]!r}.")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file of that name, which may be any text."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _translated(path: Path) -> Recipe:

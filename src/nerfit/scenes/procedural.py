@@ -54,7 +54,9 @@ def load(source: str, config: Config) -> Scene:
     """The scene of ``source``; raises SceneError for an unknown kind or a size, count or sampling that is too small."""
     kind = source.partition(":")[2] or "object"
     if kind not in KINDS:
-        raise SceneError(f"{source} is not a procedural scene{nearest(kind, KINDS)}; write procedural: and one of {', '.join(KINDS)}.")
+        raise SceneError(
+            f"{source} is not a procedural scene{nearest(kind, KINDS)}; write {' or '.join(f'procedural:{kind}' for kind in KINDS)}."
+        )
     layout = _LAYOUTS[kind]
     views = layout.views if config.views is None else config.views
     for name, least in {"views": layout.least_views, "val_views": 0, "test_views": 0, "size": 1, "samples": 1}.items():
