@@ -306,7 +306,7 @@ def test_choices_reach_the_scene():
 def test_detect_and_errors():
     assert all(detect(s) for s in ("procedural", "procedural:object", "procedural:forward-facing"))
     assert not detect("procedural_photos") and not detect("scenes/procedural")
-    with pytest.raises(SceneError, match="procedural:foo is not a procedural scene; write procedural: and one of object, forward"):
+    with pytest.raises(SceneError, match="procedural:foo is not a procedural scene; write procedural:object or procedural:forward"):
         load("procedural:foo", Config())
     with pytest.raises(SceneError, match="did you mean 'object'"):
         load("procedural:objet", Config())

@@ -127,7 +127,7 @@ def _check_plain(values: dict[Any, Any], what: str) -> None:
 def _exists(path: Path) -> bool:
     """Whether there is a file of that name, which may be any text."""
     try:
-        return path.exists()
+        return path.is_file()
     except (OSError, ValueError):
         return False
 
