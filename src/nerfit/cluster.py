@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -84,10 +85,9 @@ def installed() -> bool:
 
 def _ray() -> Any:
     try:
-        import ray
+        return import_module("ray")
     except ImportError as error:
         raise ConfigError("many jobs at once need the extra `cluster`: pip install 'nerfit[cluster]'.") from error
-    return ray
 
 
 @contextlib.contextmanager
