@@ -108,8 +108,7 @@ def _linearise(
         rows = inside.nonzero()[:, 0]
         if not len(rows):
             continue
-        around, _, _ = _seen_from(cameras, j, hosts[rows], pixels[rows, None] + _PATCH, rho[rows, None], False)
-        values = _sample(layers[j], around)
+        values = _sample(layers[j], _patches(cameras, j, hosts[rows], pixels[rows], rho[rows]))
         r, slope, known = values[..., 0] - own[rows], values[..., 1:3], values[..., 3] > 0.99
         weight = known / (1 + (r / SPREAD).square())
         total += float((_cost(r) * known).sum())
@@ -128,39 +127,47 @@ def _linearise(
     return total / max(seen, 1), (h_cc, h_cp, h_pp, g_c, g_p)
 
 
-def _seen_from(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Tensor, wants: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def _seen_from(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where camera j sees points [p, 2], the derivatives [p, 2, 14] by host pose, own pose, log f, inverse depth; and if it may show them.
 
     A pose moves by a shift and a turn about its own centre, both along the world's axes. From more than 45 degrees to the side of its host
     a point is not looked at.
     """
-    shape = (-1,) + (1,) * (pixels.ndim - 2)
-    fx, fy, cx, cy = (v[hosts].reshape(shape) for v in (cameras.fx, cameras.fy, cameras.cx, cameras.cy))
-    d = torch.stack([(pixels[..., 0] - cx) / fx, -(pixels[..., 1] - cy) / fy, -torch.ones_like(pixels[..., 0])], -1)
-    pose = cameras.c2w[hosts].reshape(*shape, 3, 4)
-    along = (pose[..., :3] @ d[..., None])[..., 0] / rho[..., None]
-    turn, centre = cameras.c2w[j, :, :3], cameras.c2w[j, :, 3]
-    off = pose[..., 3] + along - centre
+    directions, along = _rays(cameras, hosts, pixels)
+    along = along / rho[:, None]
+    turn, off = cameras.c2w[j, :, :3], cameras.c2w[hosts, :, 3] + along - cameras.c2w[j, :, 3]
     x, y, z = (off @ turn).unbind(-1)
-    u, v = cameras.cx[j] - cameras.fx[j] * x / z, cameras.cy[j] + cameras.fy[j] * y / z
-    at = torch.stack([u, v], -1)
-    if not wants:
-        return at, at, at
-    zero = torch.zeros_like(z)
-    by_local = torch.stack(
-        [
-            torch.stack([-cameras.fx[j] / z, zero, cameras.fx[j] * x / z**2], -1),
-            torch.stack([zero, cameras.fy[j] / z, -cameras.fy[j] * y / z**2], -1),
-        ],
-        -2,
-    )
-    by_point = by_local @ turn.T
-    of_focal = (pose[..., :3] @ (d * torch.tensor([-1.0, -1.0, 0.0], dtype=d.dtype))[..., None])[..., 0] / rho[..., None]
+    at, zero = _projected(cameras, j, x, y, z), torch.zeros_like(z)
+    across = torch.stack([-cameras.fx[j] / z, zero, cameras.fx[j] * x / z**2], -1)
+    down = torch.stack([zero, cameras.fy[j] / z, -cameras.fy[j] * y / z**2], -1)
+    by_point = torch.stack([across, down], -2) @ turn.T
+    wider = (directions * torch.tensor([-1.0, -1.0, 0.0], dtype=directions.dtype))[..., None]
+    of_focal = (cameras.c2w[hosts, :, :3] @ wider)[..., 0] / rho[:, None]
     focal = (by_point @ of_focal[..., None])[..., 0] + at - torch.stack([cameras.cx[j], cameras.cy[j]])
-    by_depth = (by_point @ (-along / rho[..., None])[..., None])[..., 0]
+    by_depth = (by_point @ (-along / rho[:, None])[..., None])[..., 0]
     parts = [by_point, -by_point @ _cross(along), -by_point, by_point @ _cross(off), focal[..., None], by_depth[..., None]]
     shown = (z < -1e-6) & (torch.cosine_similarity(along, off, dim=-1) > 0.7)
     return at, torch.cat(parts, -1), shown
+
+
+def _patches(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Tensor) -> Tensor:
+    """Where camera j sees the pixels [p, 9, 2] of patches, all at the depth of their point."""
+    owners = hosts.repeat_interleave(len(_PATCH))
+    _, along = _rays(cameras, owners, (pixels[:, None] + _PATCH).reshape(-1, 2))
+    off = cameras.c2w[owners, :, 3] + along / rho.repeat_interleave(len(_PATCH))[:, None] - cameras.c2w[j, :, 3]
+    return _projected(cameras, j, *(off @ cameras.c2w[j, :, :3]).unbind(-1)).reshape(len(hosts), -1, 2)
+
+
+def _rays(cameras: Cameras, hosts: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions [p, 3] of pixels at unit axial depth, in their camera's axes and in the world's."""
+    x, y = (pixels[:, 0] - cameras.cx[hosts]) / cameras.fx[hosts], (pixels[:, 1] - cameras.cy[hosts]) / cameras.fy[hosts]
+    directions = torch.stack([x, -y, -torch.ones_like(x)], -1)
+    return directions, (cameras.c2w[hosts, :, :3] @ directions[..., None])[..., 0]
+
+
+def _projected(cameras: Cameras, j: int, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Column and row [p, 2] of places in camera j's axes."""
+    return torch.stack([cameras.cx[j] - cameras.fx[j] * x / z, cameras.cy[j] + cameras.fy[j] * y / z], -1)
 
 
 def _cross(v: Tensor) -> Tensor:
