@@ -99,7 +99,8 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
     _extract(database, folder / "pictures", views, config)
     _match(database, views, _pairs(database, views, config, ordered))
     links = _links(database, views)
-    models = (_map_all if config.mapper == "global" else _map)(database, folder, len(views))
+    models = _map_all(database, folder) if config.mapper == "global" else _map(database, folder, len(views))
+    tick(models[0].num_reg_images() if models else 0, len(views), "pictures posed", last=True)
     index = {view.key: i for i, view in enumerate(views)}
     groups = [{index[image.name] for image in model.images.values() if image.has_pose} for model in models]
     if not models:
@@ -320,33 +321,30 @@ def _map(database: Path, folder: Path, count: int) -> list[Any]:
         models = pycolmap.incremental_mapping(
             database, folder / "pictures", output, options, initial_image_pair_callback=begin, next_image_callback=advance
         )
-    return _largest_first(models, count)
+    return _largest_first(models)
 
 
-def _map_all(database: Path, folder: Path, count: int) -> list[Any]:
+def _map_all(database: Path, folder: Path) -> list[Any]:
     """As `_map`, by rotations and then positions of all pictures at once (GLOMAP, Pan et al. 2024).
 
     Focal lengths begin at what the files or COLMAP's rule of thumb say, and then at what pairs of pictures say, which is nonsense where
     all are taken from about one place; what registers more pictures, or fits them better, is taken.
     """
-    found = [_map_at_once(database, folder)]
+    plain = _map_at_once(database, folder)
     pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=0))
-    found.append(_map_at_once(database, folder))
-    ranked = [_largest_first(models, count) for models in found if models]
-    return max(ranked, key=lambda models: (models[0].num_reg_images(), -models[0].compute_mean_reprojection_error()), default=[])
+    found = [models for models in (plain, _map_at_once(database, folder)) if models]
+    return max(found, key=lambda models: (models[0].num_reg_images(), -models[0].compute_mean_reprojection_error()), default=[])
 
 
-def _map_at_once(database: Path, folder: Path) -> dict[int, Any]:
+def _map_at_once(database: Path, folder: Path) -> list[Any]:
     options = pycolmap.GlobalPipelineOptions(num_threads=torch.get_num_threads(), random_seed=0)
     with tempfile.TemporaryDirectory() as output:
-        return pycolmap.global_mapping(database, folder / "pictures", output, options)
+        return _largest_first(pycolmap.global_mapping(database, folder / "pictures", output, options))
 
 
-def _largest_first(models: dict[int, Any], count: int) -> list[Any]:
+def _largest_first(models: dict[int, Any]) -> list[Any]:
     """Models of a scene, that with the most registered pictures first."""
-    found = sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), reverse=True)
-    tick(found[0].num_reg_images() if found else 0, count, "pictures posed", last=True)
-    return found
+    return sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), reverse=True)
 
 
 def _refined(model: Any, lens: str) -> Any:

@@ -6,7 +6,7 @@ import math
 import os
 import warnings
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -127,23 +127,19 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[L
     return None
 
 
-_COUNTS, _REALS = (
-    ("step", "seed", "chunk", "restarts", "skipped", "rays", "began", "adjusted"),
-    ("seconds", "loss_scale", "holdout_psnr", "psnr"),
-)
-
-
 def _state(text: str) -> LoopState:
     """The state in a checkpoint's header; ValueError, TypeError or AttributeError for what no training has written."""
     state = LoopState(**json.loads(text))
-    for name in _COUNTS:
-        if type(value := getattr(state, name)) is not int or not 0 <= value < 2**64:
-            raise ValueError(f"{name} can't be {str(value)[:40]}")
-    for name in _REALS:
-        value = getattr(state, name)
-        known = isinstance(value, int | float) and (name.endswith("psnr") or 0 <= value < math.inf)
-        if not known and not (value is None and name.endswith("psnr")):
-            raise ValueError(f"{name} can't be {str(value)[:40]}")
+    for f in fields(LoopState):
+        value = getattr(state, f.name)
+        number = isinstance(value, int | float)
+        known = {
+            int: type(value) is int and 0 <= value < 2**64,
+            float: number and 0 <= value < math.inf,
+            float | None: number or value is None,
+        }.get(f.type, True)
+        if not known:
+            raise ValueError(f"{f.name} can't be {str(value)[:40]}")
     if not all(len(look) == 3 and all(isinstance(x, int | float) for x in look) for looks in state.looks.values() for look in looks):
         raise ValueError("looks can't be read")
     return state

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,6 +84,7 @@ class Callback:
     """Whether all processes of a training take part."""
 
 
+T = TypeVar("T")
 Done = tuple[Rendering, Batch, dict[str, Tensor]]
 """What a step has seen, of what, and its losses."""
 
@@ -367,8 +368,7 @@ class Trainer:
                 return
         self._adjust(bar)
         if self.method.cameras is not None and due(self.method.cameras.config.look_again) and self.method.cameras.moves(self.stage):
-            found = distributed.from_main(lambda: relocate(self.method, self.scene, step))
-            distributed.spread(self.method.cameras.state_dict().values())
+            found = self._moved(lambda: relocate(self.method, self.scene, step))
             if found:
                 bar.say(f"step {step}: {found} lost camera{'s' * (found > 1)} found elsewhere.")
         if due(config.print_every) or step == 1:
@@ -386,6 +386,13 @@ class Trainer:
                 callback.run(self)
                 self._lap()
 
+    def _moved(self, move: Callable[[], T]) -> T:
+        """What the first process says of its cameras after it moved them; they are all processes' then."""
+        said = distributed.from_main(move)
+        assert self.method.cameras is not None
+        distributed.spread(self.method.cameras.state_dict().values())
+        return said
+
     def _adjust(self, bar: ProgressLine) -> None:
         """Adjust all cameras to each other where the next share of the budget is reached; after the first time the field begins anew."""
         cameras = self.method.cameras
@@ -397,8 +404,7 @@ class Trainer:
             return
         self.state.adjusted += 1
         first = self.state.adjusted == 1
-        likeness = distributed.from_main(lambda: adjust(self.method, self.scene, self.state.step, first))
-        distributed.spread(cameras.state_dict().values())
+        likeness = self._moved(lambda: adjust(self.method, self.scene, self.state.step, first))
         if first and likeness > 0:
             self._refine()
         if first and self.search is not None:
