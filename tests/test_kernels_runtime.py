@@ -19,7 +19,7 @@ from conftest import assert_close
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.cpu import matmul, runtime, warm
-from nerfit.kernels.cpu.matmul import LANES, begin, end, forward, round16, weight_gradient
+from nerfit.kernels.cpu.matmul import STRIP, Matrix, Place, begin, end, forward, round16, weight_gradient
 from nerfit.kernels.cpu.runtime import kernel, run_parallel
 from nerfit.kernels.cpu.vectors import (
     any_nonzero,
@@ -123,11 +123,12 @@ def test_tiles_turn_and_samples_split_and_join():
 
 @kernel
 def _products(tiles, w, x, x_gate, g, g_gate, y, dw, rows, depth):
-    scratch, w16 = np.empty(3 * max(rows, depth) * LANES, np.float32), np.empty(w.size // 2, np.int32)
+    scratch, w16 = np.empty(3 * max(rows, depth) * STRIP, np.float32), np.empty(w.size // 2, np.int32)
     round16(w, w16)
+    at, m = Place(0, STRIP), Matrix(0, rows, depth)
     begin(tiles)
-    forward(tiles, w, w16, x, x_gate, y, rows, depth, scratch)
-    weight_gradient(tiles, g, g_gate, x, x_gate, dw, rows, depth, scratch)
+    forward(tiles, w, w16, m, x, at, x_gate, at, y, at, scratch)
+    weight_gradient(tiles, g, at, g_gate, at, x, at, x_gate, dw, m, scratch)
     end(tiles)
 
 
@@ -143,8 +144,8 @@ def test_products(rows, depth, tiles, gated):
     if tiles and not matmul.has_tiles():
         pytest.skip("this processor has no bfloat16 tiles")
     rng = np.random.default_rng(rows + depth)
-    w, x, g, dw = (rng.normal(size=size).astype(np.float32) for size in ((rows, depth), (depth, LANES), (rows, LANES), (rows, depth)))
-    y, sums = np.full((rows, LANES), np.nan, np.float32), dw.copy()
+    w, x, g, dw = (rng.normal(size=size).astype(np.float32) for size in ((rows, depth), (depth, STRIP), (rows, STRIP), (rows, depth)))
+    y, sums = np.full((rows, STRIP), np.nan, np.float32), dw.copy()
     x_gate, g_gate = (x.copy(), rng.normal(size=g.shape).astype(np.float32)) if gated else (np.empty(0, np.float32),) * 2
     _products(tiles, w.ravel(), x.ravel(), x_gate.ravel(), g.ravel(), g_gate.ravel(), y.ravel(), sums.ravel(), rows, depth)
     if gated:

@@ -5,16 +5,16 @@ from collections import namedtuple
 import numpy as np
 
 from nerfit.kernels.cpu.hash_grid import CHUNK, encode_blocks, positions
-from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end, forward, round16, weight_gradient
+from nerfit.kernels.cpu.matmul import LANES, STRIP, Matrix, Place, aligned, aligned_zeros, begin, end, forward, round16, weight_gradient
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 from nerfit.kernels.cpu.vectors import exp16, load16, minimum, positive_part, splat16, store16
 
-Networks = namedtuple("Networks", "weights w16 depth width tiles w1 w2 w3 w4 open")
-"""The five matrices, one after another (matrix k from wk on), and the same rounded; see FieldShape. ``open`` is no gate."""
+Networks = namedtuple("Networks", "tiles depth width w w16 open hidden code color1 color2 color")
+"""The five matrices (see FieldShape) in ``w``, and the same rounded; ``open`` is no gate."""
 Layers = namedtuple("Layers", "hidden joint color1 color2 color scratch")
-"""What the layers of one block give, and working space."""
-Transposes = namedtuple("Transposes", "t0 t1 t2 t3 t4 s0 s1 s2 s3 s4")
-"""The matrices turned, plain and rounded."""
+"""What the layers of one block give, and working space; the widest three strip after strip, [LANES/STRIP, width, STRIP]."""
+Gradients = namedtuple("Gradients", "density color joint a b")
+"""Of a block's densities [LANES] and raw colours [32, LANES], and of what a strip's layers give."""
 
 
 @part_of_kernel
@@ -22,10 +22,11 @@ def networks(weights, depth, width, tiles):
     """The networks, ready for `forward`."""
     w16 = aligned(weights.size // 2).view(np.int32)
     round16(weights, w16)
-    w1 = width * depth
-    w2 = w1 + 16 * width
-    w3 = w2 + 32 * width
-    return Networks(weights, w16, depth, width, tiles, w1, w2, w3, w3 + width * width, np.empty(0, np.float32))
+    hidden, code = Matrix(0, width, depth), Matrix(width * depth, 16, width)
+    color1 = Matrix(code.at + 16 * width, width, 32)
+    color2 = Matrix(color1.at + 32 * width, width, width)
+    color = Matrix(color2.at + width * width, 16, width)
+    return Networks(tiles, depth, width, weights, w16, np.empty(0, np.float32), hidden, code, color1, color2, color)
 
 
 @part_of_kernel
@@ -33,7 +34,13 @@ def layers(depth, width):
     """Room for the layers of one block."""
     hidden, joint = aligned(width * LANES), aligned(32 * LANES)
     color1, color2, color = aligned(width * LANES), aligned(width * LANES), aligned(16 * LANES)
-    return Layers(hidden, joint, color1, color2, color, aligned(3 * max(depth, width) * LANES))
+    return Layers(hidden, joint, color1, color2, color, aligned(3 * max(depth, width) * STRIP))
+
+
+@part_of_kernel
+def gradients(width):
+    """Room for the gradients of one block."""
+    return Gradients(aligned_zeros(LANES), aligned_zeros(32 * LANES), aligned(32 * STRIP), aligned(width * STRIP), aligned(width * STRIP))
 
 
 @inlined
@@ -94,14 +101,22 @@ def density_of_raw(raw, at, out, to):
         store16(out, to + i, density16(load16(raw, at + i)))
 
 
+@inlined
+def code_of_strip(net, features, hidden, hidden_at, codes, strip, scratch):
+    """Density network at a strip of a block: features [depth, LANES] to codes [16, LANES] by way of hidden [width, STRIP]."""
+    here, inner = Place(strip, LANES), Place(hidden_at, STRIP)
+    forward(net.tiles, net.w, net.w16, net.hidden, features, here, net.open, here, hidden, inner, scratch)
+    forward(net.tiles, net.w, net.w16, net.code, hidden, inner, hidden, inner, codes, here, scratch)
+
+
 @part_of_kernel
-def codes_of_blocks(rows, blocks, table, resolutions, offsets, entries, net, features, hidden, scratch, codes):
+def codes_of_blocks(rows, blocks, table, resolutions, offsets, entries, net, features, a, codes):
     """Grid and density network at ``rows`` ([blocks, 3, LANES], flat): features [blocks, depth, LANES], codes [blocks, 16, LANES]."""
     encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, net.depth)
     for block in range(blocks):
         f, code = features[block * net.depth * LANES :], codes[16 * LANES * block :]
-        forward(net.tiles, net.weights, net.w16, f, net.open, hidden, net.width, net.depth, scratch)
-        forward(net.tiles, net.weights[net.w1 :], net.w16[net.w1 // 2 :], hidden, hidden, code, 16, net.width, scratch)
+        for strip in range(0, LANES, STRIP):
+            code_of_strip(net, f, a.hidden, 0, code, strip, a.scratch)
 
 
 @kernel
@@ -116,30 +131,43 @@ def density(part, parts, x, table, resolutions, offsets, entries, weights, depth
     for first in range(blocks * part // parts, stop, CHUNK):
         many = min(CHUNK, stop - first)
         positions(x, first, many, rows)
-        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, features, room.hidden, room.scratch, codes)
+        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, features, room, codes)
         for block in range(many):
             density_of_raw(codes, 16 * LANES * block, out, (first + block) * LANES)
     end(tiles)
 
 
+@inlined
+def _color_of_strip(net, a, strip):
+    here, inner = Place(strip, LANES), Place(strip * net.width, STRIP)
+    forward(net.tiles, net.w, net.w16, net.color1, a.joint, here, net.open, here, a.color1, inner, a.scratch)
+    forward(net.tiles, net.w, net.w16, net.color2, a.color1, inner, a.color1, inner, a.color2, inner, a.scratch)
+    forward(net.tiles, net.w, net.w16, net.color, a.color2, inner, a.color2, inner, a.color, here, a.scratch)
+
+
+@part_of_kernel
+def _squash(color):
+    """The sigmoid of a block's three raw colours."""
+    one, zero = splat16(np.float32(1)), splat16(np.float32(0))
+    for i in range(0, 3 * LANES, 16):
+        store16(color, i, one / (one + exp16(zero - load16(color, i))))
+
+
 @part_of_kernel
 def color_of_block(net, a):
     """The colour network of one block; ``a.joint`` [32, LANES] holds the code and the encoded direction."""
-    w, w16 = net.weights, net.w16
-    forward(net.tiles, w[net.w2 :], w16[net.w2 // 2 :], a.joint, net.open, a.color1, net.width, 32, a.scratch)
-    forward(net.tiles, w[net.w3 :], w16[net.w3 // 2 :], a.color1, a.color1, a.color2, net.width, net.width, a.scratch)
-    forward(net.tiles, w[net.w4 :], w16[net.w4 // 2 :], a.color2, a.color2, a.color, 16, net.width, a.scratch)
-    one, zero = splat16(np.float32(1)), splat16(np.float32(0))
-    for i in range(0, 3 * LANES, 16):
-        store16(a.color, i, one / (one + exp16(zero - load16(a.color, i))))
+    for strip in range(0, LANES, STRIP):
+        _color_of_strip(net, a, strip)
+    _squash(a.color)
 
 
 @part_of_kernel
 def all_layers(net, features, a):
     """All layers of one block; ``a.joint`` comes with the encoded direction in its last 16 rows."""
-    forward(net.tiles, net.weights, net.w16, features, net.open, a.hidden, net.width, net.depth, a.scratch)
-    forward(net.tiles, net.weights[net.w1 :], net.w16[net.w1 // 2 :], a.hidden, a.hidden, a.joint, 16, net.width, a.scratch)
-    color_of_block(net, a)
+    for strip in range(0, LANES, STRIP):
+        code_of_strip(net, features, a.hidden, strip * net.width, a.joint, strip, a.scratch)
+        _color_of_strip(net, a, strip)
+    _squash(a.color)
 
 
 @kernel
@@ -167,78 +195,87 @@ def field_forward(part, parts, x, d, table, resolutions, offsets, entries, weigh
     end(tiles)
 
 
-@inlined
-def _transposed(w, at, rows, columns, out):
-    """out [columns, at least 32] of w [rows, columns]: the 16 rows of a narrow layer become 32 columns, the upper half zero."""
-    for j in range(rows):
-        for k in range(columns):
-            out[k * max(rows, 32) + j] = w[at + j * columns + k]
+@part_of_kernel
+def _turn(w, m, out, at):
+    """Write a matrix turned to out[at]; the 16 rows of a narrow one become 32 columns, the upper half zero. Returns where it is."""
+    depth = max(m.rows, 32)
+    for j in range(m.rows):
+        for k in range(m.depth):
+            out[at + k * depth + j] = w[m.at + j * m.depth + k]
+    return Matrix(at, m.depth, depth)
 
 
 @part_of_kernel
 def transposes(net):
-    """The transposed matrices, for gradients of layers' inputs."""
-    depth, width = net.depth, net.width
-    t0, t1, t2 = aligned_zeros(depth * width), aligned_zeros(width * 32), aligned_zeros(32 * width)
-    t3, t4 = aligned_zeros(width * width), aligned_zeros(width * 32)
-    _transposed(net.weights, 0, width, depth, t0)
-    _transposed(net.weights, net.w1, 16, width, t1)
-    _transposed(net.weights, net.w2, width, 32, t2)
-    _transposed(net.weights, net.w3, width, width, t3)
-    _transposed(net.weights, net.w4, 16, width, t4)
-    s0, s1, s2 = aligned(t0.size // 2).view(np.int32), aligned(t1.size // 2).view(np.int32), aligned(t2.size // 2).view(np.int32)
-    s3, s4 = aligned(t3.size // 2).view(np.int32), aligned(t4.size // 2).view(np.int32)
-    round16(t0, s0)
-    round16(t1, s1)
-    round16(t2, s2)
-    round16(t3, s3)
-    round16(t4, s4)
-    return Transposes(t0, t1, t2, t3, t4, s0, s1, s2, s3, s4)
+    """The transposed matrices, for gradients of layers' inputs, as `Networks`; of a density network alone, where there is no other."""
+    late, colors = 16 * net.width, net.w.size > net.color1.at
+    w = aligned_zeros(net.color.at + 3 * late if colors else net.color1.at + late)
+    hidden, code = _turn(net.w, net.hidden, w, 0), _turn(net.w, net.code, w, net.code.at)
+    color1, color2, color = net.color1, net.color2, net.color
+    if colors:
+        color1, color2 = _turn(net.w, color1, w, color1.at + late), _turn(net.w, color2, w, color2.at + late)
+        color = _turn(net.w, color, w, color.at + late)
+    w16 = aligned(w.size // 2).view(np.int32)
+    round16(w, w16)
+    return Networks(net.tiles, net.depth, net.width, w, w16, net.open, hidden, code, color1, color2, color)
 
 
 @part_of_kernel
-def sums_of(net):
-    """Zeros to sum the weights' gradients in: as the weights, but the two matrices of 16 rows turned and 32 wide.
+def collect(net, turned, sums, out):
+    """out [weights] of their gradients' sums, in which the two matrices of 16 rows are turned and 32 wide (as in ``turned``).
 
     The fewer rows an operand has, the less it costs to turn it.
     """
-    return aligned_zeros(net.w4 + 48 * net.width)
+    out[: net.code.at] = sums[: net.code.at]
+    _collect_turned(sums, turned.code, out, net.code)
+    if out.size > net.color1.at:
+        out[net.color1.at : net.color.at] = sums[turned.color1.at : turned.color.at]
+        _collect_turned(sums, turned.color, out, net.color)
 
 
 @part_of_kernel
-def collect(net, sums, out):
-    """out [weights] of the sums."""
-    width, late = net.width, 16 * net.width
-    out[: net.w1] = sums[: net.w1]
-    out[net.w2 : net.w4] = sums[net.w2 + late : net.w4 + late]
-    for j in range(16):
-        for k in range(width):
-            out[net.w1 + j * width + k] = sums[net.w1 + 32 * k + j]
-            out[net.w4 + j * width + k] = sums[net.w4 + late + 32 * k + j]
+def _collect_turned(sums, turned, out, m):
+    for j in range(m.rows):
+        for k in range(m.depth):
+            out[m.at + j * m.depth + k] = sums[turned.at + turned.depth * k + j]
+
+
+@inlined
+def slope16(raw):
+    """Slope of `density16`, which is constant above its cut-off."""
+    return positive_part(exp16(raw), splat16(np.float32(15)) - raw)
+
+
+@inlined
+def back_through_code(net, turned, features, hidden, hidden_at, g_code, g_code_at, g_hidden, sums, strip, scratch):
+    """Turn a strip's ``features`` into their gradients, given those of its codes ([32, STRIP], the upper half zero)."""
+    tiles, open, here, inner, own = net.tiles, net.open, Place(strip, LANES), Place(hidden_at, STRIP), Place(0, STRIP)
+    weight_gradient(tiles, hidden, inner, hidden, inner, g_code, g_code_at, open, sums, turned.code, scratch)
+    forward(tiles, turned.w, turned.w16, turned.code, g_code, g_code_at, open, own, g_hidden, own, scratch)
+    weight_gradient(tiles, g_hidden, own, hidden, inner, features, here, open, sums, net.hidden, scratch)
+    forward(tiles, turned.w, turned.w16, turned.hidden, g_hidden, own, hidden, inner, features, here, scratch)
 
 
 @part_of_kernel
-def back_through_layers(net, turned, features, a, g_color, g_density, g_joint, g_a, g_b, sums):
-    """Turn a block's ``features`` into their gradients and add the weights' gradients to ``sums`` (`sums_of`), after `all_layers`.
+def back_through_layers(net, turned, features, a, g, sums):
+    """Turn a block's ``features`` into their gradients and add the weights' gradients to ``sums``, after `all_layers`; see `collect`.
 
-    ``g_color`` [32, LANES] is the gradient of the raw colours (rows from 3 on zero), ``g_density`` [LANES] of the densities.
+    ``g.color`` is the gradient of the raw colours (rows from 3 on zero), ``g.density`` that of the densities.
     """
-    tiles, depth, width, scratch = net.tiles, net.depth, net.width, a.scratch
-    weight_gradient(tiles, a.color2, a.color2, g_color, net.open, sums[net.w4 + 16 * width :], width, 32, scratch)
-    forward(tiles, turned.t4, turned.s4, g_color, net.open, g_a, width, 32, scratch)
-    weight_gradient(tiles, g_a, a.color2, a.color1, a.color1, sums[net.w3 + 16 * width :], width, width, scratch)
-    forward(tiles, turned.t3, turned.s3, g_a, a.color2, g_b, width, width, scratch)
-    weight_gradient(tiles, g_b, a.color1, a.joint, net.open, sums[net.w2 + 16 * width :], width, 32, scratch)
-    forward(tiles, turned.t2, turned.s2, g_b, a.color1, g_joint, 32, width, scratch)
-    for i in range(0, LANES, 16):
-        raw = load16(a.joint, i)
-        slope = positive_part(exp16(raw), splat16(np.float32(15)) - raw)  # constant above: no gradient
-        store16(g_joint, i, load16(g_joint, i) + load16(g_density, i) * slope)
-    g_joint[16 * LANES :] = np.float32(0)
-    weight_gradient(tiles, a.hidden, a.hidden, g_joint, net.open, sums[net.w1 :], width, 32, scratch)
-    forward(tiles, turned.t1, turned.s1, g_joint, net.open, g_a, width, 32, scratch)
-    weight_gradient(tiles, g_a, a.hidden, features, net.open, sums, width, depth, scratch)
-    forward(tiles, turned.t0, turned.s0, g_a, a.hidden, features, depth, width, scratch)
+    tiles, open, w, w16, width = net.tiles, net.open, turned.w, turned.w16, net.width
+    color2_at, color1_at = Matrix(turned.color2.at, width, width), Matrix(turned.color1.at, width, 32)
+    for strip in range(0, LANES, STRIP):
+        here, inner, own = Place(strip, LANES), Place(strip * width, STRIP), Place(0, STRIP)
+        weight_gradient(tiles, a.color2, inner, a.color2, inner, g.color, here, open, sums, turned.color, a.scratch)
+        forward(tiles, w, w16, turned.color, g.color, here, open, here, g.a, own, a.scratch)
+        weight_gradient(tiles, g.a, own, a.color2, inner, a.color1, inner, a.color1, sums, color2_at, a.scratch)
+        forward(tiles, w, w16, turned.color2, g.a, own, a.color2, inner, g.b, own, a.scratch)
+        weight_gradient(tiles, g.b, own, a.color1, inner, a.joint, here, open, sums, color1_at, a.scratch)
+        forward(tiles, w, w16, turned.color1, g.b, own, a.color1, inner, g.joint, own, a.scratch)
+        for i in range(0, STRIP, 16):
+            store16(g.joint, i, load16(g.joint, i) + load16(g.density, strip + i) * slope16(load16(a.joint, strip + i)))
+        g.joint[16 * STRIP :] = np.float32(0)
+        back_through_code(net, turned, features, a.hidden, strip * width, g.joint, own, g.a, sums, strip, a.scratch)
 
 
 @kernel
@@ -250,10 +287,9 @@ def field_backward(part, parts, d, features, weights, depth, width, tiles, densi
     n = d.shape[0]
     blocks = (n + LANES - 1) // LANES
     direction = aligned(3 * LANES)
-    g_color, g_density, g_joint = aligned_zeros(32 * LANES), aligned_zeros(LANES), aligned(32 * LANES)
-    g_a, g_b = aligned(width * LANES), aligned(width * LANES)
-    net, a = networks(weights, depth, width, tiles), layers(depth, width)
-    turned, sums = transposes(net), sums_of(net)
+    net, a, g = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
+    turned = transposes(net)
+    sums = aligned_zeros(turned.w.size)
     begin(tiles)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
@@ -262,10 +298,10 @@ def field_backward(part, parts, d, features, weights, depth, width, tiles, densi
         all_layers(net, f, a)
         for i in range(LANES):
             s, there = block * LANES + i, block * LANES + i < n
-            g_density[i] = density_gradient[s] if there else np.float32(0)
+            g.density[i] = density_gradient[s] if there else np.float32(0)
             for c in range(3):
                 v = a.color[c * LANES + i]
-                g_color[c * LANES + i] = rgb_gradient[s, c] * v * (1 - v) if there else np.float32(0)
-        back_through_layers(net, turned, f, a, g_color, g_density, g_joint, g_a, g_b, sums)
+                g.color[c * LANES + i] = rgb_gradient[s, c] * v * (1 - v) if there else np.float32(0)
+        back_through_layers(net, turned, f, a, g, sums)
     end(tiles)
-    collect(net, sums, weight_sums[part])
+    collect(net, turned, sums, weight_sums[part])

@@ -3,18 +3,24 @@
 import numpy as np
 
 from nerfit.kernels.cpu.field import (
+    back_through_code,
+    code_of_strip,
     codes_of_blocks,
+    collect,
     density16,
     density_of_raw,
+    gradients,
     layers,
     networks,
+    slope16,
+    transposes,
 )
 from nerfit.kernels.cpu.hash_grid import CHUNK
-from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end, forward, round16, weight_gradient
+from nerfit.kernels.cpu.matmul import LANES, STRIP, Place, aligned, aligned_zeros, begin, end
 from nerfit.kernels.cpu.rendering import POOL, WAVE, blank_lanes, copy_lanes, look_along, paint
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import contraction
-from nerfit.kernels.cpu.vectors import exp16, load16, positive_part, splat16, store16
+from nerfit.kernels.cpu.vectors import exp16, load16, splat16, store16
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -57,7 +63,7 @@ def density_along(
         if features.size:
             rows, found = places[3 * first * LANES :], features[first * depth * LANES :]
         _middles(origins, directions, edges, first * LANES, many, rows)
-        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, found, room.hidden, room.scratch, codes)
+        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, found, room, codes)
         for block in range(many):
             density_of_raw(codes, 16 * LANES * block, out, (first + block) * LANES)
     end(tiles)
@@ -67,37 +73,19 @@ def density_along(
 def density_along_backward(part, parts, features, weights, depth, width, tiles, gradient, weight_sums):
     """Turn ``features`` into their gradients, given those of the densities [blocks·LANES]; weight_sums[part] gets the networks'."""
     blocks = gradient.size // LANES
-    hidden, code, g_code, g_hidden = aligned(width * LANES), aligned(16 * LANES), aligned_zeros(32 * LANES), aligned(width * LANES)
-    scratch = aligned(3 * max(depth, width) * LANES)
-    net = networks(weights, depth, width, tiles)
-    to_hidden, to_features = aligned_zeros(width * 32), aligned_zeros(depth * width)
-    for j in range(width):
-        for k in range(depth):
-            to_features[k * width + j] = weights[j * depth + k]
-        for k in range(16):
-            to_hidden[j * 32 + k] = weights[net.w1 + k * width + j]
-    hidden16, features16 = aligned(to_hidden.size // 2).view(np.int32), aligned(to_features.size // 2).view(np.int32)
-    round16(to_hidden, hidden16)
-    round16(to_features, features16)
-    sums, sums_of_code = aligned_zeros(width * depth), aligned_zeros(width * 32)
+    net, a, g = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
+    turned = transposes(net)
+    sums = aligned_zeros(turned.w.size)
     begin(tiles)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
-        forward(tiles, weights, net.w16, f, net.open, hidden, width, depth, scratch)
-        forward(tiles, weights[net.w1 :], net.w16[net.w1 // 2 :], hidden, hidden, code, 16, width, scratch)
-        for i in range(0, LANES, 16):
-            raw = load16(code, i)
-            slope = positive_part(exp16(raw), splat16(np.float32(15)) - raw)  # constant above: no gradient
-            store16(g_code, i, load16(gradient, block * LANES + i) * slope)
-        weight_gradient(tiles, hidden, hidden, g_code, net.open, sums_of_code, width, 32, scratch)
-        forward(tiles, to_hidden, hidden16, g_code, net.open, g_hidden, width, 32, scratch)
-        weight_gradient(tiles, g_hidden, hidden, f, net.open, sums, width, depth, scratch)
-        forward(tiles, to_features, features16, g_hidden, hidden, f, depth, width, scratch)
+        for strip in range(0, LANES, STRIP):
+            code_of_strip(net, f, a.hidden, 0, a.joint, strip, a.scratch)
+            for i in range(strip, strip + STRIP, 16):
+                store16(g.color, i, load16(gradient, block * LANES + i) * slope16(load16(a.joint, i)))
+            back_through_code(net, turned, f, a.hidden, 0, g.color, Place(strip, LANES), g.a, sums, strip, a.scratch)
     end(tiles)
-    weight_sums[part, : net.w1] = sums
-    for j in range(width):
-        for k in range(16):
-            weight_sums[part, net.w1 + k * width + j] = sums_of_code[32 * j + k]
+    collect(net, turned, sums, weight_sums[part])
 
 
 @kernel
@@ -158,7 +146,7 @@ def render_along(
         many = min(pool, high - first)
         blocks = (many * samples + LANES - 1) // LANES
         _middles(origins[first : first + many], directions[first : first + many], edges[first : first + many], 0, blocks, p)
-        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space.hidden, space.scratch, codes)
+        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space, codes)
         for i in range(first, first + many):
             d = directions[i]
             norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])

@@ -1,13 +1,14 @@
-"""Matrix products of the fused field, on blocks of ``LANES`` samples stored channel-major ([channel, lane]).
+"""Matrix products of the fused field, on strips of ``STRIP`` samples stored channel-major ([channel, lane]).
 
-Two sets of the same three functions: float32 with vectors of 16 lanes, and bfloat16 with float32 sums on the tile unit
-(Intel AMX). Both take and give float32; the second rounds its inputs on the way into the tiles. An input may come with a gate, an
-array of its size: it then counts as 0 where the gate is not positive. An array that is its own gate goes through a ReLU, and what the
-array itself holds afterwards is either.
+Two sets of the same two functions: float32 with vectors of 16 lanes, and bfloat16 with float32 sums on the tile unit
+(Intel AMX). Both take and give float32; the second rounds its inputs on the way into the tiles. An input may come with a gate of
+its size: it then counts as 0 where the gate is not positive. One that is its own gate goes through a ReLU, and what it
+holds itself afterwards is either.
 """
 
 import ctypes
 import platform
+from collections import namedtuple
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,14 @@ from nerfit.kernels.cpu.vectors import _call, _index, _pointer, fma, i32x16, loa
 
 LANES = 128
 """Samples of a block."""
+STRIP = 64
+"""Samples of a block that go through all layers together: what is between two layers then stays in the first-level cache."""
+
+Matrix = namedtuple("Matrix", "at rows depth")
+"""Where in an array a matrix begins, and its size; rows are a multiple of 16, depth of 32."""
+Place = namedtuple("Place", "at stride")
+"""Where in an array a strip's channels are: channel k from at + k * stride on."""
+# (Tuples hold numbers alone: to take an array out of one costs two atomic operations, as much as a small product.)
 
 
 @part_of_kernel
@@ -82,33 +91,38 @@ def _put(y, at, u, v, accumulate):
 
 
 @part_of_kernel
-def _product(a, a_stride, x, x_stride, y, y_stride, rows, depth, columns, accumulate):
+def _product(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, rows, depth, columns, accumulate):
     for j in range(0, rows, 8):
         for i in range(0, columns, 32):
-            _tile(a, j * a_stride, a_stride, x, i, x_stride, y, j * y_stride + i, y_stride, depth, accumulate)
+            _tile(a, a_at + j * a_stride, a_stride, x, x_at + i, x_stride, y, y_at + j * y_stride + i, y_stride, depth, accumulate)
 
 
 @part_of_kernel
-def _close(x, gate, size):
+def _close(x, x_at, gate, gate_at, channels):
     """x where its gate is positive, else 0."""
-    for i in range(0, min(size, gate.size), 16):
-        store16(x, i, positive_part(load16(x, i), load16(gate, i)))
+    for k in range(channels):
+        for i in range(0, STRIP, 16):
+            at = x_at.at + k * x_at.stride + i
+            store16(x, at, positive_part(load16(x, at), load16(gate, gate_at.at + k * gate_at.stride + i)))
 
 
 @part_of_kernel
-def _forward32(w, x, gate, y, rows, depth):
-    _close(x, gate, depth * LANES)
-    _product(w, depth, x, LANES, y, LANES, rows, depth, LANES, False)
+def _forward32(w, m, x, x_at, gate, gate_at, y, y_at):
+    if gate.size:
+        _close(x, x_at, gate, gate_at, m.depth)
+    _product(w, m.at, m.depth, x, x_at.at, x_at.stride, y, y_at.at, y_at.stride, m.rows, m.depth, STRIP, False)
 
 
 @part_of_kernel
-def _weight_gradient32(g, g_gate, x, x_gate, dw, rows, depth, scratch):
-    _close(g, g_gate, rows * LANES)
-    _close(x, x_gate, depth * LANES)
-    for k in range(0, depth, 16):
-        for i in range(0, LANES, 16):
-            transpose16(x, k * LANES + i, LANES, scratch, i * depth + k, depth)
-    _product(g, LANES, scratch, depth, dw, depth, rows, LANES, depth, True)
+def _weight_gradient32(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
+    if g_gate.size:
+        _close(g, g_at, g_gate, g_gate_at, m.rows)
+    if x_gate.size:
+        _close(x, x_at, x_gate, x_at, m.depth)
+    for k in range(0, m.depth, 16):
+        for i in range(0, STRIP, 16):
+            transpose16(x, x_at.at + k * x_at.stride + i, x_at.stride, scratch, i * m.depth + k, m.depth)
+    _product(g, g_at.at, g_at.stride, scratch, 0, m.depth, dw, m.at, m.depth, m.rows, STRIP, m.depth, True)
 
 
 @cache
@@ -218,12 +232,17 @@ def round16(w, out):
 
 
 @part_of_kernel
-def _tiles(a, a_at, a_stride, x, x_stride, y, y_stride, rows, depth, columns, accumulate):
-    """y [rows, columns] = (y +) a [rows, depth] x [depth, columns], a and x two per int32 (x: of two rows); columns a multiple of 32."""
+def _tiles(a, a_at, a_row, a_column, x, x_at, y, y_at, y_stride, rows, depth, columns, accumulate):
+    """y [rows, columns] = (y +) a [rows, depth] x [depth, columns], a and x two per int32 (x: of two rows); columns a multiple of 32.
+
+    Both consist of columns of 16 int32: those of x are [depth/2, 16], one after another; those of a begin ``a_column`` apart, rows
+    ``a_row``.
+    """
     for i in range(0, columns, 32):
+        left, right = x_at + i * depth // 2, x_at + (i + 16) * depth // 2
         j = 0
         while j + 32 <= rows:
-            at = j * y_stride + i
+            at = y_at + j * y_stride + i
             if accumulate:
                 _tile_load(0, y, at, 4 * y_stride)
                 _tile_load(1, y, at + 16, 4 * y_stride)
@@ -234,11 +253,11 @@ def _tiles(a, a_at, a_stride, x, x_stride, y, y_stride, rows, depth, columns, ac
                 _tile_zero(1)
                 _tile_zero(2)
                 _tile_zero(3)
-            for k in range(0, depth // 2, 16):
-                _tile_load(4, a, a_at + j * a_stride + k, 4 * a_stride)
-                _tile_load(5, a, a_at + (j + 16) * a_stride + k, 4 * a_stride)
-                _tile_load(6, x, k * x_stride + i, 4 * x_stride)
-                _tile_load(7, x, k * x_stride + i + 16, 4 * x_stride)
+            for k in range(depth // 32):
+                _tile_load(4, a, a_at + j * a_row + k * a_column, 4 * a_row)
+                _tile_load(5, a, a_at + (j + 16) * a_row + k * a_column, 4 * a_row)
+                _tile_load(6, x, left + 256 * k, 64)
+                _tile_load(7, x, right + 256 * k, 64)
                 _tile_dot(0, 4, 6)
                 _tile_dot(1, 4, 7)
                 _tile_dot(2, 5, 6)
@@ -249,36 +268,21 @@ def _tiles(a, a_at, a_stride, x, x_stride, y, y_stride, rows, depth, columns, ac
             _tile_store(3, y, at + 16 * y_stride + 16, 4 * y_stride)
             j += 32
         if j < rows:
-            at = j * y_stride + i
+            at = y_at + j * y_stride + i
             if accumulate:
                 _tile_load(0, y, at, 4 * y_stride)
                 _tile_load(1, y, at + 16, 4 * y_stride)
             else:
                 _tile_zero(0)
                 _tile_zero(1)
-            for k in range(0, depth // 2, 16):
-                _tile_load(4, a, a_at + j * a_stride + k, 4 * a_stride)
-                _tile_load(6, x, k * x_stride + i, 4 * x_stride)
-                _tile_load(7, x, k * x_stride + i + 16, 4 * x_stride)
+            for k in range(depth // 32):
+                _tile_load(4, a, a_at + j * a_row + k * a_column, 4 * a_row)
+                _tile_load(6, x, left + 256 * k, 64)
+                _tile_load(7, x, right + 256 * k, 64)
                 _tile_dot(0, 4, 6)
                 _tile_dot(1, 4, 7)
             _tile_store(0, y, at, 4 * y_stride)
             _tile_store(1, y, at + 16, 4 * y_stride)
-
-
-@part_of_kernel
-def _forward16(w16, x, gate, y, rows, depth, scratch):
-    pairs = scratch.view(np.int32)
-    for k in range(0, depth, 2):
-        at, to = k * LANES, k * (LANES // 2)
-        if gate.size:
-            for i in range(0, LANES, 16):
-                low, high = load16(x, at + i), load16(x, at + LANES + i)
-                _store_pair(pairs, to + i, positive_part(low, load16(gate, at + i)), positive_part(high, load16(gate, at + LANES + i)))
-        else:
-            for i in range(0, LANES, 16):
-                _store_pair(pairs, to + i, load16(x, at + i), load16(x, at + LANES + i))
-    _tiles(w16, 0, depth // 2, pairs, LANES, y, LANES, rows, depth, LANES, False)
 
 
 @intrinsic
@@ -296,27 +300,69 @@ def _store_pair(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> 
 
 
 @part_of_kernel
-def _round_gated(x, gate, size, out):
-    if gate.size:
-        for i in range(0, size, 32):
-            low, high = positive_part(load16(x, i), load16(gate, i)), positive_part(load16(x, i + 16), load16(gate, i + 16))
-            _store_halves(out, i // 2, low, high)
-    else:
-        for i in range(0, size, 32):
-            _store_halves(out, i // 2, load16(x, i), load16(x, i + 16))
+def _pair(x, at, stride, channels, out):
+    """x rounded, two channels per int32, as columns [channels/2, 16] one after another."""
+    for k in range(channels // 2):
+        for i in range(0, STRIP, 16):
+            from_ = at + 2 * k * stride + i
+            _store_pair(out, i * channels // 2 + 16 * k, load16(x, from_), load16(x, from_ + stride))
 
 
 @part_of_kernel
-def _weight_gradient16(g, g_gate, x, x_gate, dw, rows, depth, scratch):
-    half = LANES // 2
-    rounded = scratch.view(np.int32)
-    turned, g16 = rounded[depth * half :], rounded[2 * depth * half :]
-    _round_gated(x, x_gate, depth * LANES, rounded)
-    for k in range(0, depth, 16):
+def _pair_gated(x, at, stride, gate, gate_at, gate_stride, channels, out):
+    for k in range(channels // 2):
+        for i in range(0, STRIP, 16):
+            from_, open = at + 2 * k * stride + i, gate_at + 2 * k * gate_stride + i
+            low = positive_part(load16(x, from_), load16(gate, open))
+            high = positive_part(load16(x, from_ + stride), load16(gate, open + gate_stride))
+            _store_pair(out, i * channels // 2 + 16 * k, low, high)
+
+
+@part_of_kernel
+def _halve(x, at, stride, channels, out, to):
+    """x rounded, two lanes per int32, as columns [channels, 16] one after another from out[to] on."""
+    for k in range(channels):
+        for i in range(0, STRIP, 32):
+            from_ = at + k * stride + i
+            _store_halves(out, to + i // 2 * channels + 16 * k, load16(x, from_), load16(x, from_ + 16))
+
+
+@part_of_kernel
+def _halve_gated(x, at, stride, gate, gate_at, gate_stride, channels, out, to):
+    for k in range(channels):
+        for i in range(0, STRIP, 32):
+            from_, open = at + k * stride + i, gate_at + k * gate_stride + i
+            low = positive_part(load16(x, from_), load16(gate, open))
+            high = positive_part(load16(x, from_ + 16), load16(gate, open + 16))
+            _store_halves(out, to + i // 2 * channels + 16 * k, low, high)
+
+
+@inlined
+def _forward16(w16, m, x, x_at, gate, gate_at, y, y_at, scratch):
+    pairs = scratch.view(np.int32)
+    if gate.size:
+        _pair_gated(x, x_at.at, x_at.stride, gate, gate_at.at, gate_at.stride, m.depth, pairs)
+    else:
+        _pair(x, x_at.at, x_at.stride, m.depth, pairs)
+    _tiles(w16, m.at // 2, m.depth // 2, 16, pairs, 0, y, y_at.at, y_at.stride, m.rows, m.depth, STRIP, False)
+
+
+@inlined
+def _weight_gradient16(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
+    room, half = scratch.view(np.int32), STRIP // 2
+    turned, g16 = m.depth * half, 2 * m.depth * half
+    if x_gate.size:
+        _halve_gated(x, x_at.at, x_at.stride, x_gate, x_at.at, x_at.stride, m.depth, room, 0)
+    else:
+        _halve(x, x_at.at, x_at.stride, m.depth, room, 0)
+    for k in range(0, m.depth, 16):
         for i in range(0, half, 16):
-            transpose16(rounded, k * half + i, half, turned, i * depth + k, depth)
-    _round_gated(g, g_gate, rows * LANES, g16)
-    _tiles(g16, 0, half, turned, depth, dw, depth, rows, LANES, depth, True)
+            transpose16(room, i * m.depth + 16 * k, 16, room, turned + k * half + 16 * i, 16)
+    if g_gate.size:
+        _halve_gated(g, g_at.at, g_at.stride, g_gate, g_gate_at.at, g_gate_at.stride, m.rows, room, g16)
+    else:
+        _halve(g, g_at.at, g_at.stride, m.rows, room, g16)
+    _tiles(room, g16, 16, 16 * m.rows, room, turned, dw, m.at, m.depth, m.rows, STRIP, m.depth, True)
 
 
 if has_tiles():
@@ -333,21 +379,24 @@ if has_tiles():
         if tiles:
             _tile_release()
 
-    @part_of_kernel
-    def forward(tiles, w, w16, x, gate, y, rows, depth, scratch):
-        """y [rows, LANES] = w [rows, depth] x [depth, LANES], flat; rows a multiple of 16, depth of 32; ``w16`` is w after `round16`."""
+    @inlined
+    def forward(tiles, w, w16, m, x, x_at, gate, gate_at, y, y_at, scratch):
+        """y [rows, STRIP] = w x of matrix ``m``; ``w16`` is w after `round16`, ``scratch`` as for `weight_gradient`."""
         if tiles:
-            _forward16(w16, x, gate, y, rows, depth, scratch)
+            _forward16(w16, m, x, x_at, gate, gate_at, y, y_at, scratch)
         else:
-            _forward32(w, x, gate, y, rows, depth)
+            _forward32(w, m, x, x_at, gate, gate_at, y, y_at)
 
-    @part_of_kernel
-    def weight_gradient(tiles, g, g_gate, x, x_gate, dw, rows, depth, scratch):
-        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, all flat; ``scratch`` has room for (rows/2 + depth)·LANES floats."""
+    @inlined
+    def weight_gradient(tiles, g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
+        """dw, at ``m``, += g [rows, STRIP] xᵀ [STRIP, depth]; ``scratch`` has room for (rows/2 + depth)·STRIP floats.
+
+        x's gate lies as x does.
+        """
         if tiles:
-            _weight_gradient16(g, g_gate, x, x_gate, dw, rows, depth, scratch)
+            _weight_gradient16(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch)
         else:
-            _weight_gradient32(g, g_gate, x, x_gate, dw, rows, depth, scratch)
+            _weight_gradient32(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch)
 
 else:  # LLVM can't even compile tile instructions for a processor without them
 
@@ -359,12 +408,12 @@ else:  # LLVM can't even compile tile instructions for a processor without them
     def end(tiles):
         """Nothing to end."""
 
-    @part_of_kernel
-    def forward(tiles, w, w16, x, gate, y, rows, depth, scratch):
-        """y [rows, LANES] = w [rows, depth] x [depth, LANES], flat; rows a multiple of 16, depth of 32."""
-        _forward32(w, x, gate, y, rows, depth)
+    @inlined
+    def forward(tiles, w, w16, m, x, x_at, gate, gate_at, y, y_at, scratch):
+        """y [rows, STRIP] = w x of matrix ``m``."""
+        _forward32(w, m, x, x_at, gate, gate_at, y, y_at)
 
-    @part_of_kernel
-    def weight_gradient(tiles, g, g_gate, x, x_gate, dw, rows, depth, scratch):
-        """dw [rows, depth] += g [rows, LANES] x [depth, LANES]ᵀ, flat; ``scratch`` has room for (rows/2 + depth)·LANES floats."""
-        _weight_gradient32(g, g_gate, x, x_gate, dw, rows, depth, scratch)
+    @inlined
+    def weight_gradient(tiles, g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
+        """dw, at ``m``, += g [rows, STRIP] xᵀ [STRIP, depth]; ``scratch`` has room for STRIP·depth floats; x's gate lies as x does."""
+        _weight_gradient32(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch)

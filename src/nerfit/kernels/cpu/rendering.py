@@ -14,10 +14,10 @@ from nerfit.kernels.cpu.field import (
     collect,
     color_of_block,
     density16,
+    gradients,
     layers,
     networks,
     spherical_harmonics_block,
-    sums_of,
     transposes,
 )
 from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end
@@ -160,7 +160,7 @@ def render(
             total += got[k]
         evaluated += total
         blocks = (total + LANES - 1) // LANES
-        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space.hidden, space.scratch, codes)
+        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space, codes)
         for block in range(blocks):
             for i in range(0, LANES, 16):
                 density, q = density16(load16(codes, 16 * LANES * block + i)), block * LANES + i
@@ -243,10 +243,9 @@ def render_backward(
     ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
     looks, features = looks[part], features[part]
     behind = aligned_zeros(color_gradient.shape[0])
-    g_color, g_density, g_joint = aligned_zeros(32 * LANES), aligned_zeros(LANES), aligned(32 * LANES)
-    g_a, g_b = aligned(width * LANES), aligned(width * LANES)
-    net, space = networks(weights, depth, width, tiles), layers(depth, width)
-    turned, sums = transposes(net), sums_of(net)
+    net, space, inner = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
+    turned = transposes(net)
+    sums = aligned_zeros(turned.w.size)
     begin(tiles)
     for block in range((count + LANES - 1) // LANES - 1, -1, -1):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
@@ -255,8 +254,8 @@ def render_backward(
         many = min(LANES, count - block * LANES)
         for lane in range(LANES - 1, -1, -1):
             if lane >= many:
-                g_density[lane] = _ZERO
-                g_color[lane] = g_color[LANES + lane] = g_color[2 * LANES + lane] = _ZERO
+                inner.density[lane] = _ZERO
+                inner.color[lane] = inner.color[LANES + lane] = inner.color[2 * LANES + lane] = _ZERO
                 continue
             s = block * LANES + lane
             i, w, t = ray[s], weight[s], _HALF * (t0[s] + t1[s])
@@ -267,12 +266,12 @@ def render_backward(
             for c in range(3):
                 v = space.color[c * LANES + lane]
                 g += color_gradient[i, c] * v
-                g_color[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
+                inner.color[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
             by_thickness = share * (light_after[s] * g - behind[i])
-            g_density[lane] = length[s] * by_thickness
+            inner.density[lane] = length[s] * by_thickness
             if stretch:
                 light_after[s] = by_thickness * np.log((light_after[s] + w) / max(light_after[s], _LEAST))
             behind[i] += w * g
-        back_through_layers(net, turned, f, space, g_color, g_density, g_joint, g_a, g_b, sums)
+        back_through_layers(net, turned, f, space, inner, sums)
     end(tiles)
-    collect(net, sums, weight_sums[part])
+    collect(net, turned, sums, weight_sums[part])
