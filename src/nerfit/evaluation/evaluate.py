@@ -14,7 +14,7 @@ from nerfit.errors import SceneError
 from nerfit.evaluation.appearance import fitted_to_left_half
 from nerfit.evaluation.poses import optimised_pose
 from nerfit.methods.base import Method, render_view
-from nerfit.rendering.lpips import find_weights, load_lpips
+from nerfit.rendering.lpips import Lpips, find_weights, load_lpips
 from nerfit.rendering.metrics import psnr, quantise, ssim
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import strip, write_png
@@ -60,36 +60,21 @@ def evaluate(
             missing.append(f"lpips_{net}: no {net}.safetensors in --lpips-weights, $NERFIT_LPIPS or the cache")
         else:
             networks[f"lpips_{net}"] = load_lpips(net, path).to(method.device)
-    background = 0.0 if scene.background == "black" else 1.0
     found = []
     with collected(pictures or Path()) as folder:
         for number in share().places(len(views)).tolist():
             view = views[number]
             start = time.perf_counter()
-            if pose_steps:
-                rendering = render_view(method, scene, optimised_pose(method, scene, view, pose_steps), 0, chunk)
-            else:
-                rendering = render_view(method, scene, scene.cameras, view, chunk)
+            camera = (optimised_pose(method, scene, view, pose_steps), 0) if pose_steps else (scene.cameras, view)
+            rendering = render_view(method, scene, *camera, chunk)
             seconds = time.perf_counter() - start
-            rgb = fitted_to_left_half(rendering, scene, view, background) if appearance_fit else rendering.rgb
-            whole, known = quantise(scene.image(view, background)), scene.visible(view)
-            prediction, truth, known = (of[:, left[view] :] for of in (quantise(rgb), whole, known))
-            judged = torch.where(known[..., None], prediction, truth)
-            row: dict[str, Any] = {
-                "view": scene.view_names[view] if scene.view_names else str(view),
-                "size": f"{whole.shape[1]}x{whole.shape[0]}",
-                "psnr": min(psnr(prediction[known], truth[known]), 100.0),
-            }
-            row["ssim"] = ssim(judged, truth)
-            row |= _depth_error(method, scene, view, rendering)
-            for name, network in networks.items():
-                row[name] = float(network.distance(judged.to(method.device), truth.to(method.device)))
-            row["seconds"] = seconds
-            small = []
-            for name in [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]:
-                small.append(f"{name} of {row['view']}: the picture is too small for it")
+            rgb = fitted_to_left_half(rendering, scene, view, scene.backdrop) if appearance_fit else rendering.rgb
+            row, prediction, judged, truth = _judged(rgb, scene, view, left[view], networks, method.device)
+            row |= _depth_error(method, scene, view, rendering) | {"seconds": seconds}
+            small = [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]
+            for name in small:
                 del row[name]
-            found.append((number, row, small))
+            found.append((number, row, [f"{name} of {row['view']}: the picture is too small for it" for name in small]))
             report(f"{number + 1}/{len(views)}  {row['view']}  psnr {row['psnr']:.2f} dB  {seconds:.1f} s")
             if pictures is not None:
                 write_png(folder / f"{number:03d}.png", prediction)
@@ -97,7 +82,7 @@ def evaluate(
     in_order = sorted((one for of_process in gathered(found) for one in of_process), key=lambda one: one[0])
     rows = [row for _, row, _ in in_order]
     missing += [what for _, _, small in in_order for what in small]
-    over = f" over {'black' if background == 0 else 'white'}" if scene.has_alpha else ""
+    over = f" over {'white' if scene.backdrop else 'black'}" if scene.has_alpha else ""
     over += ", but for the pixels that masks hide (SSIM and LPIPS see the truth there)" if scene.masked else ""
     return _means(rows) | {
         "by_size": _by_size(rows),
@@ -109,6 +94,23 @@ def evaluate(
         "missing": missing,
         "views": rows,
     }
+
+
+def _judged(
+    rgb: Tensor, scene: Scene, view: int, left: int, networks: dict[str, Lpips], device: torch.device
+) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
+    """Measures of a view from column ``left`` on; its rounded picture, the same with the truth where that is hidden, and the truth."""
+    whole, known = quantise(scene.image(view, scene.backdrop)), scene.visible(view)[:, left:]
+    prediction, truth = quantise(rgb)[:, left:], whole[:, left:]
+    judged = torch.where(known[..., None], prediction, truth)
+    row: dict[str, Any] = {
+        "view": scene.view_names[view] if scene.view_names else str(view),
+        "size": f"{whole.shape[1]}x{whole.shape[0]}",
+        "psnr": min(psnr(prediction[known], truth[known]), 100.0),
+        "ssim": ssim(judged, truth),
+    }
+    row |= {name: float(network.distance(judged.to(device), truth.to(device))) for name, network in networks.items()}
+    return row, prediction, judged, truth
 
 
 def _depth_error(method: Method, scene: Scene, view: int, rendering: Rendering) -> dict[str, float]:

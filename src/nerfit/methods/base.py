@@ -253,7 +253,7 @@ class Method(nn.Module, ABC):
         width = cameras.width[view]
         y, x = torch.div(pixels, width, rounding_mode="floor"), pixels % width
         rays = scene.rays(torch.full_like(pixels, view), x, y, cameras, look)
-        return Batch(rays=rays.to(self.device), background=0.0 if scene.background == "black" else 1.0)
+        return Batch(rays=rays.to(self.device), background=scene.backdrop)
 
     @property
     def device(self) -> torch.device:

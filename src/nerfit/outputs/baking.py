@@ -175,7 +175,7 @@ def likeness(method: Method, scene: Scene, baked: Baked, chunk: int, pictures: i
     count = min(pictures, len(views))
     cameras = scene.cameras[[views[i * len(views) // count] for i in range(count)]]
     cameras = cameras.rescale(min(1.0, longest_side / int(torch.maximum(cameras.width, cameras.height).max())))
-    background = 0.0 if scene.background == "black" else 1.0
+    background = scene.backdrop
     return [psnr(draw(baked, cameras, i, background), _own(method, scene, cameras, i, baked.grid, chunk)) for i in range(len(cameras))]
 
 

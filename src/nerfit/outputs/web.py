@@ -71,7 +71,7 @@ def write_web(path: Path, scene: Scene, baked: Baked) -> Path:
         "step": STEP,
         "leastLight": LEAST_LIGHT,
         "ndc": [0, 0] if baked.lens is None else [2 * float(baked.lens[i] / baked.lens[i + 2]) for i in (0, 1)],
-        "background": 0.0 if scene.background == "black" else 1.0,
+        "background": scene.backdrop,
         "target": orbit.target.tolist(),
         "position": orbit.position.tolist(),
         "up": orbit.up.tolist(),

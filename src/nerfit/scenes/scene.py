@@ -115,6 +115,11 @@ class Scene:
         return image if background is None else composite(image, background)
 
     @property
+    def backdrop(self) -> float:
+        """The shade behind everything, 0 (black) or 1 (white); white where training takes random ones."""
+        return 0.0 if self.background == "black" else 1.0
+
+    @property
     def has_alpha(self) -> bool:
         """Whether the images have transparent pixels to be put on a background."""
         return self.pixels is not None and self.pixels.shape[1] == 4 and not self.masked

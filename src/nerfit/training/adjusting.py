@@ -61,7 +61,7 @@ def _grey(scene: Scene, view: int, cameras: Cameras) -> Tensor:
     """A view's grey levels at the cameras' size, NaN where pixels are unknown."""
     size = int(cameras.height[0]), int(cameras.width[0])
     known = scene.visible(view)[None].float()
-    grey = scene.image(view, 0.0 if scene.background == "black" else 1.0).mean(-1)[None] * known
+    grey = scene.image(view, scene.backdrop).mean(-1)[None] * known
     shown, share = (torch.nn.functional.adaptive_avg_pool2d(v, size)[0] for v in (grey, known))
     return torch.where(share > 0.99, shown, torch.nan)
 

@@ -152,5 +152,5 @@ def _variance(scene: Scene) -> float:
     for view in scene.splits["train"]:
         start, size = int(scene.starts[view]), int(scene.cameras.width[view] * scene.cameras.height[view])
         pixels = scene.stored_pixels[start : start + size][:: -(-size // 10_000)].float() / 255
-        seen.append(composite(pixels, 0.0 if scene.background == "black" else 1.0))
+        seen.append(composite(pixels, scene.backdrop))
     return max(float(torch.cat(seen).var(0).mean()), 1e-9)

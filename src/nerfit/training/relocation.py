@@ -103,7 +103,7 @@ def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixel
     width, height = scene.cameras.width[views][owner], scene.cameras.height[views][owner]
     inside = (torch.rand(count * pixels, generator=torch.Generator().manual_seed(seed)) * width * height).long()
     x, y = inside % width, torch.div(inside, width, rounding_mode="floor")
-    background = 0.0 if scene.background == "black" else 1.0
+    background = scene.backdrop
     colors = scene.colors(views[owner], x, y).to(method.device)
     known = colors[:, 3] > 0 if scene.masked else torch.ones_like(colors[:, 0], dtype=torch.bool)
     owner, x, y = (i.to(cameras.c2w.device) for i in (owner, x, y))

@@ -465,7 +465,7 @@ class Trainer:
         pixels = int(camera.width[0] * camera.height[0])
         camera = camera.rescale(min(1.0, (self.settings.log.image_pixels / pixels) ** 0.5))
         width, height = int(camera.width[0]), int(camera.height[0])
-        truth = self.scene.image(view, 0.0 if self.scene.background == "black" else 1.0)
+        truth = self.scene.image(view, self.scene.backdrop)
         truth = torch.nn.functional.adaptive_avg_pool2d(truth.permute(2, 0, 1), (height, width)).permute(1, 2, 0)
         rendering = render_view(self.method, scene, camera, 0, self.state.chunk)
         known = torch.nn.functional.adaptive_avg_pool2d(self.scene.visible(view)[None].float(), (height, width))[0] > 0.99

@@ -95,7 +95,7 @@ class Panel:
 
     def _picture_controls(self) -> None:
         gui = self.client.gui
-        own = 0 if self.scene.background == "black" else 255
+        own = round(255 * self.scene.backdrop)
         with gui.add_folder("Picture"):
             self.quantity = gui.add_dropdown("quantity", QUANTITIES, initial_value="rgb", visible=self.viewer.shows_field)
             self.background = gui.add_rgb("background", (own, own, own))
