@@ -243,6 +243,23 @@ def test_weights_that_are_not_finite_are_never_saved(scene: Scene, tmp_path: Pat
     assert found is not None and found[0].step == 10 and all(bool(t.isfinite().all()) for t in found[1].values())
 
 
+def test_a_checkpoint_holds_what_was_seen_at_its_step(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill right after it was written loses no look at the held-out view."""
+    real = Trainer._save
+
+    def save_and_die(self: Trainer) -> None:
+        real(self)
+        raise KeyboardInterrupt
+
+    log = LogConfig(save_every=5, image_every=5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_save", save_and_die)
+        short(scene, tmp_path / "run", steps=5, log=log).train()
+    short(scene, tmp_path / "whole", steps=5, log=log).train()
+    killed, whole = load_checkpoint(tmp_path / "run" / "checkpoints"), load_checkpoint(tmp_path / "whole" / "checkpoints")
+    assert killed is not None and whole is not None and killed[0].holdout_psnr == whole[0].holdout_psnr is not None
+
+
 # --- Clocks ---------------------------------------------------------------------------------------------------------
 
 

@@ -374,13 +374,14 @@ class Trainer:
         if due(config.print_every) or step == 1:
             values = self._scalars(rendering, batch, losses)
             bar.show(self.progress, self._line(values))
+        if due(config.image_every) and self.log is not None:
+            self._spend()
+            self._look_at_holdout(self.log)  # before the state is saved, which keeps what was seen
+            self.log.histograms(step, self.method)
+            self._lap()
         if due(config.save_every) or 0 < config.save_seconds < self.state.seconds - self._saved:
             self._save()
             self._spend()
-        if due(config.image_every) and self.log is not None:
-            self._look_at_holdout(self.log)
-            self.log.histograms(step, self.method)
-            self._lap()
         for callback in self.callbacks:
             if due(callback.every) and (callback.shared or self.main):
                 callback.run(self)
