@@ -316,6 +316,7 @@ def test_a_hint_is_one_of_the_known(word: str, known: list[str]) -> None:
         (["--scene.alpha", "perhaps"], "perhaps"),
         (["--optim.lr", "nan"], "optim.lr must be a finite number"),
         (["--scene.far", "inf"], "scene.far must be a finite number"),
+        (["--steps", "9" * 400], "steps is too large a number"),
         (["extra"], "'extra' is one value or argument too many"),
         (["--recipe"], "--recipe needs a value"),
     ],
@@ -389,6 +390,7 @@ def test_parents_in_a_circle_end(write: Callable[[str, Any], str]) -> None:
     write("b.yaml", {"parent": "./c.yaml"})
     write("c.yaml", {"parent": "a.yaml"})
     assert "a.yaml is among its own parents" in refusal("--recipe", write("a.yaml", {"parent": "b.yaml"}))
+    assert "no recipe 'a b'" in refusal("--recipe", write("odd.yaml", {"parent": "a\0b"}))
     twins = [write("left.yaml", {"parent": "nerf"}), write("right.yaml", {"parent": "left.yaml"})]
     assert load_recipe(twins[1]).values == load_recipe(twins[0]).values
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -252,9 +253,12 @@ def test_a_search_is_kept_at_even_steps_and_stays_small(start: Callable[..., Tra
     assert (again.steps, again.psnr, again.progress, again.every) == (search.steps, search.psnr, search.progress, search.every)
     assert torch.equal(torch.stack(again.c2w), torch.stack(search.c2w))
     assert PoseSearch.load(tmp_path, 1000).steps == [step for step in search.steps if step <= 1000]
-    (tmp_path / "poses.safetensors").write_bytes(b"x" * 9)
-    with pytest.warns(UserWarning, match="is damaged"):
-        assert not PoseSearch.load(tmp_path, 1000).steps
+    file = tmp_path / "poses.safetensors"
+    scalar = safetensors.torch.load(file.read_bytes()) | {"psnr": torch.tensor(1.0)}
+    for damaged in (b"x" * 9, safetensors.torch.save(scalar, {"every": "5"})):
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="is damaged"):
+            assert not PoseSearch.load(tmp_path, 1000).steps
 
 
 def some_search(scene: Scene, similarity: Tensor, looks: int = 3) -> tuple[PoseSearch, Cameras]:

@@ -58,9 +58,9 @@ def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...
     """
     path = Path(name) if beside is None or Path(name).is_absolute() else beside / name
     shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
-    if path.resolve() in children:
-        raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
     if _exists(path):
+        if path.resolve() in children:
+            raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
         if legacy.is_legacy(path):
             return _translated(path)
         from nerfit.scenes.files import read_text
@@ -303,6 +303,8 @@ def check(config: Any, explicit: set[str]) -> None:
     for key, value in flatten(to_dict(config)).items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ConfigError(f"{key} is too large a number.")
         if not math.isfinite(value):
             raise ConfigError(f"{key} must be a finite number, but is {value}.")
         if value <= 0 and key in _ABOVE_ZERO:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FILE = "poses.safetensors"
 """Where a run folder keeps its search."""
+_NUMBERS = ("steps", "progress", "psnr", "focal")
+"""What is known of each look, beside its poses."""
 MOST, FIRST_EVERY = 200, 5
 """Looks that are kept, and steps between the first of them; beyond that every second one is dropped."""
 SHARE, EARLY, LATE = 0.1, 200, 400
@@ -112,7 +114,7 @@ class PoseSearch:
         if not self.steps:
             return
         looks = {"c2w": torch.stack(self.c2w), "steps": torch.tensor(self.steps)}
-        looks |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("progress", "psnr", "focal")}
+        looks |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in _NUMBERS[1:]}
         with replacing(folder / FILE) as temporary:
             temporary.write_bytes(save(looks, {"every": str(self.every)}))
 
@@ -123,12 +125,15 @@ class PoseSearch:
             with safe_open(folder / FILE, framework="pt") as file:
                 about = file.metadata()
                 looks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            count = len(looks["steps"])
+            if looks["c2w"].shape != (count, looks["c2w"].shape[1], 3, 4) or any(looks[name].shape != (count,) for name in _NUMBERS):
+                raise ValueError("its shapes are wrong")
             kept = int((looks["steps"] <= until).sum())
-            lists = {name: looks[name][:kept].tolist() for name in ("steps", "progress", "psnr", "focal")}
+            lists = {name: looks[name][:kept].tolist() for name in _NUMBERS}
             return cls(int(about["every"]), c2w=list(looks["c2w"][:kept]), **lists)
         except FileNotFoundError:
             return cls()
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
             warnings.warn(f"{folder / FILE} is damaged ({error}): pictures of the search begin here.", stacklevel=2)
             return cls()
 
