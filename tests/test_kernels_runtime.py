@@ -42,6 +42,7 @@ from nerfit.kernels.field import FieldShape, field
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import march, pack_occupancy, visible_samples
+from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 
 
 @pytest.fixture
@@ -154,6 +155,33 @@ def test_products(rows, depth, tiles, gated):
         w, x, g = rounded(w), rounded(x), rounded(g)
     assert_close(y, w.astype(float) @ x, 1e-6)
     assert_close(sums, dw + g.astype(float) @ x.T, 1e-6)
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 5, 3_000_001])
+def test_tensors_in_large_pages_are_as_others(count):
+    tensor = in_large_pages(torch.empty(count)).fill_(3)
+    assert tensor.sum() == 3 * count
+    zeros = zeros_in_large_pages(torch.nn.Parameter(tensor))
+    assert zeros.shape == tensor.shape and not zeros.any() and not zeros.requires_grad
+    assert not zeros_in_large_pages(torch.empty(4, 700_000, dtype=torch.float64)[1:]).any()
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists()
+    or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(),
+    reason="this system has no large pages to give",
+)
+def test_large_pages_are_given():
+    def large() -> int:
+        return next(int(line.split()[1]) for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if "AnonHugePages" in line)
+
+    before = large()
+    kept = zeros_in_large_pages(torch.empty(16_000_000))
+    assert large() - before > 30_000, "kB of 64,000"
+    assert len(kept)
 
 
 # --- Threads --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from nerfit.kernels.field import FieldShape, field, field_density
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.intervals import density_along
+from nerfit.kernels.memory import in_large_pages
 
 
 class HashField(nn.Module):
@@ -17,7 +18,7 @@ class HashField(nn.Module):
     def __init__(self, shape: FieldShape) -> None:
         super().__init__()
         self.shape = shape
-        self.table = nn.Parameter(torch.empty(shape.grid.size).uniform_(-1e-4, 1e-4))
+        self.table = nn.Parameter(in_large_pages(torch.empty(shape.grid.size)).uniform_(-1e-4, 1e-4))
         self.weights = nn.Parameter(torch.cat([w.flatten() for w in _initial(shape)]))
 
     def forward(self, x: Float[Tensor, "n 3"], d: Float[Tensor, "n 3"], half: bool) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
@@ -48,7 +49,7 @@ class HashDensity(nn.Module):
     def __init__(self, grid: GridLayout, width: int = 32) -> None:
         super().__init__()
         self.shape = FieldShape(grid, width)
-        self.table = nn.Parameter(torch.empty(grid.size).uniform_(-1e-4, 1e-4))
+        self.table = nn.Parameter(in_large_pages(torch.empty(grid.size)).uniform_(-1e-4, 1e-4))
         hidden, out = _initial(self.shape)[:2]
         out[1:] = 0
         self.weights = nn.Parameter(torch.cat([hidden.flatten(), out.flatten()]))

@@ -26,6 +26,7 @@ from nerfit.kernels.field import FieldShape, field, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import RESOLUTION, Samples, march, pack_occupancy, visible_samples
+from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.kernels.rendering import render_rays
 from nerfit.kernels.spherical_harmonics import spherical_harmonics
@@ -158,7 +159,8 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 def _matter(shape: FieldShape, random: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
     """Table and weights of a field whose densities lie around DENSITY, varied."""
-    table, weights = 0.1 + 0.02 * random(shape.grid.size), random(shape.size) * math.sqrt(2 / shape.width)
+    drawn, weights = 0.1 + 0.02 * random(shape.grid.size), random(shape.size) * math.sqrt(2 / shape.width)
+    table = in_large_pages(torch.empty_like(drawn)).copy_(drawn)  # as a field's
     hidden, to_code, *_ = shape.split(weights)
     hidden[0], to_code[0] = 1 / (4 * shape.grid.levels), 0.0  # the first hidden channel is the features' mean, about 0.1
     to_code[0, 0] = 10 * math.log(DENSITY)
@@ -182,7 +184,7 @@ def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> It
     t = SPACING * (torch.arange(PER_RAY, device=device) + 0.5)
     x, viewdirs = (surface[:, None] + t[:, None] * d[:, None]).reshape(-1, 3), d.repeat_interleave(PER_RAY, 0)
     table, weights = _matter(shape, random)
-    table.grad = torch.zeros_like(table)
+    table.grad = zeros_in_large_pages(table)
     flops = float(shape.flops() * n)
 
     def no_gradients() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from nerfit.errors import ConfigError
 from nerfit.kernels.adam import FactoredGradient, sparse_adam
+from nerfit.kernels.memory import zeros_in_large_pages
 from nerfit.methods.base import Method
 
 
@@ -133,7 +134,7 @@ class SparseAdam(torch.optim.Optimizer):
                         p.grad = None  # where several were summed: a single one is used as it is
                     p.factored_gradients = []
                 elif p.grad is None:
-                    p.grad = torch.zeros_like(p)
+                    p.grad = zeros_in_large_pages(p)
                 if p.grad is not None and not self.state[p].get("cleared", False):
                     p.grad.zero_()
                 self.state[p]["cleared"] = False
@@ -148,7 +149,7 @@ class SparseAdam(torch.optim.Optimizer):
                     continue
                 state = self.state[p]
                 if "step" not in state:
-                    state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                    state |= {"step": torch.zeros(()), "exp_avg": zeros_in_large_pages(p), "exp_avg_sq": zeros_in_large_pages(p)}
                 state["step"] += 1
                 sparse_adam(
                     p,
@@ -171,7 +172,7 @@ class SparseAdam(torch.optim.Optimizer):
         if len(factored) == 1 and p.grad is None:
             return factored[0]
         if factored and p.grad is None:
-            p.grad = torch.zeros_like(p)
+            p.grad = zeros_in_large_pages(p)
         for piece in factored:
             assert p.grad is not None
             piece.add_to(p.grad)
