@@ -180,7 +180,7 @@ def test_large_pages_are_given():
 
     before = large()
     kept = zeros_in_large_pages(torch.empty(16_000_000))
-    assert large() - before > 30_000, "kB of 64,000"
+    assert large() - before > 30_000  # kB, of 64,000
     assert len(kept)
 
 
