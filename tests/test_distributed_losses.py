@@ -106,7 +106,7 @@ def test_a_host_that_is_cut_off_is_done_without(tmp_path: Path, hosts: tuple[str
         torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "10.99.0.1:29400", "--rdzv-id", "two-hosts"]
         torchrun += ["--rdzv-conf", f"last_call_timeout=10,is_host={int(number == 0)}"]
         torchrun += ["--local-addr", f"10.99.0.{number + 1}", "-m", "nerfit", "train", *WORDS]
-        env = os.environ | {"GLOO_SOCKET_IFNAME": f"cable-{host[-1]}", "NERFIT_PATIENCE": "15"}
+        env = os.environ | {"GLOO_SOCKET_IFNAME": f"cable-{host[-1]}", "NERFIT_PATIENCE": "15", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         with (tmp_path / f"{host}.log").open("w") as log:
             command = ["ip", "netns", "exec", host, *torchrun]
             running.append(subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=subprocess.STDOUT))

@@ -31,6 +31,7 @@ def launch(entry: Callable[[list[str]], int], argv: list[str], count: int, devic
         raise ConfigError(f"--devices {count} is more than this machine's {gpus} GPUs: take fewer, or --device cpu.")
     if not on_gpu:
         os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else new processes may find where those before them listened, and wait there
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
