@@ -236,8 +236,12 @@ def test_an_interrupted_parent_has_its_child_end_first(tmp_path: Path, monkeypat
     )
     fake.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(fake))
-    with locked(tmp_path / "a.txt") as log, pytest.raises(KeyboardInterrupt):
-        run_nerfit(["train"], log, tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without
+    try:
+        with locked(tmp_path / "a.txt") as log, pytest.raises(KeyboardInterrupt):
+            run_nerfit(["train"], log, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").read_text() == "saved\n"
 
 
