@@ -19,7 +19,19 @@ from conftest import assert_close
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.cpu import matmul, runtime, warm
-from nerfit.kernels.cpu.matmul import STRIP, Matrix, Place, begin, end, forward, round16, weight_gradient
+from nerfit.kernels.cpu.matmul import (
+    LANES,
+    Matrix,
+    backward,
+    begin,
+    end,
+    forward,
+    forward_relu,
+    round16,
+    take,
+    take_gradient,
+    weight_gradient,
+)
 from nerfit.kernels.cpu.runtime import kernel, run_parallel
 from nerfit.kernels.cpu.vectors import (
     any_nonzero,
@@ -123,13 +135,30 @@ def test_tiles_turn_and_samples_split_and_join():
 
 
 @kernel
-def _products(tiles, w, x, x_gate, g, g_gate, y, dw, rows, depth):
-    scratch, w16 = np.empty(3 * max(rows, depth) * STRIP, np.float32), np.empty(w.size // 2, np.int32)
+def _products(tiles, w, turned, x, g, gate, eye, y, dw, relu, back, dw_back, rows, depth):
+    """All products of a layer; operands are read by multiplying them with the identity."""
+    channels = max(rows, 32)
+    scratch = np.empty(max(channels, depth) * LANES, np.float32)
+    w16, turned16, eye16 = (np.empty(w.size // 2, np.int32), np.empty(turned.size // 2, np.int32), np.empty(eye.size // 2, np.int32))
     round16(w, w16)
-    at, m = Place(0, STRIP), Matrix(0, rows, depth)
+    round16(turned, turned16)
+    round16(eye, eye16)
+    size = int(np.sqrt(eye.size))
+    inputs, hidden, gates = np.empty(depth * LANES, np.float32), np.empty(size * LANES, np.float32), np.empty(depth * LANES, np.float32)
+    given, gated = np.empty(channels * LANES, np.float32), np.zeros(size * LANES, np.float32)
     begin(tiles)
-    forward(tiles, w, w16, m, x, at, x_gate, at, y, at, scratch)
-    weight_gradient(tiles, g, at, g_gate, at, x, at, x_gate, dw, m, scratch)
+    take(tiles, x, depth, inputs)
+    take(tiles, gate, depth, gates)
+    take_gradient(tiles, g, channels, given)
+    forward(tiles, w, w16, Matrix(0, rows, depth), inputs, y)
+    weight_gradient(tiles, given, inputs, dw, Matrix(0, rows, depth), scratch)
+    if rows == size:
+        forward_relu(tiles, w, w16, Matrix(0, rows, depth), inputs, hidden, scratch)
+        forward(tiles, eye, eye16, Matrix(0, rows, rows), hidden, relu)
+    if depth == size:
+        backward(tiles, turned, turned16, Matrix(0, depth, channels), given, gates, gated, scratch)
+        forward(tiles, eye, eye16, Matrix(0, depth, depth), gated, back)
+        weight_gradient(tiles, gated, inputs, dw_back, Matrix(0, depth, depth), scratch)
     end(tiles)
 
 
@@ -139,22 +168,34 @@ def rounded(a: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("tiles", [False, True])
-@pytest.mark.parametrize("rows, depth", [(16, 32), (32, 32), (16, 128), (64, 32), (96, 64), (128, 128)])
-@pytest.mark.parametrize("gated", [False, True])
-def test_products(rows, depth, tiles, gated):
+@pytest.mark.parametrize("rows, depth", [(16, 32), (32, 32), (16, 128), (64, 32), (96, 64), (64, 96), (128, 128)])
+def test_products(rows, depth, tiles):
     if tiles and not matmul.has_tiles():
         pytest.skip("this processor has no bfloat16 tiles")
     rng = np.random.default_rng(rows + depth)
-    w, x, g, dw = (rng.normal(size=size).astype(np.float32) for size in ((rows, depth), (depth, STRIP), (rows, STRIP), (rows, depth)))
-    y, sums = np.full((rows, STRIP), np.nan, np.float32), dw.copy()
-    x_gate, g_gate = (x.copy(), rng.normal(size=g.shape).astype(np.float32)) if gated else (np.empty(0, np.float32),) * 2
-    _products(tiles, w.ravel(), x.ravel(), x_gate.ravel(), g.ravel(), g_gate.ravel(), y.ravel(), sums.ravel(), rows, depth)
-    if gated:
-        x, g = np.where(x_gate > 0, x, 0), np.where(g_gate > 0, g, 0)
+    size, channels = max(rows, depth), max(rows, 32)
+    sizes = ((rows, depth), (depth, LANES), (channels, LANES), (depth, LANES), (rows, depth), (depth, depth))
+    w, x, g, gate, dw, dw_back = (rng.normal(size=size).astype(np.float32) for size in sizes)
+    g[rows:] = 0
+    turned = np.zeros((depth, channels), np.float32)
+    turned[:, :rows] = w.T
+    y, relu, back = (np.full((n, LANES), np.nan, np.float32) for n in (rows, rows, depth))
+    sums, sums_back = dw.copy(), dw_back.copy()
+    arrays = (w, turned, x, g, gate, np.eye(size, dtype=np.float32), y, sums, relu, back, sums_back)
+    _products(tiles, *(a.reshape(-1) for a in arrays), rows, depth)
     if tiles:
         w, x, g = rounded(w), rounded(x), rounded(g)
-    assert_close(y, w.astype(float) @ x, 1e-6)
-    assert_close(sums, dw + g.astype(float) @ x.T, 1e-6)
+    w, g = w.astype(float), g[:rows].astype(float)
+    assert_close(y, w @ x, 1e-6)
+    assert_close(sums, dw + g @ x.T, 1e-6)
+    rounding = 2**-8 if tiles else 1e-6
+    if rows == size:
+        assert_close(relu, np.maximum(w @ x, 0), rounding)
+        assert np.array_equal(relu == 0, y <= 0)
+    if depth == size:
+        wanted = np.where(gate > 0, w.T @ g, 0)
+        assert_close(back, wanted, rounding)
+        assert_close(sums_back, dw_back + back.astype(float) @ x.T, 1e-6)
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------

@@ -5,16 +5,31 @@ from collections import namedtuple
 import numpy as np
 
 from nerfit.kernels.cpu.hash_grid import CHUNK, encode_blocks, positions
-from nerfit.kernels.cpu.matmul import LANES, STRIP, Matrix, Place, aligned, aligned_zeros, begin, end, forward, round16, weight_gradient
+from nerfit.kernels.cpu.matmul import (
+    LANES,
+    Matrix,
+    aligned,
+    aligned_zeros,
+    backward,
+    begin,
+    end,
+    forward,
+    forward_relu,
+    round16,
+    take,
+    take_gradient,
+    weight_gradient,
+)
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 from nerfit.kernels.cpu.vectors import exp16, load16, minimum, positive_part, splat16, store16
 
-Networks = namedtuple("Networks", "tiles depth width w w16 open hidden code color1 color2 color")
-"""The five matrices (see FieldShape) in ``w``, and the same rounded; ``open`` is no gate."""
-Layers = namedtuple("Layers", "hidden joint color1 color2 color scratch")
-"""What the layers of one block give, and working space; the widest three strip after strip, [LANES/STRIP, width, STRIP]."""
-Gradients = namedtuple("Gradients", "density color joint a b")
-"""Of a block's densities [LANES] and raw colours [32, LANES], and of what a strip's layers give."""
+Networks = namedtuple("Networks", "tiles depth width w w16 hidden code color1 color2 color")
+"""The five matrices (see FieldShape) in ``w``, and the same rounded."""
+Layers = namedtuple("Layers", "joint color inputs hidden inputs2 color1 color2 scratch")
+"""What the layers of one block give: ``joint`` [32, LANES], code and encoded direction; ``color`` [16, LANES], unused from 3 on; the
+five products' operands; and working space."""
+Gradients = namedtuple("Gradients", "density color joint narrow a b")
+"""Of a block's densities [LANES], raw colours and ``joint`` [32, LANES]; and operands."""
 
 
 @part_of_kernel
@@ -26,21 +41,23 @@ def networks(weights, depth, width, tiles):
     color1 = Matrix(code.at + 16 * width, width, 32)
     color2 = Matrix(color1.at + 32 * width, width, width)
     color = Matrix(color2.at + width * width, 16, width)
-    return Networks(tiles, depth, width, weights, w16, np.empty(0, np.float32), hidden, code, color1, color2, color)
+    return Networks(tiles, depth, width, weights, w16, hidden, code, color1, color2, color)
 
 
 @part_of_kernel
 def layers(depth, width):
     """Room for the layers of one block."""
-    hidden, joint = aligned(width * LANES), aligned(32 * LANES)
-    color1, color2, color = aligned(width * LANES), aligned(width * LANES), aligned(16 * LANES)
-    return Layers(hidden, joint, color1, color2, color, aligned(3 * max(depth, width) * STRIP))
+    joint, color = aligned(32 * LANES), aligned(16 * LANES)
+    inputs, hidden, inputs2 = aligned(depth * LANES), aligned(width * LANES), aligned(32 * LANES)
+    color1, color2 = aligned(width * LANES), aligned(width * LANES)
+    return Layers(joint, color, inputs, hidden, inputs2, color1, color2, aligned(max(depth, width) * LANES))
 
 
 @part_of_kernel
 def gradients(width):
     """Room for the gradients of one block."""
-    return Gradients(aligned_zeros(LANES), aligned_zeros(32 * LANES), aligned(32 * STRIP), aligned(width * STRIP), aligned(width * STRIP))
+    a, b = aligned(width * LANES), aligned(width * LANES)
+    return Gradients(aligned_zeros(LANES), aligned_zeros(32 * LANES), aligned_zeros(32 * LANES), aligned(32 * LANES), a, b)
 
 
 @inlined
@@ -102,11 +119,11 @@ def density_of_raw(raw, at, out, to):
 
 
 @inlined
-def code_of_strip(net, features, hidden, hidden_at, codes, strip, scratch):
-    """Density network at a strip of a block: features [depth, LANES] to codes [16, LANES] by way of hidden [width, STRIP]."""
-    here, inner = Place(strip, LANES), Place(hidden_at, STRIP)
-    forward(net.tiles, net.w, net.w16, net.hidden, features, here, net.open, here, hidden, inner, scratch)
-    forward(net.tiles, net.w, net.w16, net.code, hidden, inner, hidden, inner, codes, here, scratch)
+def code_of_block(net, features, a, codes):
+    """Density network at one block: features [depth, LANES] to codes [16, LANES]."""
+    take(net.tiles, features, net.depth, a.inputs)
+    forward_relu(net.tiles, net.w, net.w16, net.hidden, a.inputs, a.hidden, a.scratch)
+    forward(net.tiles, net.w, net.w16, net.code, a.hidden, codes)
 
 
 @part_of_kernel
@@ -114,9 +131,7 @@ def codes_of_blocks(rows, blocks, table, resolutions, offsets, entries, net, fea
     """Grid and density network at ``rows`` ([blocks, 3, LANES], flat): features [blocks, depth, LANES], codes [blocks, 16, LANES]."""
     encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, net.depth)
     for block in range(blocks):
-        f, code = features[block * net.depth * LANES :], codes[16 * LANES * block :]
-        for strip in range(0, LANES, STRIP):
-            code_of_strip(net, f, a.hidden, 0, code, strip, a.scratch)
+        code_of_block(net, features[block * net.depth * LANES :], a, codes[16 * LANES * block :])
 
 
 @kernel
@@ -137,14 +152,6 @@ def density(part, parts, x, table, resolutions, offsets, entries, weights, depth
     end(tiles)
 
 
-@inlined
-def _color_of_strip(net, a, strip):
-    here, inner = Place(strip, LANES), Place(strip * net.width, STRIP)
-    forward(net.tiles, net.w, net.w16, net.color1, a.joint, here, net.open, here, a.color1, inner, a.scratch)
-    forward(net.tiles, net.w, net.w16, net.color2, a.color1, inner, a.color1, inner, a.color2, inner, a.scratch)
-    forward(net.tiles, net.w, net.w16, net.color, a.color2, inner, a.color2, inner, a.color, here, a.scratch)
-
-
 @part_of_kernel
 def _squash(color):
     """The sigmoid of a block's three raw colours."""
@@ -156,18 +163,18 @@ def _squash(color):
 @part_of_kernel
 def color_of_block(net, a):
     """The colour network of one block; ``a.joint`` [32, LANES] holds the code and the encoded direction."""
-    for strip in range(0, LANES, STRIP):
-        _color_of_strip(net, a, strip)
+    take(net.tiles, a.joint, 32, a.inputs2)
+    forward_relu(net.tiles, net.w, net.w16, net.color1, a.inputs2, a.color1, a.scratch)
+    forward_relu(net.tiles, net.w, net.w16, net.color2, a.color1, a.color2, a.scratch)
+    forward(net.tiles, net.w, net.w16, net.color, a.color2, a.color)
     _squash(a.color)
 
 
 @part_of_kernel
 def all_layers(net, features, a):
     """All layers of one block; ``a.joint`` comes with the encoded direction in its last 16 rows."""
-    for strip in range(0, LANES, STRIP):
-        code_of_strip(net, features, a.hidden, strip * net.width, a.joint, strip, a.scratch)
-        _color_of_strip(net, a, strip)
-    _squash(a.color)
+    code_of_block(net, features, a, a.joint)
+    color_of_block(net, a)
 
 
 @kernel
@@ -209,7 +216,7 @@ def _turn(w, m, out, at):
 def transposes(net):
     """The transposed matrices, for gradients of layers' inputs, as `Networks`; of a density network alone, where there is no other."""
     late, colors = 16 * net.width, net.w.size > net.color1.at
-    w = aligned_zeros(net.color.at + 3 * late if colors else net.color1.at + late)
+    w = aligned_zeros(net.w.size + (2 * late if colors else late))
     hidden, code = _turn(net.w, net.hidden, w, 0), _turn(net.w, net.code, w, net.code.at)
     color1, color2, color = net.color1, net.color2, net.color
     if colors:
@@ -217,27 +224,7 @@ def transposes(net):
         color = _turn(net.w, color, w, color.at + late)
     w16 = aligned(w.size // 2).view(np.int32)
     round16(w, w16)
-    return Networks(net.tiles, net.depth, net.width, w, w16, net.open, hidden, code, color1, color2, color)
-
-
-@part_of_kernel
-def collect(net, turned, sums, out):
-    """out [weights] of their gradients' sums, in which the two matrices of 16 rows are turned and 32 wide (as in ``turned``).
-
-    The fewer rows an operand has, the less it costs to turn it.
-    """
-    out[: net.code.at] = sums[: net.code.at]
-    _collect_turned(sums, turned.code, out, net.code)
-    if out.size > net.color1.at:
-        out[net.color1.at : net.color.at] = sums[turned.color1.at : turned.color.at]
-        _collect_turned(sums, turned.color, out, net.color)
-
-
-@part_of_kernel
-def _collect_turned(sums, turned, out, m):
-    for j in range(m.rows):
-        for k in range(m.depth):
-            out[m.at + j * m.depth + k] = sums[turned.at + turned.depth * k + j]
+    return Networks(net.tiles, net.depth, net.width, w, w16, hidden, code, color1, color2, color)
 
 
 @inlined
@@ -247,35 +234,34 @@ def slope16(raw):
 
 
 @inlined
-def back_through_code(net, turned, features, hidden, hidden_at, g_code, g_code_at, g_hidden, sums, strip, scratch):
-    """Turn a strip's ``features`` into their gradients, given those of its codes ([32, STRIP], the upper half zero)."""
-    tiles, open, here, inner, own = net.tiles, net.open, Place(strip, LANES), Place(hidden_at, STRIP), Place(0, STRIP)
-    weight_gradient(tiles, hidden, inner, hidden, inner, g_code, g_code_at, open, sums, turned.code, scratch)
-    forward(tiles, turned.w, turned.w16, turned.code, g_code, g_code_at, open, own, g_hidden, own, scratch)
-    weight_gradient(tiles, g_hidden, own, hidden, inner, features, here, open, sums, net.hidden, scratch)
-    forward(tiles, turned.w, turned.w16, turned.hidden, g_hidden, own, hidden, inner, features, here, scratch)
+def back_through_code(net, turned, features, a, g, sums):
+    """Turn a block's ``features`` into their gradients, given those of its codes in ``g.joint``, after `code_of_block`."""
+    tiles = net.tiles
+    take_gradient(tiles, g.joint, 32, g.narrow)
+    weight_gradient(tiles, g.narrow, a.hidden, sums, net.code, a.scratch)
+    backward(tiles, turned.w, turned.w16, turned.code, g.narrow, a.hidden, g.a, a.scratch)
+    weight_gradient(tiles, g.a, a.inputs, sums, net.hidden, a.scratch)
+    forward(tiles, turned.w, turned.w16, turned.hidden, g.a, features)
 
 
 @part_of_kernel
 def back_through_layers(net, turned, features, a, g, sums):
-    """Turn a block's ``features`` into their gradients and add the weights' gradients to ``sums``, after `all_layers`; see `collect`.
+    """Turn a block's ``features`` into their gradients and add the weights' gradients to ``sums``, after `all_layers`.
 
     ``g.color`` is the gradient of the raw colours (rows from 3 on zero), ``g.density`` that of the densities.
     """
-    tiles, open, w, w16, width = net.tiles, net.open, turned.w, turned.w16, net.width
-    color2_at, color1_at = Matrix(turned.color2.at, width, width), Matrix(turned.color1.at, width, 32)
-    for strip in range(0, LANES, STRIP):
-        here, inner, own = Place(strip, LANES), Place(strip * width, STRIP), Place(0, STRIP)
-        weight_gradient(tiles, a.color2, inner, a.color2, inner, g.color, here, open, sums, turned.color, a.scratch)
-        forward(tiles, w, w16, turned.color, g.color, here, open, here, g.a, own, a.scratch)
-        weight_gradient(tiles, g.a, own, a.color2, inner, a.color1, inner, a.color1, sums, color2_at, a.scratch)
-        forward(tiles, w, w16, turned.color2, g.a, own, a.color2, inner, g.b, own, a.scratch)
-        weight_gradient(tiles, g.b, own, a.color1, inner, a.joint, here, open, sums, color1_at, a.scratch)
-        forward(tiles, w, w16, turned.color1, g.b, own, a.color1, inner, g.joint, own, a.scratch)
-        for i in range(0, STRIP, 16):
-            store16(g.joint, i, load16(g.joint, i) + load16(g.density, strip + i) * slope16(load16(a.joint, strip + i)))
-        g.joint[16 * STRIP :] = np.float32(0)
-        back_through_code(net, turned, features, a.hidden, strip * width, g.joint, own, g.a, sums, strip, a.scratch)
+    tiles, w, w16 = net.tiles, turned.w, turned.w16
+    take_gradient(tiles, g.color, 32, g.narrow)
+    weight_gradient(tiles, g.narrow, a.color2, sums, net.color, a.scratch)
+    backward(tiles, w, w16, turned.color, g.narrow, a.color2, g.a, a.scratch)
+    weight_gradient(tiles, g.a, a.color1, sums, net.color2, a.scratch)
+    backward(tiles, w, w16, turned.color2, g.a, a.color1, g.b, a.scratch)
+    weight_gradient(tiles, g.b, a.inputs2, sums, net.color1, a.scratch)
+    forward(tiles, w, w16, turned.color1, g.b, g.joint)
+    for i in range(0, LANES, 16):
+        store16(g.joint, i, load16(g.joint, i) + load16(g.density, i) * slope16(load16(a.joint, i)))
+    g.joint[16 * LANES :] = np.float32(0)
+    back_through_code(net, turned, features, a, g, sums)
 
 
 @kernel
@@ -289,7 +275,7 @@ def field_backward(part, parts, d, features, weights, depth, width, tiles, densi
     direction = aligned(3 * LANES)
     net, a, g = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
     turned = transposes(net)
-    sums = aligned_zeros(turned.w.size)
+    color, g_density, g_color, sums = a.color, g.density, g.color, aligned_zeros(weights.size)
     begin(tiles)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
@@ -298,10 +284,10 @@ def field_backward(part, parts, d, features, weights, depth, width, tiles, densi
         all_layers(net, f, a)
         for i in range(LANES):
             s, there = block * LANES + i, block * LANES + i < n
-            g.density[i] = density_gradient[s] if there else np.float32(0)
+            g_density[i] = density_gradient[s] if there else np.float32(0)
             for c in range(3):
-                v = a.color[c * LANES + i]
-                g.color[c * LANES + i] = rgb_gradient[s, c] * v * (1 - v) if there else np.float32(0)
+                v = color[c * LANES + i]
+                g_color[c * LANES + i] = rgb_gradient[s, c] * v * (1 - v) if there else np.float32(0)
         back_through_layers(net, turned, f, a, g, sums)
     end(tiles)
-    collect(net, turned, sums, weight_sums[part])
+    weight_sums[part, :] = sums

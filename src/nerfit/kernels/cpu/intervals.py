@@ -4,9 +4,8 @@ import numpy as np
 
 from nerfit.kernels.cpu.field import (
     back_through_code,
-    code_of_strip,
+    code_of_block,
     codes_of_blocks,
-    collect,
     density16,
     density_of_raw,
     gradients,
@@ -16,7 +15,7 @@ from nerfit.kernels.cpu.field import (
     transposes,
 )
 from nerfit.kernels.cpu.hash_grid import CHUNK
-from nerfit.kernels.cpu.matmul import LANES, STRIP, Place, aligned, aligned_zeros, begin, end
+from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end
 from nerfit.kernels.cpu.rendering import POOL, WAVE, blank_lanes, copy_lanes, look_along, paint
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import contraction
@@ -75,17 +74,16 @@ def density_along_backward(part, parts, features, weights, depth, width, tiles, 
     blocks = gradient.size // LANES
     net, a, g = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
     turned = transposes(net)
-    sums = aligned_zeros(turned.w.size)
+    sums = aligned_zeros(weights.size)
     begin(tiles)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
-        for strip in range(0, LANES, STRIP):
-            code_of_strip(net, f, a.hidden, 0, a.joint, strip, a.scratch)
-            for i in range(strip, strip + STRIP, 16):
-                store16(g.color, i, load16(gradient, block * LANES + i) * slope16(load16(a.joint, i)))
-            back_through_code(net, turned, f, a.hidden, 0, g.color, Place(strip, LANES), g.a, sums, strip, a.scratch)
+        code_of_block(net, f, a, a.joint)
+        for i in range(0, LANES, 16):
+            store16(g.joint, i, load16(gradient, block * LANES + i) * slope16(load16(a.joint, i)))
+        back_through_code(net, turned, f, a, g, sums)
     end(tiles)
-    collect(net, turned, sums, weight_sums[part])
+    weight_sums[part, :] = sums
 
 
 @kernel

@@ -1,9 +1,12 @@
-"""Matrix products of the fused field, on strips of ``STRIP`` samples stored channel-major ([channel, lane]).
+"""Matrix products of the fused field, on blocks of ``LANES`` samples.
 
-Two sets of the same two functions: float32 with vectors of 16 lanes, and bfloat16 with float32 sums on the tile unit
-(Intel AMX). Both take and give float32; the second rounds its inputs on the way into the tiles. An input may come with a gate of
-its size: it then counts as 0 where the gate is not positive. One that is its own gate goes through a ReLU, and what it
-holds itself afterwards is either.
+Two sets of the same functions: float32 with vectors of 16 lanes, and bfloat16 with float32 sums on the tile unit (Intel AMX).
+A product takes an *operand*, a block's channels in a form of its own, and gives float32, channel-major ([channel, lane]), or the
+next product's operand, rounded while it is at hand. An operand has room for channels · LANES float32 and holds
+
+- in float32, the channels as they are;
+- on tiles, two bfloat16 per word: for every 16 lanes a column [channels/2, 16] of channels 16 apart. An operand of gradients has a
+  second half, for products over lanes: for every 32 lanes a column [channels, 16] of lanes 16 apart.
 """
 
 import ctypes
@@ -18,17 +21,27 @@ from llvmlite import ir
 from numba import types
 
 from nerfit.kernels.cpu.runtime import inlined, intrinsic, part_of_kernel
-from nerfit.kernels.cpu.vectors import _call, _index, _pointer, fma, i32x16, load16, positive_part, splat16, store16, transpose16
+from nerfit.kernels.cpu.vectors import (
+    _call,
+    _index,
+    _pointer,
+    _rows,
+    _transposed,
+    f32x16,
+    fma,
+    i32x16,
+    load16,
+    positive_part,
+    splat16,
+    store16,
+    transpose16,
+)
 
 LANES = 128
-"""Samples of a block."""
-STRIP = 64
-"""Samples of a block that go through all layers together: what is between two layers then stays in the first-level cache."""
+"""Samples of a block: they go through all layers together."""
 
 Matrix = namedtuple("Matrix", "at rows depth")
 """Where in an array a matrix begins, and its size; rows are a multiple of 16, depth of 32."""
-Place = namedtuple("Place", "at stride")
-"""Where in an array a strip's channels are: channel k from at + k * stride on."""
 # (Tuples hold numbers alone: to take an array out of one costs two atomic operations, as much as a small product.)
 
 
@@ -98,31 +111,30 @@ def _product(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, rows, dept
 
 
 @part_of_kernel
-def _close(x, x_at, gate, gate_at, channels):
-    """x where its gate is positive, else 0."""
-    for k in range(channels):
-        for i in range(0, STRIP, 16):
-            at = x_at.at + k * x_at.stride + i
-            store16(x, at, positive_part(load16(x, at), load16(gate, gate_at.at + k * gate_at.stride + i)))
+def _take32(x, channels, out):
+    for i in range(0, channels * LANES, 16):
+        store16(out, i, load16(x, i))
 
 
 @part_of_kernel
-def _forward32(w, m, x, x_at, gate, gate_at, y, y_at):
-    if gate.size:
-        _close(x, x_at, gate, gate_at, m.depth)
-    _product(w, m.at, m.depth, x, x_at.at, x_at.stride, y, y_at.at, y_at.stride, m.rows, m.depth, STRIP, False)
+def _forward32(w, m, x, y):
+    _product(w, m.at, m.depth, x, 0, LANES, y, 0, LANES, m.rows, m.depth, LANES, False)
 
 
 @part_of_kernel
-def _weight_gradient32(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
-    if g_gate.size:
-        _close(g, g_at, g_gate, g_gate_at, m.rows)
-    if x_gate.size:
-        _close(x, x_at, x_gate, x_at, m.depth)
+def _gated32(w, m, x, gate, y):
+    """y = w x where the gate is positive, else 0."""
+    _forward32(w, m, x, y)
+    for i in range(0, m.rows * LANES, 16):
+        store16(y, i, positive_part(load16(y, i), load16(gate, i)))
+
+
+@part_of_kernel
+def _weight_gradient32(g, x, dw, m, scratch):
     for k in range(0, m.depth, 16):
-        for i in range(0, STRIP, 16):
-            transpose16(x, x_at.at + k * x_at.stride + i, x_at.stride, scratch, i * m.depth + k, m.depth)
-    _product(g, g_at.at, g_at.stride, scratch, 0, m.depth, dw, m.at, m.depth, m.rows, STRIP, m.depth, True)
+        for i in range(0, LANES, 16):
+            transpose16(x, k * LANES + i, LANES, scratch, i * m.depth + k, m.depth)
+    _product(g, 0, LANES, scratch, 0, m.depth, dw, m.at, m.depth, m.rows, LANES, m.depth, True)
 
 
 @cache
@@ -202,20 +214,67 @@ def _tile_release(typingctx: Any) -> Any:
     return types.void(), emit
 
 
+def _bits(value: int) -> Any:
+    return ir.Constant(i32x16.llvm, [value] * 16)
+
+
 @intrinsic
-def _store_halves(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> Any:
-    """Store 2 x 16 float32 as 32 neighbouring bfloat16 at ``index`` (in int32 elements of ``array``)."""
-    words = ir.VectorType(ir.IntType(16), 32)
+def _store_pair(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> Any:
+    """Store 2 x 16 float32 as 16 words of two bfloat16 at ``index``."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        nearest = ir.Constant(i32x16.llvm, [0x8000] * 16)
-        bits = [builder.bitcast(builder.add(builder.bitcast(a, i32x16.llvm), nearest), words) for a in args[2:]]
-        upper = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(1, 64, 2)))
-        short = builder.shuffle_vector(*bits, upper)
-        builder.store(short, _pointer(context, builder, array, args[0], _index(builder, index, args[1]), words), align=4)
+        rounded = [builder.add(builder.bitcast(a, i32x16.llvm), _bits(0x8000)) for a in args[2:]]
+        both = builder.or_(builder.lshr(rounded[0], _bits(16)), builder.and_(rounded[1], _bits(0xFFFF0000)))
+        builder.store(both, _pointer(context, builder, array, args[0], _index(builder, index, args[1]), i32x16.llvm), align=4)
         return context.get_dummy_value()
 
     return types.void(array, index, low, high), emit
+
+
+def _load_half(high: bool) -> Any:
+    @intrinsic
+    def load(typingctx: Any, array: Any, index: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            words = builder.load(_pointer(context, builder, array, args[0], _index(builder, index, args[1]), i32x16.llvm), align=4)
+            bits = builder.and_(words, _bits(0xFFFF0000)) if high else builder.shl(words, _bits(16))
+            return builder.bitcast(bits, f32x16.llvm)
+
+        return f32x16(array, index), emit
+
+    return load
+
+
+_load_low, _load_high = _load_half(False), _load_half(True)
+"""One of the two numbers in each of 16 words at ``index``, as float32."""
+
+
+def _turn_half(high: bool) -> Any:
+    @intrinsic
+    def turn(typingctx: Any, x: Any, left: Any, right: Any, out: Any, to: Any) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            def columns(at: int) -> list[Any]:
+                kinds = (x, sig.args[at], types.intp)
+                starts = _rows(context, builder, kinds, (args[0], args[at], ir.Constant(_I64, 16)), 0, 16)
+                return [builder.load(builder.bitcast(p, i32x16.llvm.as_pointer()), align=4) for p in starts]
+
+            def pair(a: Any, b: Any) -> Any:
+                low = builder.lshr(a, _bits(16)) if high else builder.and_(a, _bits(0xFFFF))
+                return builder.or_(low, builder.and_(b, _bits(0xFFFF0000)) if high else builder.shl(b, _bits(16)))
+
+            turned = _transposed(builder, [pair(a, b) for a, b in zip(columns(1), columns(2), strict=True)])
+            ends = _rows(context, builder, (out, to, types.intp), (args[3], args[4], ir.Constant(_I64, 16)), 0, 16)
+            for row, p in zip(turned, ends, strict=True):
+                builder.store(row, builder.bitcast(p, i32x16.llvm.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(x, left, right, out, to), emit
+
+    return turn
+
+
+_turn_low, _turn_high = _turn_half(False), _turn_half(True)
+"""16 channels of an operand, the first or the second of each word, at 16 lanes from x[left] on and the next 16 from x[right] on,
+as [16, 16] words of lanes 16 apart, channels along a row, at out[to]."""
 
 
 _CONFIG = np.zeros(64, np.uint8)
@@ -226,20 +285,49 @@ _CONFIG[48:56] = 16  # rows
 
 @part_of_kernel
 def round16(w, out):
-    """float32 numbers (a multiple of 32) as bfloat16, two per int32."""
+    """float32 numbers (a multiple of 32) as bfloat16, those 16 apart in one word."""
     for i in range(0, w.size, 32):
-        _store_halves(out, i // 2, load16(w, i), load16(w, i + 16))
+        _store_pair(out, i // 2, load16(w, i), load16(w, i + 16))
+
+
+@inlined
+def _dots(a, a_at, a_row, a_column, x, column, depth):
+    """Tiles 0 1 | 2 3 += 32 rows of a times 32 columns of x, [depth/2, 16] each 16 of them, all words.
+
+    Of a, rows begin ``a_row`` apart, and columns of 16 ``a_column`` apart.
+    """
+    left, right = column * depth // 2, (column + 16) * depth // 2
+    for k in range(depth // 32):
+        _tile_load(4, a, a_at + k * a_column, 4 * a_row)
+        _tile_load(5, a, a_at + 16 * a_row + k * a_column, 4 * a_row)
+        _tile_load(6, x, left + 256 * k, 64)
+        _tile_load(7, x, right + 256 * k, 64)
+        _tile_dot(0, 4, 6)
+        _tile_dot(1, 4, 7)
+        _tile_dot(2, 5, 6)
+        _tile_dot(3, 5, 7)
+
+
+@inlined
+def _zero_tiles():
+    _tile_zero(0)
+    _tile_zero(1)
+    _tile_zero(2)
+    _tile_zero(3)
+
+
+@inlined
+def _store_tiles(y, at, stride):
+    _tile_store(0, y, at, 4 * stride)
+    _tile_store(1, y, at + 16, 4 * stride)
+    _tile_store(2, y, at + 16 * stride, 4 * stride)
+    _tile_store(3, y, at + 16 * stride + 16, 4 * stride)
 
 
 @part_of_kernel
-def _tiles(a, a_at, a_row, a_column, x, x_at, y, y_at, y_stride, rows, depth, columns, accumulate):
-    """y [rows, columns] = (y +) a [rows, depth] x [depth, columns], a and x two per int32 (x: of two rows); columns a multiple of 32.
-
-    Both consist of columns of 16 int32: those of x are [depth/2, 16], one after another; those of a begin ``a_column`` apart, rows
-    ``a_row``.
-    """
+def _tiles(a, a_at, a_row, a_column, x, y, y_at, y_stride, rows, depth, columns, accumulate):
+    """y [rows, columns] = (y +) a [rows, depth] x [depth, columns] in float32, a and x as `_dots` takes them; columns a multiple of 32."""
     for i in range(0, columns, 32):
-        left, right = x_at + i * depth // 2, x_at + (i + 16) * depth // 2
         j = 0
         while j + 32 <= rows:
             at = y_at + j * y_stride + i
@@ -249,26 +337,12 @@ def _tiles(a, a_at, a_row, a_column, x, x_at, y, y_at, y_stride, rows, depth, co
                 _tile_load(2, y, at + 16 * y_stride, 4 * y_stride)
                 _tile_load(3, y, at + 16 * y_stride + 16, 4 * y_stride)
             else:
-                _tile_zero(0)
-                _tile_zero(1)
-                _tile_zero(2)
-                _tile_zero(3)
-            for k in range(depth // 32):
-                _tile_load(4, a, a_at + j * a_row + k * a_column, 4 * a_row)
-                _tile_load(5, a, a_at + (j + 16) * a_row + k * a_column, 4 * a_row)
-                _tile_load(6, x, left + 256 * k, 64)
-                _tile_load(7, x, right + 256 * k, 64)
-                _tile_dot(0, 4, 6)
-                _tile_dot(1, 4, 7)
-                _tile_dot(2, 5, 6)
-                _tile_dot(3, 5, 7)
-            _tile_store(0, y, at, 4 * y_stride)
-            _tile_store(1, y, at + 16, 4 * y_stride)
-            _tile_store(2, y, at + 16 * y_stride, 4 * y_stride)
-            _tile_store(3, y, at + 16 * y_stride + 16, 4 * y_stride)
+                _zero_tiles()
+            _dots(a, a_at + j * a_row, a_row, a_column, x, i, depth)
+            _store_tiles(y, at, y_stride)
             j += 32
         if j < rows:
-            at = y_at + j * y_stride + i
+            at, left, right = y_at + j * y_stride + i, i * depth // 2, (i + 16) * depth // 2
             if accumulate:
                 _tile_load(0, y, at, 4 * y_stride)
                 _tile_load(1, y, at + 16, 4 * y_stride)
@@ -285,84 +359,67 @@ def _tiles(a, a_at, a_row, a_column, x, x_at, y, y_at, y_stride, rows, depth, co
             _tile_store(1, y, at + 16, 4 * y_stride)
 
 
-@intrinsic
-def _store_pair(typingctx: Any, array: Any, index: Any, low: Any, high: Any) -> Any:
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        def constant(value: int) -> Any:
-            return ir.Constant(i32x16.llvm, [value] * 16)
-
-        bits = [builder.add(builder.bitcast(a, i32x16.llvm), constant(0x8000)) for a in args[2:]]
-        both = builder.or_(builder.lshr(bits[0], constant(16)), builder.and_(bits[1], constant(0xFFFF0000)))
-        builder.store(both, _pointer(context, builder, array, args[0], _index(builder, index, args[1]), i32x16.llvm), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, index, low, high), emit
+@part_of_kernel
+def _take16(x, channels, out):
+    for i in range(0, LANES, 16):
+        for k in range(0, channels, 32):
+            for r in range(16):
+                low, high = load16(x, (k + r) * LANES + i), load16(x, (k + r + 16) * LANES + i)
+                _store_pair(out, (i * channels + 16 * k) // 2 + 16 * r, low, high)
 
 
 @part_of_kernel
-def _pair(x, at, stride, channels, out):
-    """x rounded, two channels per int32, as columns [channels/2, 16] one after another."""
-    for k in range(channels // 2):
-        for i in range(0, STRIP, 16):
-            from_ = at + 2 * k * stride + i
-            _store_pair(out, i * channels // 2 + 16 * k, load16(x, from_), load16(x, from_ + stride))
+def _take_lanes16(x, channels, out):
+    """The second half of an operand of gradients."""
+    for i in range(0, LANES, 32):
+        for k in range(channels):
+            _store_pair(out, (LANES + i) * channels // 2 + 16 * k, load16(x, k * LANES + i), load16(x, k * LANES + i + 16))
 
 
 @part_of_kernel
-def _pair_gated(x, at, stride, gate, gate_at, gate_stride, channels, out):
-    for k in range(channels // 2):
-        for i in range(0, STRIP, 16):
-            from_, open = at + 2 * k * stride + i, gate_at + 2 * k * gate_stride + i
-            low = positive_part(load16(x, from_), load16(gate, open))
-            high = positive_part(load16(x, from_ + stride), load16(gate, open + gate_stride))
-            _store_pair(out, i * channels // 2 + 16 * k, low, high)
+def _forward_relu16(w16, m, x, y, scratch):
+    for i in range(0, LANES, 32):
+        for j in range(0, m.rows, 32):
+            _zero_tiles()
+            _dots(w16, (m.at + j * m.depth) // 2, m.depth // 2, 16, x, i, m.depth)
+            _store_tiles(scratch, 0, 32)
+            to = (i * m.rows + 16 * j) // 2
+            for r in range(16):
+                for half in range(2):
+                    low, high = load16(scratch, 32 * r + 16 * half), load16(scratch, 32 * (r + 16) + 16 * half)
+                    _store_pair(y, to + 8 * half * m.rows + 16 * r, positive_part(low, low), positive_part(high, high))
 
 
 @part_of_kernel
-def _halve(x, at, stride, channels, out, to):
-    """x rounded, two lanes per int32, as columns [channels, 16] one after another from out[to] on."""
-    for k in range(channels):
-        for i in range(0, STRIP, 32):
-            from_ = at + k * stride + i
-            _store_halves(out, to + i // 2 * channels + 16 * k, load16(x, from_), load16(x, from_ + 16))
+def _backward16(w16, m, g, gate, y, scratch):
+    for i in range(0, LANES, 32):
+        for j in range(0, m.rows, 32):
+            _zero_tiles()
+            _dots(w16, (m.at + j * m.depth) // 2, m.depth // 2, 16, g, i, m.depth)
+            _store_tiles(scratch, 0, 32)
+            lanes = (LANES + i) * m.rows // 2 + 16 * j
+            for r in range(16):
+                at = (i * m.rows + 16 * j) // 2 + 16 * r
+                beside = at + 8 * m.rows
+                a, b = load16(scratch, 32 * r), load16(scratch, 32 * r + 16)
+                c, d = load16(scratch, 32 * (r + 16)), load16(scratch, 32 * (r + 16) + 16)
+                a, c = positive_part(a, _load_low(gate, at)), positive_part(c, _load_high(gate, at))
+                b, d = positive_part(b, _load_low(gate, beside)), positive_part(d, _load_high(gate, beside))
+                _store_pair(y, at, a, c)
+                _store_pair(y, beside, b, d)
+                _store_pair(y, lanes + 16 * r, a, b)
+                _store_pair(y, lanes + 16 * (r + 16), c, d)
 
 
 @part_of_kernel
-def _halve_gated(x, at, stride, gate, gate_at, gate_stride, channels, out, to):
-    for k in range(channels):
-        for i in range(0, STRIP, 32):
-            from_, open = at + k * stride + i, gate_at + k * gate_stride + i
-            low = positive_part(load16(x, from_), load16(gate, open))
-            high = positive_part(load16(x, from_ + 16), load16(gate, open + 16))
-            _store_halves(out, to + i // 2 * channels + 16 * k, low, high)
-
-
-@inlined
-def _forward16(w16, m, x, x_at, gate, gate_at, y, y_at, scratch):
-    pairs = scratch.view(np.int32)
-    if gate.size:
-        _pair_gated(x, x_at.at, x_at.stride, gate, gate_at.at, gate_at.stride, m.depth, pairs)
-    else:
-        _pair(x, x_at.at, x_at.stride, m.depth, pairs)
-    _tiles(w16, m.at // 2, m.depth // 2, 16, pairs, 0, y, y_at.at, y_at.stride, m.rows, m.depth, STRIP, False)
-
-
-@inlined
-def _weight_gradient16(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
-    room, half = scratch.view(np.int32), STRIP // 2
-    turned, g16 = m.depth * half, 2 * m.depth * half
-    if x_gate.size:
-        _halve_gated(x, x_at.at, x_at.stride, x_gate, x_at.at, x_at.stride, m.depth, room, 0)
-    else:
-        _halve(x, x_at.at, x_at.stride, m.depth, room, 0)
-    for k in range(0, m.depth, 16):
-        for i in range(0, half, 16):
-            transpose16(room, i * m.depth + 16 * k, 16, room, turned + k * half + 16 * i, 16)
-    if g_gate.size:
-        _halve_gated(g, g_at.at, g_at.stride, g_gate, g_gate_at.at, g_gate_at.stride, m.rows, room, g16)
-    else:
-        _halve(g, g_at.at, g_at.stride, m.rows, room, g16)
-    _tiles(room, g16, 16, 16 * m.rows, room, turned, dw, m.at, m.depth, m.rows, STRIP, m.depth, True)
+def _weight_gradient16(g, x, dw, m, scratch):
+    channels = max(m.rows, 32)
+    for i in range(0, LANES, 32):
+        for k in range(0, m.depth, 32):
+            left, right = (i * m.depth + 16 * k) // 2, ((i + 16) * m.depth + 16 * k) // 2
+            _turn_low(x, left, right, scratch, (k * LANES + 16 * i) // 2)
+            _turn_high(x, left, right, scratch, ((k + 16) * LANES + 16 * i) // 2)
+    _tiles(g, channels * LANES // 2, 16, 16 * channels, scratch, dw, m.at, m.depth, m.rows, LANES, m.depth, True)
 
 
 if has_tiles():
@@ -380,23 +437,54 @@ if has_tiles():
             _tile_release()
 
     @inlined
-    def forward(tiles, w, w16, m, x, x_at, gate, gate_at, y, y_at, scratch):
-        """y [rows, STRIP] = w x of matrix ``m``; ``w16`` is w after `round16`, ``scratch`` as for `weight_gradient`."""
+    def take(tiles, x, channels, out):
+        """The operand of float32 x [channels, LANES], a multiple of 32 channels."""
         if tiles:
-            _forward16(w16, m, x, x_at, gate, gate_at, y, y_at, scratch)
+            _take16(x, channels, out)
         else:
-            _forward32(w, m, x, x_at, gate, gate_at, y, y_at)
+            _take32(x, channels, out)
 
     @inlined
-    def weight_gradient(tiles, g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
-        """dw, at ``m``, += g [rows, STRIP] xᵀ [STRIP, depth]; ``scratch`` has room for (rows/2 + depth)·STRIP floats.
+    def take_gradient(tiles, x, channels, out):
+        """The operand of gradients x [channels, LANES]."""
+        take(tiles, x, channels, out)
+        if tiles:
+            _take_lanes16(x, channels, out)
 
-        x's gate lies as x does.
+    @inlined
+    def forward(tiles, w, w16, m, x, y):
+        """y [rows, LANES] = w x, of matrix ``m`` and an operand; ``w16`` is w after `round16`."""
+        if tiles:
+            _tiles(w16, m.at // 2, m.depth // 2, 16, x, y, 0, LANES, m.rows, m.depth, LANES, False)
+        else:
+            _forward32(w, m, x, y)
+
+    @inlined
+    def forward_relu(tiles, w, w16, m, x, y, scratch):
+        """y, an operand, = max(w x, 0); ``scratch`` has room for 1024 floats."""
+        if tiles:
+            _forward_relu16(w16, m, x, y, scratch)
+        else:
+            _gated32(w, m, x, y, y)
+
+    @inlined
+    def backward(tiles, w, w16, m, g, gate, y, scratch):
+        """y, an operand of gradients, = w g where an operand, the gate, is positive, else 0; w is a transposed matrix."""
+        if tiles:
+            _backward16(w16, m, g, gate, y, scratch)
+        else:
+            _gated32(w, m, g, gate, y)
+
+    @inlined
+    def weight_gradient(tiles, g, x, dw, m, scratch):
+        """dw, at ``m``, += g [rows, LANES] xᵀ [LANES, depth], both operands; ``scratch`` has room for depth · LANES floats.
+
+        With 16 rows, g is the first half of 32 channels.
         """
         if tiles:
-            _weight_gradient16(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch)
+            _weight_gradient16(g, x, dw, m, scratch)
         else:
-            _weight_gradient32(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch)
+            _weight_gradient32(g, x, dw, m, scratch)
 
 else:  # LLVM can't even compile tile instructions for a processor without them
 
@@ -409,11 +497,28 @@ else:  # LLVM can't even compile tile instructions for a processor without them
         """Nothing to end."""
 
     @inlined
-    def forward(tiles, w, w16, m, x, x_at, gate, gate_at, y, y_at, scratch):
-        """y [rows, STRIP] = w x of matrix ``m``."""
-        _forward32(w, m, x, x_at, gate, gate_at, y, y_at)
+    def take(tiles, x, channels, out):
+        """The operand of float32 x [channels, LANES]."""
+        _take32(x, channels, out)
+
+    take_gradient = take
 
     @inlined
-    def weight_gradient(tiles, g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch):
-        """dw, at ``m``, += g [rows, STRIP] xᵀ [STRIP, depth]; ``scratch`` has room for STRIP·depth floats; x's gate lies as x does."""
-        _weight_gradient32(g, g_at, g_gate, g_gate_at, x, x_at, x_gate, dw, m, scratch)
+    def forward(tiles, w, w16, m, x, y):
+        """y [rows, LANES] = w x, of matrix ``m`` and an operand."""
+        _forward32(w, m, x, y)
+
+    @inlined
+    def forward_relu(tiles, w, w16, m, x, y, scratch):
+        """y, an operand, = max(w x, 0)."""
+        _gated32(w, m, x, y, y)
+
+    @inlined
+    def backward(tiles, w, w16, m, g, gate, y, scratch):
+        """y, an operand, = w g where an operand, the gate, is positive, else 0; w is a transposed matrix."""
+        _gated32(w, m, g, gate, y)
+
+    @inlined
+    def weight_gradient(tiles, g, x, dw, m, scratch):
+        """dw, at ``m``, += g [rows, LANES] xᵀ [LANES, depth], both operands; ``scratch`` has room for depth · LANES floats."""
+        _weight_gradient32(g, x, dw, m, scratch)

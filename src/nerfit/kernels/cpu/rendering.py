@@ -11,7 +11,6 @@ from nerfit.kernels.cpu.field import (
     all_layers,
     back_through_layers,
     codes_of_blocks,
-    collect,
     color_of_block,
     density16,
     gradients,
@@ -65,9 +64,10 @@ def paint(first, last, net, space, codes, looks, ray, weight, color):
         space.joint[: 16 * LANES] = codes[16 * LANES * block : 16 * LANES * (block + 1)]
         spherical_harmonics_block(looks, 3 * LANES * block, space.joint, 16 * LANES)
         color_of_block(net, space)
+        rgb = space.color
         for s in range(block * LANES, min((block + 1) * LANES, last)):
             for c in range(3):
-                color[ray[s], c] += weight[s] * space.color[c * LANES + s % LANES]
+                color[ray[s], c] += weight[s] * rgb[c * LANES + s % LANES]
 
 
 @kernel
@@ -245,7 +245,7 @@ def render_backward(
     behind = aligned_zeros(color_gradient.shape[0])
     net, space, inner = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
     turned = transposes(net)
-    sums = aligned_zeros(turned.w.size)
+    rgb, g_density, g_rgb, sums = space.color, inner.density, inner.color, aligned_zeros(weights.size)
     begin(tiles)
     for block in range((count + LANES - 1) // LANES - 1, -1, -1):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
@@ -254,8 +254,8 @@ def render_backward(
         many = min(LANES, count - block * LANES)
         for lane in range(LANES - 1, -1, -1):
             if lane >= many:
-                inner.density[lane] = _ZERO
-                inner.color[lane] = inner.color[LANES + lane] = inner.color[2 * LANES + lane] = _ZERO
+                g_density[lane] = _ZERO
+                g_rgb[lane] = g_rgb[LANES + lane] = g_rgb[2 * LANES + lane] = _ZERO
                 continue
             s = block * LANES + lane
             i, w, t = ray[s], weight[s], _HALF * (t0[s] + t1[s])
@@ -264,14 +264,14 @@ def render_backward(
             if weight_gradient.size:
                 g += weight_gradient[part, s]
             for c in range(3):
-                v = space.color[c * LANES + lane]
+                v = rgb[c * LANES + lane]
                 g += color_gradient[i, c] * v
-                inner.color[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
+                g_rgb[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
             by_thickness = share * (light_after[s] * g - behind[i])
-            inner.density[lane] = length[s] * by_thickness
+            g_density[lane] = length[s] * by_thickness
             if stretch:
                 light_after[s] = by_thickness * np.log((light_after[s] + w) / max(light_after[s], _LEAST))
             behind[i] += w * g
         back_through_layers(net, turned, f, space, inner, sums)
     end(tiles)
-    collect(net, turned, sums, weight_sums[part])
+    weight_sums[part, :] = sums

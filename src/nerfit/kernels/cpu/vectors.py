@@ -261,20 +261,25 @@ def _rows(context: Any, builder: Any, kinds: Any, args: Any, at: int, count: int
     return rows
 
 
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of 16 vectors of 16 lanes."""
+    for block in (8, 4, 2, 1):  # exchange bit `block` of the row number with that of the lane number
+        low = [lane + 16 - block if lane & block else lane for lane in range(16)]
+        high = [lane + 16 if lane & block else lane + block for lane in range(16)]
+        for i in range(16):
+            if not i & block:
+                a, b = rows[i], rows[i + block]
+                rows[i], rows[i + block] = _shuffle(builder, a, b, low), _shuffle(builder, a, b, high)
+    return rows
+
+
 @intrinsic
 def transpose16(typingctx: Any, source: Any, start: Any, stride: Any, target: Any, to: Any, to_stride: Any) -> Any:
     """Transpose a 16x16 tile of 32-bit numbers: rows ``stride`` apart in ``source``, ``to_stride`` apart in ``target``."""
     sig = types.void(source, start, stride, target, to, to_stride)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        rows = [builder.load(p, align=4) for p in _rows(context, builder, sig.args, args, 0, 16)]
-        for block in (8, 4, 2, 1):  # exchange bit `block` of the row number with that of the lane number
-            low = [lane + 16 - block if lane & block else lane for lane in range(16)]
-            high = [lane + 16 if lane & block else lane + block for lane in range(16)]
-            for i in range(16):
-                if not i & block:
-                    a, b = rows[i], rows[i + block]
-                    rows[i], rows[i + block] = _shuffle(builder, a, b, low), _shuffle(builder, a, b, high)
+        rows = _transposed(builder, [builder.load(p, align=4) for p in _rows(context, builder, sig.args, args, 0, 16)])
         for row, p in zip(rows, _rows(context, builder, sig.args, args, 3, 16), strict=True):
             builder.store(row, p, align=4)
         return context.get_dummy_value()
