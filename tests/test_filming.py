@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 
 from many_jobs import in_turn, kill, needs_ray, until
@@ -67,14 +65,7 @@ def test_workers_draw_what_one_process_draws(run: Path) -> None:
     expected = pictures(Path(plain["folder"]))
     assert len(expected) == 14 and pictures(Path(farmed["folder"])) == expected
     assert [Path(v).name for v in farmed["videos"]] == ["rgb.mp4", "depth.mp4"]
-    for a, b in zip(plain["videos"], farmed["videos"], strict=True):  # not their bytes: the encoder's were once different
-        mine, theirs = decoded(a), decoded(b)
-        assert mine.shape == theirs.shape and len(mine) == 7 and np.abs(mine - theirs).mean() < 2
-
-
-def decoded(video: str) -> np.ndarray:
-    with av.open(video) as film:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]).astype(float)
+    assert all(Path(a).read_bytes() == Path(b).read_bytes() for a, b in zip(plain["videos"], farmed["videos"], strict=True))
 
 
 @pytest.mark.parametrize("out", [None, Path("film")])

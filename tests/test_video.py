@@ -55,6 +55,17 @@ def test_pure_colours_survive(tmp_path):
         assert np.abs(got[8, 8].astype(int) - colour).max() <= 6
 
 
+def test_the_same_frames_make_the_same_file(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = list(rng.integers(0, 255, (7, 100, 100, 3), dtype=np.uint8))
+    made = set()
+    for _ in range(12):
+        rubbish = [np.full(rng.integers(100, 200_000), rng.integers(255), np.uint8) for _ in range(50)]
+        del rubbish  # memory that is not zero, for what reads it before writing
+        made.add(write_video(tmp_path / "a.mp4", frames).read_bytes())
+    assert len(made) == 1
+
+
 def test_the_index_comes_before_the_pictures(tmp_path):
     data = write_video(tmp_path / "a.mp4", ramps(3, 32, 32)).read_bytes()
     assert data.index(b"moov") < data.index(b"mdat"), "browsers start an mp4 only after its index"
