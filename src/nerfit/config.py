@@ -9,6 +9,7 @@ import dataclasses
 import io
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...
     """
     path = Path(name) if beside is None or Path(name).is_absolute() else beside / name
     shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
-    if _exists(path):
+    if os.path.isfile(path):  # a name that no file can have is not there
         if path.resolve() in children:
             raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
         if legacy.is_legacy(path):
@@ -122,14 +123,6 @@ def _check_plain(values: dict[Any, Any], what: str) -> None:
         for part in value if isinstance(value, list) else [value]:
             if not isinstance(part, str | int | float | None) or (isinstance(part, str) and part.startswith("-")):
                 raise ConfigError(f"{what}: {key} can't be {str(part)[:80]!r}.")
-
-
-def _exists(path: Path) -> bool:
-    """Whether there is a file of that name, which may be any text."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _translated(path: Path) -> Recipe:

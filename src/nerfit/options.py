@@ -128,7 +128,7 @@ class SpeedOptions(DeviceOptions):
 
     levels: int = 8
     """Levels of the hash grid."""
-    log2_entries: int = 18
+    log2_entries: int = 19
     """Entries per level at most, as a power of two."""
     width: int = 64
     """Channels of the networks."""

@@ -28,7 +28,6 @@ from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
 from nerfit.scenes.blocks import BlocksConfig, blocks_of, cut
 from nerfit.scenes.files import peek_json, read_text
-from nerfit.scenes.frames import exists
 from nerfit.scenes.images import to_bytes
 from nerfit.scenes.scene import Scene, write_whole
 from nerfit.scenes.work import lock
@@ -78,7 +77,7 @@ class Plan:
     def load(cls, folder: Path) -> "Plan":
         """The plan of a run folder."""
         path = folder / "config.yaml"
-        if not exists(path):
+        if not os.path.isfile(path):
             raise RunError(f"{folder} is not a run folder (it has no config.yaml).")
         try:
             data = read_settings(read_text(path), "it")

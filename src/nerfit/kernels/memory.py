@@ -13,9 +13,10 @@ _MADV_HUGEPAGE = 14
 
 
 @cache
-def _madvise() -> Any:
+def from_libc(name: str) -> Any:
+    """A function of Linux's C library; None elsewhere."""
     try:
-        return ctypes.CDLL("libc.so.6").madvise
+        return getattr(ctypes.CDLL("libc.so.6"), name) if sys.platform == "linux" else None
     except (OSError, AttributeError):
         return None
 
@@ -25,7 +26,7 @@ def in_large_pages(fresh: Tensor) -> Tensor:
 
     For what is read all over the place, as a hash table is: looking up so many small pages takes time.
     """
-    if sys.platform == "linux" and fresh.device.type == "cpu" and (madvise := _madvise()) is not None:
+    if fresh.device.type == "cpu" and (madvise := from_libc("madvise")) is not None:
         first = -(-fresh.data_ptr() // PAGESIZE) * PAGESIZE
         size = fresh.data_ptr() + fresh.nbytes - first
         if size >= 2**21:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nerfit.errors import SceneError
 from nerfit.scenes.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
-from nerfit.scenes.frames import exists, image_path
+from nerfit.scenes.frames import image_path
 from nerfit.scenes.images import SUFFIXES, image_size, orientation
 from nerfit.scenes.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
 from nerfit.scenes.pixels import find_masks, picture_files
@@ -139,7 +139,7 @@ def _there(folder: Path, images: list[ModelImage], resaved: bool) -> dict[str, P
     found = {}
     for image in images:
         path = image_path(folder, image.name)
-        there = next(filter(exists, (path, *map(path.with_suffix, SUFFIXES)) if resaved else (path,)), None)
+        there = next(filter(os.path.isfile, (path, *map(path.with_suffix, SUFFIXES)) if resaved else (path,)), None)
         if there:
             found[image.name] = there
     return found

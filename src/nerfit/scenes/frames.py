@@ -57,13 +57,13 @@ def image_path(folder: Path, file_path: str, allow_outside: bool = False) -> Pat
     path = folder / file_path
     if path.suffix.lower() not in SUFFIXES:
         named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
-        path = next((p for p in (path, *named) if exists(p)), named[0])
+        path = next((p for p in (path, *named) if os.path.isfile(p)), named[0])
     return path if allow_outside else inside(folder, path, f"the frame '{file_path}'")
 
 
 def inside(folder: Path, path: Path, what: str) -> Path:
     """A path that a scene's file names, which need not exist; SceneError for one out of its folder, unless that is in nerfit's cache."""
-    real = os.path.realpath if exists(path) else os.path.abspath
+    real = os.path.realpath if os.path.isfile(path) else os.path.abspath
     here = Path(real(folder))
     if not (Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
         raise SceneError(f"{what} points outside {folder}; add --scene.allow-outside if that is meant.")
@@ -73,11 +73,3 @@ def inside(folder: Path, path: Path, what: str) -> Path:
 def cache_folder() -> Path:
     """Where things are kept that can be made again: $NERFIT_CACHE, else ~/.cache/nerfit."""
     return Path(os.environ.get("NERFIT_CACHE") or Path.home() / ".cache" / "nerfit")
-
-
-def exists(path: Path) -> bool:
-    """Whether a file is there; a name that no file can have (too long, say) is not."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

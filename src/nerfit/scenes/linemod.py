@@ -1,5 +1,6 @@
 """LINEMOD scenes of nerf-pytorch: transforms_train/val/test.json whose frames carry a 3x3 ``intrinsic_matrix`` each."""
 
+import os
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from nerfit.errors import SceneError, require_least
 from nerfit.scenes.files import peek_json
-from nerfit.scenes.frames import exists, image_path, read_splits
+from nerfit.scenes.frames import image_path, read_splits
 from nerfit.scenes.images import image_size
 from nerfit.scenes.pinhole import View, pinhole_scene
 from nerfit.scenes.scene import Scene, SceneConfig
@@ -75,6 +76,6 @@ def _picture(folder: Path, file_path: str) -> Path:
     """The picture of a frame, named there by its path from wherever the scene once lay: the longest end of it that is in the folder."""
     parts = [part for part in Path(file_path).parts if part != ".."][-_TAIL:]
     for i in range(len(parts)):
-        if exists(folder / (end := Path(*parts[i:]))):
+        if os.path.isfile(folder / (end := Path(*parts[i:]))):
             return image_path(folder, str(end))
     raise SceneError(f"{folder} has no picture for the frame '{file_path}'.")

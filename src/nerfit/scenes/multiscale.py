@@ -1,5 +1,6 @@
 """Blender scenes at several resolutions at once, as mip-NeRF trains and judges on (Barron et al. 2021): metadata.json and pictures."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from nerfit.errors import ConfigError, SceneError, require_least
 from nerfit.scenes import blender
 from nerfit.scenes.files import peek_json, read_json
-from nerfit.scenes.frames import exists, image_path
+from nerfit.scenes.frames import image_path
 from nerfit.scenes.images import image_size, resize_area, write_png
 from nerfit.scenes.pinhole import View, pinhole_scene
 from nerfit.scenes.scene import Scene, SceneConfig, chosen_views, write_json
@@ -75,7 +76,7 @@ def _view(what: str, folder: Path, row: tuple[Any, ...]) -> tuple[View, float, f
     if not (pix2cam[0, 0] > 0 > pix2cam[1, 1] and np.allclose(pix2cam, _pix2cam(*(lens := _lens(pix2cam))))):
         raise SceneError(f"{what}: pix2cam is not that of a pinhole camera.")
     file = image_path(folder, name)
-    if not exists(file):
+    if not os.path.isfile(file):
         raise SceneError(f"{what}: {file} is not there.")
     if (size := image_size(file)) != (width, height):
         raise SceneError(f"{what}: {file} is {size[0]}x{size[1]}, not {width:g}x{height:g}.")

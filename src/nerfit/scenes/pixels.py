@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from nerfit.errors import SceneError
-from nerfit.scenes.frames import cache_folder, exists
+from nerfit.scenes.frames import cache_folder
 from nerfit.scenes.images import SUFFIXES, Header, read_header, read_image, resize_area
 from nerfit.scenes.work import appearing, fingerprint
 
@@ -93,7 +93,7 @@ def find_masks(paths: Sequence[Path]) -> list[Path | None]:
 
 def mask_beside(path: Path) -> Path | None:
     """The mask of one picture, as `find_masks` finds it."""
-    return next(filter(exists, _mask_places(path)), None)
+    return next(filter(os.path.isfile, _mask_places(path)), None)
 
 
 def check_mask(mask: Path | None, path: Path, header: Header) -> None:

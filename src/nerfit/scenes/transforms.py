@@ -16,7 +16,7 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.scenes.depths import load_depths
 from nerfit.scenes.files import peek_json
-from nerfit.scenes.frames import exists, image_path, inside, read_frames
+from nerfit.scenes.frames import image_path, inside, read_frames
 from nerfit.scenes.images import image_size
 from nerfit.scenes.intrinsics import cameras_of, number, read_lenses
 from nerfit.scenes.pixels import find_masks
@@ -113,7 +113,7 @@ def _file(source: str) -> Path:
 def _present(file: Path, frames: list[dict[str, Any]], allow_outside: bool) -> tuple[list[Path], list[dict[str, Any]]]:
     """The frames whose pictures exist, in order of their names; says which do not, and what else is left out."""
     paths = [image_path(file.parent, frame["file_path"], allow_outside) for frame in frames]
-    there = sorted((i for i, path in enumerate(paths) if exists(path)), key=lambda i: str(paths[i]))
+    there = sorted((i for i, path in enumerate(paths) if os.path.isfile(path)), key=lambda i: str(paths[i]))
     absent = [frame["file_path"] for i, frame in enumerate(frames) if i not in set(there)]
     if not there:
         raise SceneError(f"{file} lists {len(frames)} pictures of which none is there; the first should be {paths[0]}.")
@@ -176,7 +176,7 @@ def _depths(
     """Depths in the user's coordinates, where any frame names a file with some (nerfstudio: depth_file_path, instant-ngp: depth_path)."""
     named = [frame.get("depth_file_path") or frame.get("depth_path") for frame in frames]
     paths = [image_path(file.parent, name, allow_outside) if isinstance(name, str) else None for name in named]
-    there = [path if path is not None and exists(path) else None for path in paths]
+    there = [path if path is not None and os.path.isfile(path) else None for path in paths]
     if not any(paths):
         return None
     if absent := sum(path is None for path in there):

@@ -1,6 +1,5 @@
 """Which device to run on, with how many threads, and how much fits in its memory."""
 
-import ctypes
 import os
 import resource
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nerfit.errors import ConfigError
+from nerfit.kernels.memory import from_libc
 from nerfit.methods.base import Method
 
 
@@ -50,11 +50,8 @@ def keep_freed_memory() -> None:
     A training step frees and takes the same activations again; without this every step pays for fresh zeroed pages,
     which costs more than the arithmetic. Elsewhere than on Linux with glibc this does nothing.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
+    mallopt = from_libc("mallopt")
+    if mallopt is None:
         return
     trim_threshold, mmap_threshold = -1, -3
     mallopt(mmap_threshold, 1 << 30)

@@ -126,7 +126,8 @@ class PoseSearch:
                 about = file.metadata()
                 looks = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             count = len(looks["steps"])
-            if looks["c2w"].shape != (count, looks["c2w"].shape[1], 3, 4) or any(looks[name].shape != (count,) for name in _NUMBERS):
+            size = looks["c2w"].shape
+            if size[:1] + size[2:] != (count, 3, 4) or any(looks[name].shape != (count,) for name in _NUMBERS):
                 raise ValueError("its shapes are wrong")
             kept = int((looks["steps"] <= until).sum())
             lists = {name: looks[name][:kept].tolist() for name in _NUMBERS}

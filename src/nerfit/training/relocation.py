@@ -103,13 +103,12 @@ def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixel
     width, height = scene.cameras.width[views][owner], scene.cameras.height[views][owner]
     inside = (torch.rand(count * pixels, generator=torch.Generator().manual_seed(seed)) * width * height).long()
     x, y = inside % width, torch.div(inside, width, rounding_mode="floor")
-    background = scene.backdrop
     colors = scene.colors(views[owner], x, y).to(method.device)
     known = colors[:, 3] > 0 if scene.masked else torch.ones_like(colors[:, 0], dtype=torch.bool)
     owner, x, y = (i.to(cameras.c2w.device) for i in (owner, x, y))
     rays = scene.rays(owner, x, y, cameras)
-    rgb = torch.cat([method.render(piece).rgb for piece in Batch(rays, background=background).chunks(1 << 14)])
-    errors = ((rgb - composite(colors, background)).square().mean(-1) * known).view(count, pixels)
+    rgb = torch.cat([method.render(piece).rgb for piece in Batch(rays, background=scene.backdrop).chunks(1 << 14)])
+    errors = ((rgb - composite(colors, scene.backdrop)).square().mean(-1) * known).view(count, pixels)
     return errors.sum(-1) / known.view(count, pixels).sum(-1).clamp(min=1)
 
 

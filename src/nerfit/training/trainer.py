@@ -84,7 +84,7 @@ class Callback:
     """Whether all processes of a training take part."""
 
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 Done = tuple[Rendering, Batch, dict[str, Tensor]]
 """What a step has seen, of what, and its losses."""
 
@@ -387,7 +387,7 @@ class Trainer:
                 callback.run(self)
                 self._lap()
 
-    def _moved(self, move: Callable[[], T]) -> T:
+    def _moved(self, move: Callable[[], Result]) -> Result:
         """What the first process says of its cameras after it moved them; they are all processes' then."""
         said = distributed.from_main(move)
         assert self.method.cameras is not None
