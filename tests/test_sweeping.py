@@ -329,14 +329,21 @@ def test_a_killed_training_is_tried_again_and_a_stopped_sweep_saves(tmp_path: Pa
             return [p for p in descendants(driver) if b"nerfit.cluster\0train" in Path(f"/proc/{p}/cmdline").read_bytes()]
         return []
 
+    def steps(run: Path) -> int:
+        return max((int(file.stem[5:]) for file in run.glob("checkpoints/step_*.safetensors")), default=0)
+
     with started(out) as driver:
         until(lambda: trainings(driver.pid) and list(out.glob("*/checkpoints/step_*50.safetensors")))
-        os.kill(trainings(driver.pid)[0], signal.SIGKILL)
-        until(lambda: len(finished(out)) >= 3)
+        victim = trainings(driver.pid)[0]
+        run = next(folder for folder in out.glob("*-seed*") if f"{folder}\0".encode() in Path(f"/proc/{victim}/cmdline").read_bytes())
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in trainings(driver.pid))
+        left_at = steps(run)
+        until(lambda: len(finished(out)) >= 3 and steps(run) > left_at)
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(300) == 128 + signal.SIGTERM
     rows = json.loads((out / "sweep.json").read_text())["jobs"]
     assert {row["failed"] for row in rows} == {None, "not done yet."}
-    for run in out.glob("*-seed*"):  # whatever was begun has a checkpoint of where it stopped
+    for run in {file.parent for file in out.glob("*-seed*/checkpoints")}:  # whatever was begun has a checkpoint of where it stopped
         train = json.loads((run / "metrics.json").read_text())["train"]
         assert (run / "checkpoints" / f"step_{train['steps']:08d}.safetensors").exists()
