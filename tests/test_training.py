@@ -21,6 +21,7 @@ from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.image import Image, ImageConfig
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
@@ -349,6 +350,18 @@ def test_metrics_tell_the_training_and_keep_the_rest(start: Callable[..., Traine
     assert train.pop("training_psnr") == trainer.state.psnr and trainer.state.psnr is not None and trainer.state.psnr > 5
     threads = torch.get_num_threads()
     assert train == {"steps": 5, "rays": 5 * SMALL.rays, "threads": threads, "device": "cpu", "seed": 8, "restarts": 0, "skipped_steps": 0}
+
+
+def test_a_held_out_view_is_judged_by_some_of_its_own_pixels(start: Callable[..., Trainer]) -> None:
+    trainer = start(steps=10, log=LogConfig(image_every=10, image_pixels=30))
+    trainer.train()
+    scene = trainer.scene
+    view = (scene.splits["val"] or scene.splits["test"])[0]
+    whole, truth = render_view(trainer.method, scene, scene.cameras, view, 999).rgb, scene.image(view, scene.backdrop)
+    every = math.ceil((truth.shape[0] * truth.shape[1] / 30) ** 0.5)
+    assert every > 1
+    some = slice(every // 2, None, every)
+    assert trainer.state.holdout_psnr == pytest.approx(psnr(whole[some, some], truth[some, some]), abs=1e-4)
 
 
 def test_tensorboard_holds_what_is_promised(start: Callable[..., Trainer], tmp_path: Path) -> None:

@@ -280,10 +280,13 @@ def require_inverse_depth(lindisp: bool, scene: Scene) -> None:
 
 
 @torch.no_grad()
-def render_view(method: Method, scene: Scene, cameras: Cameras, view: int, chunk: int, look: Cameras | None = None) -> Rendering:
-    """A whole view as a Rendering whose tensors have leading axes [height, width], on the CPU, without weights."""
-    width, height = int(cameras.width[view]), int(cameras.height[view])
-    pixels = torch.arange(width * height)
+def render_view(
+    method: Method, scene: Scene, cameras: Cameras, view: int, chunk: int, look: Cameras | None = None, every: int = 1
+) -> Rendering:
+    """A view, or the middle of each square of ``every`` x ``every`` pixels, as tensors [height, width, …] on the CPU, without weights."""
+    wide, rows = int(cameras.width[view]), torch.arange(every // 2, int(cameras.height[view]), every)
+    columns = torch.arange(every // 2, wide, every)
+    pixels, height, width = (rows[:, None] * wide + columns).flatten(), len(rows), len(columns)
     parts: list[Rendering] = []
     while len(pixels):
         try:

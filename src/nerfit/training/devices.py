@@ -58,6 +58,13 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, (1 << 31) - 1)
 
 
+def give_back_memory() -> None:
+    """Hand what `keep_freed_memory` kept back to the system, after something large that does not come again soon."""
+    malloc_trim = from_libc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def set_threads(threads: int | None) -> int:
     """Use so many threads (default: what the environment or the machine gives); returns the number in use."""
     if threads is not None:

@@ -26,7 +26,7 @@ class LogConfig:
     image_every: int = 500
     """Steps between pictures and PSNR of a held-out view, with histograms of the weights."""
     image_pixels: int = 10_000
-    """That view is shrunk to at most so many pixels."""
+    """At most so many pixels of that view, evenly spread over it."""
     save_every: int = 10_000
     """Steps between checkpoints."""
     save_seconds: float = 900.0

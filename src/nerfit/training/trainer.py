@@ -24,7 +24,15 @@ from nerfit.scenes.work import appearing
 from nerfit.training import collapse, distributed
 from nerfit.training.adjusting import adjust
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
-from nerfit.training.devices import automatic_chunk, keep_freed_memory, peak_memory, pick_device, pick_precision, set_threads
+from nerfit.training.devices import (
+    automatic_chunk,
+    give_back_memory,
+    keep_freed_memory,
+    peak_memory,
+    pick_device,
+    pick_precision,
+    set_threads,
+)
 from nerfit.training.interrupts import Heard, stop_on_signals
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
@@ -459,17 +467,15 @@ class Trainer:
         return f"step {self.state.step}{psnr_now}{held} dB  {values['rays_per_second']:,.0f} rays/s  {eta} left{skipped}"
 
     def _look_at_holdout(self, log: RunLog) -> None:
-        """Picture and PSNR of one held-out view, shrunk to a size that costs little."""
+        """Picture and PSNR of one held-out view, of as many of its pixels as cost little."""
         view = (self.scene.splits.get("val") or self.scene.splits.get("test") or self.scene.splits["train"])[0]
         scene = self.method.place(self.scene)
         camera = scene.cameras[view]
-        pixels = int(camera.width[0] * camera.height[0])
-        camera = camera.rescale(min(1.0, (self.settings.log.image_pixels / pixels) ** 0.5))
         width, height = int(camera.width[0]), int(camera.height[0])
-        truth = self.scene.image(view, self.scene.backdrop)
-        truth = torch.nn.functional.adaptive_avg_pool2d(truth.permute(2, 0, 1), (height, width)).permute(1, 2, 0)
-        rendering = render_view(self.method, scene, camera, 0, self.state.chunk)
-        known = torch.nn.functional.adaptive_avg_pool2d(self.scene.visible(view)[None].float(), (height, width))[0] > 0.99
+        every = min(math.ceil((width * height / self.settings.log.image_pixels) ** 0.5), width, height)
+        rendering = render_view(self.method, scene, camera, 0, self.state.chunk, every=every)
+        middles = (slice(every // 2, None, every),) * 2
+        truth, known = self.scene.image(view, self.scene.backdrop)[middles], self.scene.visible(view)[middles]
         self.state.holdout_psnr = psnr(rendering.rgb[known], truth[known])
         images = {"holdout/rgb": rendering.rgb, "holdout/truth": truth}
         if rendering.disparity is not None and rendering.opacity is not None:
@@ -492,6 +498,7 @@ class Trainer:
         if self.search is not None:
             self.search.save(self.folder)
         save_checkpoint(self.folder / "checkpoints", self.state, self.method, self.optimizer)
+        give_back_memory()
 
     def _write_metrics(self) -> None:
         """The "train" part of metrics.json; the other parts stay."""
