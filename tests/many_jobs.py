@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from nerfit import cluster
-from nerfit.cluster import Needs, Stop, TaskDied
+from nerfit.commands import cluster
+from nerfit.commands.cluster import Needs, Stop, TaskDied
 from nerfit.errors import NerfitError
 
 needs_ray = pytest.mark.skipif(not cluster.installed(), reason="the extra cluster is not installed")

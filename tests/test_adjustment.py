@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import around
+from nerfit.camera_search import adjust as adjusting
+from nerfit.camera_search.adjust import adjust
+from nerfit.camera_search.history import PoseSearch
+from nerfit.camera_search.photometric import _moved, _seen_from, adjust_photometrically
 from nerfit.cameras import Cameras
-from nerfit.cameras.adjustment import _moved, _seen_from, adjust_photometrically
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.rotations import axis_angle_to_matrix
+from nerfit.commands.preparing import prepare
 from nerfit.errors import ConfigError
 from nerfit.evaluation.poses import camera_errors, judge_cameras
 from nerfit.methods.instant import Instant, InstantConfig
-from nerfit.preparing import prepare
-from nerfit.scenes.procedural import Config, load
-from nerfit.training import adjusting
-from nerfit.training.adjusting import adjust
-from nerfit.training.pose_search import PoseSearch
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.training.trainer import Callback, Trainer
 from test_photos import FOCAL, HEIGHT, WIDTH, photograph
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit import jobs
 from nerfit.cli import EvalOptions
+from nerfit.commands import train as jobs
 from nerfit.config import arguments
 from nerfit.errors import ConfigError
 from nerfit.evaluation.appearance import fitted_to_left_half
@@ -23,11 +23,11 @@ from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsC
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.metrics.psnr_ssim import psnr, quantise
 from nerfit.rendering.appearance import Appearance, AppearanceConfig, photographed
-from nerfit.rendering.metrics import psnr, quantise
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.runs import open_run
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene, composite
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig

@@ -16,12 +16,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nerfit import benchmarks, cli
+from nerfit import cli
+from nerfit.commands import bench as benchmarks
+from nerfit.commands.kernel_speed import SPACING, _compare
+from nerfit.commands.quality_results import COLUMNS, _nice, quality_chart
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import Samples
-from nerfit.outputs.bench import SPACING, _compare
-from nerfit.outputs.results import COLUMNS, _nice, quality_chart
 
 TINY = [
     *("--scene.size", "16", "--scene.views", "4", "--scene.samples", "1", "--scene.test-views", "1", "--scene.val-views", "0"),
@@ -50,7 +51,7 @@ def bench(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
 
 def test_speed(bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerfit.outputs.bench.matrix_peak", lambda device, dtype: 2e11 if dtype == torch.float32 else 8e11)
+    monkeypatch.setattr("nerfit.commands.kernel_speed.matrix_peak", lambda device, dtype: 2e11 if dtype == torch.float32 else 8e11)
     code, out, _ = bench("speed", "--levels", 2, "--log2-entries", 10, "--width", 32, "--samples", 259, "--precision", "float32", "--json")
     answer = json.loads(out)
     assert code == 0 and set(answer["machine"]) == MACHINE
@@ -130,8 +131,8 @@ def test_time_to_quality(bench: Callable[..., tuple[int, str, str]], tmp_path: P
 
 def test_a_training_that_fails_says_why(bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "procedural: procedural scene\nnerfit: the disk is full.\n")
-    monkeypatch.setattr("nerfit.benchmarks.subprocess.run", lambda *_, **__: failed)
-    monkeypatch.setattr("nerfit.benchmarks.matrix_peak", lambda *_: 1.0)
+    monkeypatch.setattr("nerfit.commands.bench.subprocess.run", lambda *_, **__: failed)
+    monkeypatch.setattr("nerfit.commands.bench.matrix_peak", lambda *_: 1.0)
     code, out, err = bench("time-to-quality", "procedural", "--at", 2, *TINY)
     assert (code, out) == (1, "") and err.splitlines()[-1] == "nerfit: the training of 2 s failed: the disk is full."
 

@@ -17,7 +17,8 @@ from PIL import Image
 from conftest import FOV, HEIGHT, WIDTH, assert_close, rotation
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.scenes import blender, detect_format, scene_format, single_image
+from nerfit.scenes import detect_format, scene_format
+from nerfit.scenes.formats import blender, single_image
 from nerfit.scenes.scene import Scene, SceneConfig, composite, pick
 
 Edit = Callable[[dict[str, Any]], object]

@@ -16,18 +16,19 @@ from torch import Tensor
 
 from conftest import assert_close
 from many_jobs import in_turn
-from nerfit import dividing, sweeping
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import look_at
 from nerfit.cli import main
+from nerfit.commands import blocks as dividing
+from nerfit.commands import sweep as sweeping
+from nerfit.commands.options import BlocksOptions
 from nerfit.errors import ConfigError
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.blocks import Blended
-from nerfit.options import BlocksOptions
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.runs import open_run
-from nerfit.scenes import procedural
 from nerfit.scenes.blocks import BlocksConfig, blocks_of, cut, partition
+from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene
 
 grids = st.sampled_from([(2, 1), (1, 2), (3, 2), (4, 1)])

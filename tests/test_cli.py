@@ -21,9 +21,9 @@ from PIL import Image
 
 from nerfit import __version__
 from nerfit.cli import COMMANDS, main
-from nerfit.config import shipped_recipes
 from nerfit.errors import ConfigError
-from nerfit.scenes.colmap_model import read_images
+from nerfit.recipes.loading import shipped_recipes
+from nerfit.scenes.reading.colmap_model import read_images
 from nerfit.training.checkpoints import load_checkpoint
 
 TINY = [
@@ -84,7 +84,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares inspect its seconds of large matrix products."""
-    monkeypatch.setattr("nerfit.outputs.inspect.matrix_peak", lambda *_: 1e9)
+    monkeypatch.setattr("nerfit.commands.inspect.matrix_peak", lambda *_: 1e9)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nerfit.errors import ConfigError, NerfitError, RunError
-from nerfit.rendering.clip import ClipTower, load_clip
+from nerfit.metrics.clip import ClipTower, load_clip
 from networks import CLIP, clip_weights, save_clip
 
 
@@ -111,7 +111,7 @@ def test_hugging_faces_own_tower_says_the_same(folder: Path, tower: ClipTower, t
     theirs.save_pretrained(tmp_path / "saved")
     ours = load_clip(str(tmp_path / "saved"))
     assert torch.allclose(ours.embed(picture()), tower.embed(picture()), atol=1e-6)
-    from nerfit.rendering.clip import _from_hub
+    from nerfit.metrics.clip import _from_hub
 
     weights = _from_hub(str(tmp_path / "saved"))[1]
     assert all(torch.equal(weights[name], value) for name, value in clip_weights().items())

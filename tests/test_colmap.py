@@ -15,7 +15,8 @@ from PIL import Image
 
 from conftest import around, assert_close, rotation
 from nerfit.errors import SceneError
-from nerfit.scenes import colmap, detect_format
+from nerfit.scenes import detect_format
+from nerfit.scenes.formats import colmap
 from nerfit.scenes.scene import Scene
 
 VIEWS, WIDTH, HEIGHT = 9, 24, 16

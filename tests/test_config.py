@@ -16,17 +16,18 @@ from PIL import Image
 
 from nerfit import config as configs
 from nerfit.cameras.learned import CameraConfig
-from nerfit.config import arguments, flatten, load_recipe, merge, parse, shipped_recipes, to_dict
+from nerfit.commands.preparing import prepare
+from nerfit.config import arguments, flatten, parse, to_dict
 from nerfit.errors import ConfigError, NerfitError, nearest
 from nerfit.methods.image import ImageConfig
 from nerfit.methods.mipnerf import MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360Config
 from nerfit.methods.nerf import NerfConfig
 from nerfit.plugins import available, find
-from nerfit.preparing import prepare
+from nerfit.recipes.loading import load_recipe, merge, shipped_recipes
 from nerfit.runs import Plan, RunConfig, config_type, default_config
 from nerfit.scenes import scene_format
-from nerfit.scenes.procedural import Config as ProceduralConfig
+from nerfit.scenes.formats.procedural import Config as ProceduralConfig
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig

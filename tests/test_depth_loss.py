@@ -17,16 +17,16 @@ from conftest import around, assert_close
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, SceneError
 from nerfit.methods.base import Method, render_view
+from nerfit.methods.batches import pixel_batch, random_pixels
 from nerfit.methods.instant import Instant, InstantConfig
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.methods.pixels import pixel_batch, random_pixels
 from nerfit.rendering.losses import depth_error
-from nerfit.scenes import colmap
+from nerfit.scenes.formats import colmap
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.points import PointDepths, point_depths
-from nerfit.scenes.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig

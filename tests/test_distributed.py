@@ -26,12 +26,12 @@ from nerfit.kernels.adam import FactoredGradient, as_row
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.pixels import draw_pixels, draw_pixels_reference
 from nerfit.methods.base import Batch
+from nerfit.methods.batches import pixel_batch, random_pixels
 from nerfit.methods.instant import InstantConfig
 from nerfit.methods.nerf import NerfConfig
-from nerfit.methods.pixels import pixel_batch, random_pixels
 from nerfit.runs import RunConfig, with_devices
-from nerfit.sampling.pixels import Share, epoch_indices
-from nerfit.scenes.procedural import Config, load
+from nerfit.sampling.shuffle import Share, epoch_indices
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.interrupts import Heard, stop_on_signals
 from nerfit.training.optim import OptimConfig

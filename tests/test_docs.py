@@ -8,6 +8,7 @@ import pytest
 
 from nerfit import cli, config
 from nerfit.plugins import available
+from nerfit.recipes.loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,9 +34,9 @@ def test_commands_in_the_docs_exist(command: str) -> None:
     if words[0] == "train" and words[1:2] and words[1] in available("nerfit.methods"):
         recipe = config.typed_value(words, "--recipe")
         if recipe is not None and not recipe.endswith(".txt"):
-            config.load_recipe(recipe)
+            load_recipe(recipe)
     if words[0] == "render" and "--what" in words:
-        from nerfit.outputs.pictures import checked_quantities
+        from nerfit.outputs.pictures.paths import checked_quantities
 
         checked_quantities(words[words.index("--what") + 1])
 

@@ -19,7 +19,7 @@ from nerfit.cli import main
 from nerfit.errors import RunError
 from nerfit.runs import Run
 from nerfit.scenes.images import to_bytes
-from nerfit.scenes.ply import read_ply
+from nerfit.scenes.reading.ply import read_ply
 
 TINY = [
     *("--recipe=nerf-small", "--scene.size=24", "--scene.views=12", "--scene.samples=1", "--scene.test-views=1", "--scene.val-views=1"),

@@ -28,25 +28,26 @@ import pytest
 import torch
 from PIL import Image
 
+from nerfit.camera_search.history import PoseSearch
 from nerfit.cameras import Cameras
 from nerfit.cli import main
 from nerfit.errors import NerfitError, RunError
+from nerfit.files import atomic_write, write_json
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.outputs.mesh import Mesh
-from nerfit.outputs.mesh_files import write_mesh
-from nerfit.outputs.points import PointCloud, write_points
-from nerfit.outputs.video import write_video
+from nerfit.outputs.mesh.extraction import Mesh
+from nerfit.outputs.mesh.files import write_mesh
+from nerfit.outputs.mesh.points import PointCloud, write_points
+from nerfit.outputs.pictures.video import write_video
 from nerfit.runs import in_use
-from nerfit.scenes import pixels, procedural
+from nerfit.scenes.formats import procedural
 from nerfit.scenes.images import write_depth_png, write_png
-from nerfit.scenes.registration import Report
-from nerfit.scenes.scene import Scene, write_json
-from nerfit.scenes.work import appearing
+from nerfit.scenes.posing.registration import Report
+from nerfit.scenes.reading import pixel_cache as pixels
+from nerfit.scenes.scene import Scene
 from nerfit.scenes.writing import write_colmap, write_poses_bounds, write_transforms
 from nerfit.training import trainer as trainer_module
 from nerfit.training.checkpoints import LoopState, checkpoints, load_checkpoint, save_checkpoint
 from nerfit.training.logs import LogConfig, RunLog
-from nerfit.training.pose_search import PoseSearch
 from nerfit.training.trainer import LONGEST_STEP, MAX_SKIPPED_IN_A_ROW, LoopConfig, Trainer, update_metrics
 from test_checkpoints import TINY, TRAIN, assert_same_end, equal, last
 
@@ -193,7 +194,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("replace"), replace(self, to)))
     write_json(tmp_path / "a.json", 1)
     assert done == ["fsync", "replace"]
-    with appearing(tmp_path / "b"):
+    with atomic_write(tmp_path / "b"):
         pass
     assert not (tmp_path / "b").exists() and not list(tmp_path.glob("*.part"))
 
@@ -596,7 +597,7 @@ class Killer:
 if __name__ == "__main__":
     import torch.utils.tensorboard  # noqa: F401  (here, so that the children need not)
 
-    import nerfit.jobs
+    import nerfit.commands.train
     import nerfit.methods.instant  # noqa: F401
 
     if sys.argv[1] == "disks":

@@ -13,14 +13,14 @@ from torch import nn
 
 from conftest import assert_close
 from nerfit.cameras import Cameras
-from nerfit.encodings.frequency import encoded_size, frequency_encoding
 from nerfit.errors import ConfigError
+from nerfit.fields.frequency import encoded_size, frequency_encoding
 from nerfit.fields.mlp import ImageMLP, NerfMLP, linear
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.image import Image, ImageConfig
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.rendering.metrics import psnr
-from nerfit.sampling.pixels import mix
+from nerfit.metrics.psnr_ssim import psnr
+from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from many_jobs import in_turn, kill, needs_ray, until
-from nerfit import filming
 from nerfit.cli import main
-from nerfit.cluster import Needs, Stop
+from nerfit.commands import render as filming
+from nerfit.commands.cluster import Needs, Stop
+from nerfit.commands.options import RenderOptions
 from nerfit.errors import RunError
-from nerfit.options import RenderOptions
 
 TINY = [
     *("--scene.size=24", "--scene.views=6", "--scene.samples=1", "--scene.test-views=2", "--scene.val-views=1", "--model.samples=256"),

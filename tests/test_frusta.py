@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nerfit.cameras import Cameras
-from nerfit.outputs import frusta
-from nerfit.outputs.frusta import draw_cameras
+from nerfit.outputs.pictures import frusta
+from nerfit.outputs.pictures.frusta import draw_cameras
 
 
 def look_at(position, target=(0.0, 0.0, 0.0), up=(0.0, 0.0, 1.0)):

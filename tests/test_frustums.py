@@ -12,9 +12,9 @@ from torch import Tensor
 
 from conftest import assert_close, rotation
 from nerfit.cameras import Rays
-from nerfit.encodings.integrated import icosahedron_basis, integrated_encoding, lift
+from nerfit.fields.integrated import icosahedron_basis, integrated_encoding, lift
 from nerfit.sampling.frustums import PointGaussians, conical_frustums, contract, cylinders, ray_gaussians
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 
 
 def some_rays(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Rays:

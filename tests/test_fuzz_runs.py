@@ -25,10 +25,11 @@ import yaml
 from safetensors.torch import load, save
 
 from nerfit.cli import main
-from nerfit.config import arguments, load_recipe, parse
+from nerfit.commands.import_weights import read_weights
+from nerfit.commands.preparing import prepare
+from nerfit.config import arguments, parse
 from nerfit.errors import ConfigError, NerfitError, RunError
-from nerfit.legacy_weights import read_weights
-from nerfit.preparing import prepare
+from nerfit.recipes.loading import load_recipe
 from nerfit.runs import Plan, default_config, open_run
 from nerfit.training.checkpoints import _checksum, checkpoints, load_checkpoint
 from nerfit.training.trainer import Trainer

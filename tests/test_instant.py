@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from nerfit import jobs
+from nerfit.commands import train as jobs
+from nerfit.commands.preparing import prepare
 from nerfit.errors import ConfigError
 from nerfit.methods.base import render_view
 from nerfit.methods.instant import Instant, InstantConfig
-from nerfit.preparing import prepare
-from nerfit.rendering.metrics import psnr
-from nerfit.scenes.procedural import Config, load
+from nerfit.metrics.psnr_ssim import psnr
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig, SparseAdam

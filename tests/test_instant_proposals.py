@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from nerfit import jobs
+from nerfit.commands import train as jobs
 from nerfit.errors import ConfigError
 from nerfit.methods.base import render_view
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
-from nerfit.rendering.metrics import psnr
+from nerfit.metrics.psnr_ssim import psnr
 from nerfit.runs import Plan
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig

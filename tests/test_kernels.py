@@ -14,7 +14,7 @@ from nerfit.errors import ConfigError
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
 from nerfit.kernels.cpu import api, matmul
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field, field_density, field_reference
 from nerfit.kernels.hash_grid import GridLayout, encode_grid, encode_grid_reference
 from nerfit.kernels.spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
@@ -72,23 +72,23 @@ def assert_all_close(found: list[list[Tensor]], tolerance: float = CLOSE) -> Non
 def test_dialect_follows_the_device_and_the_environment(monkeypatch):
     monkeypatch.delenv("NERFIT_KERNELS", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert dialect(CPU) == "cpu"
-    assert dialect(torch.device("cuda", 0)) == "cuda"
-    assert dialect(torch.device("meta")) == "reference"
+    assert backend(CPU) == "cpu"
+    assert backend(torch.device("cuda", 0)) == "cuda"
+    assert backend(torch.device("meta")) == "reference"
     monkeypatch.setenv("NERFIT_KERNELS", "cpu")
-    assert dialect(CPU) == "cpu"
+    assert backend(CPU) == "cpu"
     with pytest.raises(ConfigError, match="NERFIT_KERNELS=cpu can't run on the device cuda"):
-        dialect(torch.device("cuda", 0))
+        backend(torch.device("cuda", 0))
     monkeypatch.setenv("NERFIT_KERNELS", "cuda")
     with pytest.raises(ConfigError, match="NERFIT_KERNELS=cuda can't run on the device cpu"):
-        dialect(CPU)
+        backend(CPU)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert dialect(CPU) == "cuda"
+    assert backend(CPU) == "cuda"
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
-    assert {dialect(torch.device(d)) for d in ("cpu", "cuda", "meta")} == {"reference"}
+    assert {backend(torch.device(d)) for d in ("cpu", "cuda", "meta")} == {"reference"}
     monkeypatch.setenv("NERFIT_KERNELS", "fast")
     with pytest.raises(ConfigError, match="must be reference, cpu or cuda, not 'fast'"):
-        dialect(CPU)
+        backend(CPU)
 
 
 def test_the_reference_runs_where_it_is_asked_for(monkeypatch):
@@ -427,7 +427,7 @@ def packed(rays: int, empty: bool = False) -> tuple[list[Tensor], Tensor, list[T
     return [density, torch.rand(n, 3, generator=g), length, t], offsets, upstream
 
 
-def composite_twin(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> tuple[Tensor, ...]:
+def composite_twin(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, early_stop: float) -> tuple[Tensor, ...]:
     """Sample by sample, autograd following."""
     colors, opacities, depths, weights = [], [], [], []
     for begin, end in itertools.pairwise(offsets.tolist()):
@@ -435,7 +435,7 @@ def composite_twin(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offs
         color, opacity, depth = torch.zeros(3, dtype=torch.float64), light * 0, light * 0
         for s in range(begin, end):
             left = light * torch.exp(-density[s] * length[s])
-            weight = light - left if light.item() >= least_light else 0 * density[s]
+            weight = light - left if light.item() >= early_stop else 0 * density[s]
             color, opacity, depth, light = color + weight * rgb[s], opacity + weight, depth + weight * t[s], left
             weights.append(weight)
         colors.append(color)
@@ -444,16 +444,16 @@ def composite_twin(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offs
     return torch.stack(colors), torch.stack(opacities), torch.stack(depths), torch.stack(weights)
 
 
-@pytest.mark.parametrize("least_light", [0.0, 1e-4, 0.2])
+@pytest.mark.parametrize("early_stop", [0.0, 1e-4, 0.2])
 @pytest.mark.parametrize("output", [None, 0, 1, 2, 3])
-def test_compositing_follows_its_twin(output, least_light):
+def test_compositing_follows_its_twin(output, early_stop):
     inputs, offsets, upstream = packed(25)
     length, t = (v.double() for v in inputs[2:])
     upstream = [g.double() * (output in (None, k)) for k, g in enumerate(upstream)]
     found = []
     for function in (composite_packed_reference, composite_twin):
         density, rgb = (v.double().requires_grad_() for v in inputs[:2])
-        outputs = function(density, rgb, length, t, offsets, least_light)
+        outputs = function(density, rgb, length, t, offsets, early_stop)
         torch.autograd.backward(outputs, upstream)
         assert density.grad is not None
         found.append([*(o.detach() for o in outputs), density.grad, rgb.grad if rgb.grad is not None else torch.zeros_like(rgb)])
@@ -461,17 +461,17 @@ def test_compositing_follows_its_twin(output, least_light):
 
 
 @SIZES
-@pytest.mark.parametrize("least_light", [0.0, 1e-4, 0.2])
-def test_compositing_and_its_gradients_match_float64(least_light, n):
+@pytest.mark.parametrize("early_stop", [0.0, 1e-4, 0.2])
+def test_compositing_and_its_gradients_match_float64(early_stop, n):
     inputs, offsets, upstream = packed(n)
     length, t = inputs[2:]
     found = both(
-        lambda density, rgb: composite_packed(density, rgb, length.to(rgb.dtype), t.to(rgb.dtype), offsets, least_light),
+        lambda density, rgb: composite_packed(density, rgb, length.to(rgb.dtype), t.to(rgb.dtype), offsets, early_stop),
         inputs[:2],
         upstream,
     )
     assert_all_close(found)
-    if n == 1000 and least_light == 0.2:
+    if n == 1000 and early_stop == 0.2:
         assert (found[0][3] == 0).float().mean() > 0.25, "some samples lie in the dark"
 
 

@@ -240,12 +240,12 @@ def assert_same_samples(found: Samples, reference: Samples) -> None:
 
 @on_device
 @pytest.mark.parametrize("n, cascades, fill", [(0, 1, "lumps"), (1, 1, "full"), (7, 1, "empty"), (33, 1, "lumps"), (20, 3, "lumps")])
-@pytest.mark.parametrize("cone", [0.0, 1 / 100])
-def test_march(occupancies, n, cascades, fill, cone):
+@pytest.mark.parametrize("cone_angle", [0.0, 1 / 100])
+def test_march(occupancies, n, cascades, fill, cone_angle):
     occupancy, rays = occupancies(cascades, fill), rays_of(n)
-    found = march(*(v.to(DEVICE) for v in rays), occupancy, STEP[cascades], cone)
+    found = march(*(v.to(DEVICE) for v in rays), occupancy, STEP[cascades], cone_angle)
     known = Occupancy(occupancy.bits.cpu(), occupancy.distance.cpu(), occupancy.box.cpu())
-    reference = march_reference(*(v.double() for v in rays), known, STEP[cascades], cone, 1024)
+    reference = march_reference(*(v.double() for v in rays), known, STEP[cascades], cone_angle, 1024)
     assert (len(reference) > n) == (n > 0 and fill != "empty")
     assert_same_samples(found, reference)
 
@@ -314,9 +314,9 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(monkeypatch):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from nerfit.kernels.cuda import adam, compositing, hash_grid, inverse_cdf, marching
-    from nerfit.kernels.cuda import field as fields
-    from nerfit.kernels.cuda import spherical_harmonics as harmonics
+    from nerfit.kernels.triton import adam, compositing, hash_grid, inverse_cdf, marching
+    from nerfit.kernels.triton import field as fields
+    from nerfit.kernels.triton import spherical_harmonics as harmonics
 
     types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16"}
     types |= {torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8"}

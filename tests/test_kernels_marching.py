@@ -30,7 +30,7 @@ from nerfit.kernels.marching import (
 
 CASCADES = pytest.mark.parametrize("cascades", [1, 3])
 FILLS = pytest.mark.parametrize("fill", ["empty", "full", "random", "lumps"])
-CONES = pytest.mark.parametrize("cone", [0.0, 1 / 100])
+CONES = pytest.mark.parametrize("cone_angle", [0.0, 1 / 100])
 STEP = 0.011
 """No whole part of a cell: which cascade a sample belongs to is never a matter of rounding."""
 
@@ -87,9 +87,9 @@ def test_packing_follows_its_definition_and_its_reference(monkeypatch, occupanci
         assert (distance == FARTHEST).all()
 
 
-@pytest.mark.parametrize("dialect", ["", "reference"])
-def test_distances_are_chebyshev_distances(monkeypatch, dialect):
-    monkeypatch.setenv("NERFIT_KERNELS", dialect)
+@pytest.mark.parametrize("backend", ["", "reference"])
+def test_distances_are_chebyshev_distances(monkeypatch, backend):
+    monkeypatch.setenv("NERFIT_KERNELS", backend)
     rng = np.random.default_rng(0)
     cells = [rng.integers(0, RESOLUTION, (count, 3)) for count in (1, 5)] + [np.array([[0, 0, 0], [127, 127, 127]])]
     grid = torch.zeros(3, RESOLUTION, RESOLUTION, RESOLUTION)
@@ -151,7 +151,7 @@ def exact(rays: Rays) -> Rays:
     return origins, directions, near, far, jitter
 
 
-def walk(rays: Rays, i: int, occupied: np.ndarray, box: np.ndarray, step: float, cone: float) -> tuple[np.ndarray, ...]:
+def walk(rays: Rays, i: int, occupied: np.ndarray, box: np.ndarray, step: float, cone_angle: float) -> tuple[np.ndarray, ...]:
     """Ray i's whole lattice in float64: begins, lengths, middles, whether each is occupied, and how far (in cells, steps or percent)
     anything is from turning out otherwise."""
     o, d = rays[0][i].double().numpy(), rays[1][i].double().numpy()
@@ -164,10 +164,10 @@ def walk(rays: Rays, i: int, occupied: np.ndarray, box: np.ndarray, step: float,
             last = -math.inf
     cascades, norm = len(occupied), math.sqrt(float(d @ d))
     longest = max(2 ** (cascades - 1) / RESOLUTION, step) / norm
-    t, begins, lengths = first + jitter * max(step / norm, first * cone), [], []
+    t, begins, lengths = first + jitter * max(step / norm, first * cone_angle), [], []
     while t < last:
         begins.append(t)
-        lengths.append(min(max(t * cone, step / norm), longest))
+        lengths.append(min(max(t * cone_angle, step / norm), longest))
         t += lengths[-1]
     begins, lengths = np.array(begins), np.array(lengths)
     middles = o + (begins + 0.5 * lengths)[:, None] * d
@@ -183,7 +183,7 @@ def walk(rays: Rays, i: int, occupied: np.ndarray, box: np.ndarray, step: float,
     return begins, lengths, middles, occupied[level, z, y, x], doubt
 
 
-def check_march(samples: Samples, rays: Rays, occupied: np.ndarray, box: np.ndarray, step: float, cone: float) -> int:
+def check_march(samples: Samples, rays: Rays, occupied: np.ndarray, box: np.ndarray, step: float, cone_angle: float) -> int:
     """Every sample lies on its ray's lattice, in an occupied cell, in order; and none is missing. Returns how many were certain."""
     n, certain = len(rays[0]), 0
     offsets = samples.offsets.numpy()
@@ -194,7 +194,7 @@ def check_march(samples: Samples, rays: Rays, occupied: np.ndarray, box: np.ndar
     assert np.array_equal(samples.ray_indices.numpy(), np.repeat(np.arange(n), np.diff(offsets)))
     assert samples.x.shape == (len(samples), 3)
     for i in range(n):
-        begins, lengths, middles, hit, doubt = walk(rays, i, occupied, box, step, cone)
+        begins, lengths, middles, hit, doubt = walk(rays, i, occupied, box, step, cone_angle)
         mine = slice(offsets[i], offsets[i + 1])
         t0, t1, x = (v[mine].double().numpy() for v in (samples.t_starts, samples.t_ends, samples.x))
         at = np.array([np.abs(begins - t).argmin() for t in t0], int) if len(begins) else np.zeros(len(t0), int)
@@ -226,25 +226,25 @@ def contracted(x: np.ndarray, cascades: int) -> np.ndarray:
 @CASCADES
 @FILLS
 @CONES
-def test_march_finds_all_that_a_walk_finds(occupancies, cascades, fill, cone):
+def test_march_finds_all_that_a_walk_finds(occupancies, cascades, fill, cone_angle):
     occupied, occupancy = occupancies(cascades, fill)
     rays = rays_of(200 if fill == "lumps" else 48, cascades)
     box = occupancy.box.double().numpy()
-    found = march(*rays, occupancy, STEP, cone)
-    certain = check_march(found, rays, occupied, box, STEP, cone)
+    found = march(*rays, occupancy, STEP, cone_angle)
+    certain = check_march(found, rays, occupied, box, STEP, cone_angle)
     assert (certain > 100) == (fill != "empty")
     assert len(found) < 1.2 * certain + 1
-    check_march(march_reference(*exact(rays), occupancy, STEP, cone, 1024), rays, occupied, box, STEP, cone)
+    check_march(march_reference(*exact(rays), occupancy, STEP, cone_angle, 1024), rays, occupied, box, STEP, cone_angle)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 1000])
 @CASCADES
 @CONES
-def test_march_matches_its_float64_reference(occupancies, cascades, cone, n):
+def test_march_matches_its_float64_reference(occupancies, cascades, cone_angle, n):
     _, occupancy = occupancies(cascades, "lumps")
     rays = rays_of(n, cascades)
-    found = march(*rays, occupancy, STEP, cone)
-    reference = march_reference(*exact(rays), occupancy, STEP, cone, 1024)
+    found = march(*rays, occupancy, STEP, cone_angle)
+    reference = march_reference(*exact(rays), occupancy, STEP, cone_angle, 1024)
     same = found.offsets.diff() == reference.offsets.diff()
     assert (~same).sum() <= 0.03 * n, "a sample on a cell's wall may be rounded to either side"
     mine, theirs = same[found.ray_indices.long()], same[reference.ray_indices.long()]
@@ -255,15 +255,15 @@ def test_march_matches_its_float64_reference(occupancies, cascades, cone, n):
 
 @CONES
 @pytest.mark.parametrize("limit", [1, 5])
-def test_limits_keep_the_first_samples(occupancies, limit, cone):
+def test_limits_keep_the_first_samples(occupancies, limit, cone_angle):
     _, occupancy = occupancies(3, "random")
     rays = rays_of(48, 3)
-    whole, found = march(*rays, occupancy, STEP, cone), march(*rays, occupancy, STEP, cone, limit)
+    whole, found = march(*rays, occupancy, STEP, cone_angle), march(*rays, occupancy, STEP, cone_angle, limit)
     first = torch.cat([torch.arange(begin, min(begin + limit, end)) for begin, end in itertools.pairwise(whole.offsets.tolist())])
     assert torch.equal(found.offsets.diff(), whole.offsets.diff().clamp(max=limit))
     for name in ("ray_indices", "t_starts", "t_ends", "x"):
         assert torch.equal(getattr(found, name), getattr(whole, name)[first])
-    reference = march_reference(*exact(rays), occupancy, STEP, cone, limit)
+    reference = march_reference(*exact(rays), occupancy, STEP, cone_angle, limit)
     assert reference.offsets.diff().max() == limit
     assert (reference.offsets.diff() == found.offsets.diff()).float().mean() > 0.95
 
@@ -313,7 +313,7 @@ def matter(strength: float) -> tuple[Tensor, Tensor]:
 
 
 def visible_twin(
-    samples: Samples, density: np.ndarray, norm: np.ndarray, least_weight: float, least_light: float
+    samples: Samples, density: np.ndarray, norm: np.ndarray, min_weight: float, early_stop: float
 ) -> tuple[list[bool], list[float]]:
     """Which samples are kept, one after another, and how far (relatively) each is from the opposite."""
     keep, doubt = [], []
@@ -322,8 +322,8 @@ def visible_twin(
         for s in range(begin, end):
             left = light * math.exp(-density[s] * float(samples.t_ends[s] - samples.t_starts[s]) * norm[i])
             weight = light - left
-            keep.append(weight >= least_weight and light >= least_light)
-            doubt.append(min(abs(weight / least_weight - 1), abs(light / least_light - 1)))
+            keep.append(weight >= min_weight and light >= early_stop)
+            doubt.append(min(abs(weight / min_weight - 1), abs(light / early_stop - 1)))
             light = left
     return keep, doubt
 
@@ -331,21 +331,21 @@ def visible_twin(
 @CASCADES
 @CONES
 @pytest.mark.parametrize("strength", [0.5, 20.0, 2000.0])
-def test_visible_samples_follow_their_twin(monkeypatch, occupancies, strength, cascades, cone):
+def test_visible_samples_follow_their_twin(monkeypatch, occupancies, strength, cascades, cone_angle):
     _, occupancy = occupancies(cascades, "full" if cascades == 1 else "random")
     rays = rays_of(200, cascades)
     table, weights = matter(strength)
     norm = rays[1].norm(dim=-1)
-    everything = march(*rays, occupancy, STEP, cone)
+    everything = march(*rays, occupancy, STEP, cone_angle)
     density = field_density(everything.x, table, weights, SHAPE)
-    least_weight, least_light = 1e-3, 1e-2
+    min_weight, early_stop = 1e-3, 1e-2
     true = field_density(everything.x.double(), table.double(), weights.double(), SHAPE).numpy()
-    keep, doubt = (np.array(v) for v in visible_twin(everything, true, norm.double().numpy(), least_weight, least_light))
+    keep, doubt = (np.array(v) for v in visible_twin(everything, true, norm.double().numpy(), min_weight, early_stop))
     if strength == 20:
         assert 0.1 < keep.mean() < 0.95
-    kept = keep_visible(everything, density, norm, least_weight, least_light)
+    kept = keep_visible(everything, density, norm, min_weight, early_stop)
     assert kept.evaluated == len(everything)
-    arguments = (*rays, occupancy, STEP, cone, table, weights, SHAPE, False, least_weight, least_light)
+    arguments = (*rays, occupancy, STEP, cone_angle, table, weights, SHAPE, False, min_weight, early_stop)
     found = visible_samples(*arguments)
     assert len(found) <= found.evaluated <= len(everything)
     if strength == 2000 and cascades == 1:

@@ -56,11 +56,11 @@ def test_splitmix_is_splitmix64():
 
 
 @SIZES
-@pytest.mark.parametrize("dialect", ["", "reference"])
+@pytest.mark.parametrize("backend", ["", "reference"])
 @pytest.mark.parametrize("channels, empty", [(3, 0.0), (4, 0.0), (4, 0.25), (4, 1.0)])
 @pytest.mark.parametrize("key", [0, 2**63 - 1])
-def test_pixels_follow_their_twin(monkeypatch, dialect, channels, empty, key, n):
-    monkeypatch.setenv("NERFIT_KERNELS", dialect)
+def test_pixels_follow_their_twin(monkeypatch, backend, channels, empty, key, n):
+    monkeypatch.setenv("NERFIT_KERNELS", backend)
     pixels = stored(channels)
     view, x, y, colors = draw_pixels(pixels, STARTS, WIDTH, HEIGHT, VIEWS, n, key, empty)
     assert {view.dtype, x.dtype, y.dtype} == {torch.int64}

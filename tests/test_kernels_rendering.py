@@ -56,18 +56,18 @@ def gradients_of(seen: Rendered, table: Tensor, weights: Tensor) -> list[Tensor]
 
 @pytest.mark.parametrize("n", [0, 1, 7, 1000])
 @pytest.mark.parametrize("fill", ["empty", "random", "full"])
-@pytest.mark.parametrize("cascades, cone", [(1, 0.0), (3, 0.01)])
-def test_values_and_gradients_follow_the_definitions(n, fill, cascades, cone):
+@pytest.mark.parametrize("cascades, cone_angle", [(1, 0.0), (3, 0.01)])
+def test_values_and_gradients_follow_the_definitions(n, fill, cascades, cone_angle):
     if n == 1000 and fill == "full":
         n = 100
     rays, occupancy, table, weights = scene(n, fill, cascades)
     table.requires_grad_()
     weights.requires_grad_()
-    mine = render_rays(*rays, occupancy, STEP, cone, table, weights, SHAPE, False, 0.0, 0.0, soft_near=0.7, packed=True)
+    mine = render_rays(*rays, occupancy, STEP, cone_angle, table, weights, SHAPE, False, 0.0, 0.0, near_falloff=0.7, packed=True)
     mine_g = gradients_of(mine, table, weights)
     samples = mine.samples
     assert samples is not None
-    assert len(samples) == mine.kept == mine.evaluated == len(march(*rays[:2], *rays[3:], occupancy, STEP, cone))
+    assert len(samples) == mine.kept == mine.evaluated == len(march(*rays[:2], *rays[3:], occupancy, STEP, cone_angle))
     exact = [v.detach().double().requires_grad_() for v in (table, weights)]
     ray = samples.ray_indices.long()
     density, rgb = field_reference(samples.x.double(), rays[2][ray].double(), *exact, SHAPE)
@@ -88,8 +88,8 @@ def test_values_and_gradients_follow_the_definitions(n, fill, cascades, cone):
         assert not any(g.any() for g in mine_g)
 
 
-@pytest.mark.parametrize("soft_near", [0.0, 1.5])
-def test_samples_that_matter_little_are_left_out_of_colours_and_gradients_alike(soft_near):
+@pytest.mark.parametrize("near_falloff", [0.0, 1.5])
+def test_samples_that_matter_little_are_left_out_of_colours_and_gradients_alike(near_falloff):
     """The chain of CPU kernels that each have tests of their own is the twin: it leaves out the same samples."""
     rays, occupancy, table, weights = scene(400, "random", 1)
     settings = (occupancy, STEP, 0.0)
@@ -98,8 +98,8 @@ def test_samples_that_matter_little_are_left_out_of_colours_and_gradients_alike(
         parameters = [v.clone().requires_grad_() for v in (table, weights)]
         with pytest.MonkeyPatch.context() as patch:
             if not fused:
-                patch.setattr("nerfit.kernels.rendering.dialect", lambda _: "reference")
-            seen = render_rays(*rays, *settings, *parameters, SHAPE, False, 0.02, 0.1, soft_near, True)
+                patch.setattr("nerfit.kernels.rendering.backend", lambda _: "reference")
+            seen = render_rays(*rays, *settings, *parameters, SHAPE, False, 0.02, 0.1, near_falloff, True)
         found.append((seen, gradients_of(seen, *parameters)))
     (mine, mine_g), (chain, chain_g) = found
     assert mine.kept == chain.kept < 0.7 * mine.evaluated

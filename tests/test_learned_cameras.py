@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit import jobs
+from nerfit.camera_search.relocate import lost_views, relocate
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import ROTATIONS, CameraConfig, LearnedCameras
 from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import axis_angle_to_matrix, six_to_matrix
+from nerfit.commands import train as jobs
+from nerfit.commands.options import EvalOptions
+from nerfit.commands.preparing import prepare
 from nerfit.config import arguments
-from nerfit.encodings.frequency import frequency_encoding, opened_levels
 from nerfit.errors import ConfigError
 from nerfit.evaluation.poses import camera_errors
+from nerfit.fields.frequency import frequency_encoding, opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.field import FieldShape, field_reference
 from nerfit.kernels.hash_grid import GridLayout
@@ -27,13 +30,10 @@ from nerfit.kernels.marching import pack_occupancy
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.options import EvalOptions
-from nerfit.preparing import prepare
 from nerfit.rendering.volume import Rendering
 from nerfit.runs import open_run
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
-from nerfit.training.relocation import lost_views, relocate
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_colours_of_the_hash_field_have_the_gradients_of_finite_differences(casc
     assert torch.autograd.gradcheck(turned, inputs, eps=1e-7, atol=1e-5)
 
 
-@pytest.mark.parametrize("soft_near", [0.0, 0.4])
+@pytest.mark.parametrize("near_falloff", [0.0, 0.4])
 @pytest.mark.parametrize("cascades", [1, 3])
-def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: int, soft_near: float) -> None:
+def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: int, near_falloff: float) -> None:
     """float32 kernels against float64 definitions: origins, directions of any length, table, weights."""
     torch.manual_seed(2)
     model = HashField(FieldShape(GridLayout(4, 12, 4, 24), 32))
@@ -112,7 +112,7 @@ def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: in
     for kind in (torch.float32, torch.float64):
         o, d, table, weights = (leaf.detach().to(kind).requires_grad_() for leaf in (origins, directions, model.table, model.weights))
         v, n, f, j = (value.to(kind) for value in (looks, near, far, jitter))
-        seen = render_rays(o, d, v, n, f, j, occupancy, 0.02, 0.0, table, weights, model.shape, False, 0.0, 0.0, soft_near)
+        seen = render_rays(o, d, v, n, f, j, occupancy, 0.02, 0.0, table, weights, model.shape, False, 0.0, 0.0, near_falloff)
         ((seen.color - goal.to(kind)).square().sum() + (seen.opacity**2).sum() + (seen.depth**2).sum()).backward()
         found.append([seen.color, *(v.grad for v in (o, d, table, weights))])
     assert found[1][1] is not None and float(found[1][1].norm()) > 0.1

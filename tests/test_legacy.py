@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nerfit.errors import ConfigError
-from nerfit.legacy import FLAGS, FORMATS, is_legacy, translate
 from nerfit.plugins import find
+from nerfit.recipes.legacy import FLAGS, FORMATS, is_legacy, translate
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
 from nerfit.training.perceptual import PerceptualConfig

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.cli import main
+from nerfit.commands.import_weights import read_weights
 from nerfit.errors import RunError
-from nerfit.legacy_weights import read_weights
 from nerfit.runs import open_run
 
 Network = dict[str, np.ndarray]
@@ -129,7 +129,7 @@ def test_imported_networks_compute_what_the_originals_did(
 
 
 def _encoded(points: np.ndarray) -> Tensor:
-    from nerfit.encodings.frequency import frequency_encoding
+    from nerfit.fields.frequency import frequency_encoding
 
     return frequency_encoding(torch.from_numpy(points).float(), OCTAVES)
 

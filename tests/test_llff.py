@@ -13,9 +13,9 @@ from PIL import Image
 
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.scenes import pixels
+from nerfit.scenes.formats.llff import Config, detect, load
 from nerfit.scenes.images import resize_area
-from nerfit.scenes.llff import Config, detect, load
+from nerfit.scenes.reading import pixel_cache as pixels
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 70.0
 DATA = Path(os.environ.get("NERFIT_DATA") or Path(__file__).parents[1].parent / "shared" / "data")

@@ -10,11 +10,11 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.cli import main
 from nerfit.outputs.grids import make_grid
-from nerfit.outputs.mesh import MeshConfig, contour, fuse, make_mesh
+from nerfit.outputs.mesh.extraction import MeshConfig, contour, fuse, make_mesh
 from nerfit.outputs.surfaces import Surfaces
 from nerfit.runs import Run
-from nerfit.scenes import procedural
-from nerfit.scenes.raytrace import Stage, geometry, unit
+from nerfit.scenes.formats import procedural
+from nerfit.scenes.formats.raytrace import Stage, geometry, unit
 
 
 def surface_points(stage: Stage, count: int) -> Tensor:

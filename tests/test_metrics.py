@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from nerfit.errors import RunError
-from nerfit.rendering.lpips import Lpips, find_weights, load_lpips
-from nerfit.rendering.metrics import mean_psnr, psnr, quantise, ssim
+from nerfit.metrics.lpips import Lpips, find_weights, load_lpips
+from nerfit.metrics.psnr_ssim import mean_psnr, psnr, quantise, ssim
 from networks import LAYERS, geometry, save_lpips
 
 DATA = Path(os.environ.get("NERFIT_DATA") or Path(__file__).parents[2] / "shared" / "data")

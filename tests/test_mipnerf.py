@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit import jobs
+from nerfit.commands import train as jobs
+from nerfit.commands.preparing import prepare
 from nerfit.errors import ConfigError
 from nerfit.evaluation.evaluate import evaluate
 from nerfit.methods.base import Batch, render_view
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.outputs.histograms import HEIGHT, WIDTH, _bars, draw_histograms
-from nerfit.preparing import prepare
-from nerfit.rendering.metrics import psnr
+from nerfit.metrics.psnr_ssim import psnr
+from nerfit.outputs.pictures.histograms import HEIGHT, WIDTH, _bars, draw_histograms
 from nerfit.rendering.volume import Rendering
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig

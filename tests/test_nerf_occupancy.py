@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
+from nerfit.commands.preparing import prepare
 from nerfit.errors import ConfigError
 from nerfit.methods import nerf
 from nerfit.methods.base import render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.preparing import prepare
-from nerfit.rendering.metrics import psnr
+from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import composite_samples, render_weights
 from nerfit.sampling.space import OccupiedSpace
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
@@ -115,8 +115,8 @@ def test_chunks_and_views_are_what_they_are_in_one_piece(start: Start) -> None:
 
 def test_a_full_grid_gives_dense_quadrature(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every march step of every ray, composited in float64 from the network itself."""
-    monkeypatch.setattr(nerf, "LEAST_WEIGHT", 0.0)
-    monkeypatch.setattr(nerf, "LEAST_LIGHT", 0.0)
+    monkeypatch.setattr(nerf, "MIN_WEIGHT", 0.0)
+    monkeypatch.setattr(nerf, "EARLY_STOP", 0.0)
     torch.manual_seed(0)
     method = Nerf(replace(SMALL, jitter=False), scene)
     space = space_of(method)

@@ -14,7 +14,8 @@ from PIL import Image
 from conftest import FOV, HEIGHT, WIDTH, around, assert_close, ball_picture, rotation
 from nerfit.cameras.poses import to_4x4
 from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.scenes import detect_format, nsvf
+from nerfit.scenes import detect_format
+from nerfit.scenes.formats import nsvf
 from nerfit.scenes.scene import Scene
 
 FOCAL = 0.5 * WIDTH / math.tan(0.5 * FOV)

@@ -21,7 +21,7 @@ from nerfit.methods.base import Batch, Method
 from nerfit.methods.instant import Instant, InstantConfig
 from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.rendering.volume import Rendering
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig, SparseAdam

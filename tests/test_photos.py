@@ -18,15 +18,17 @@ import torch
 from PIL import Image
 
 from conftest import around
-from nerfit import jobs
 from nerfit.cameras.poses import align, scale_of, to_4x4
 from nerfit.cli import main
+from nerfit.commands import train as jobs
+from nerfit.commands.preparing import prepare
 from nerfit.errors import ConfigError, SceneError
-from nerfit.preparing import prepare
-from nerfit.scenes import detect_format, photos, retrieval
-from nerfit.scenes.llff import read_poses
-from nerfit.scenes.registration import Links, PoseConfig, Report, View, advice, all_pairs, sequence_pairs, sharpness, why_missing
-from nerfit.scenes.work import alone
+from nerfit.files import file_lock
+from nerfit.scenes import detect_format
+from nerfit.scenes.formats import photos
+from nerfit.scenes.formats.llff import read_poses
+from nerfit.scenes.posing import retrieval
+from nerfit.scenes.posing.registration import Links, PoseConfig, Report, View, advice, all_pairs, sequence_pairs, sharpness, why_missing
 
 VIEWS, WIDTH, HEIGHT, FOCAL = 8, 320, 240, 300.0
 
@@ -180,7 +182,7 @@ def test_auto_trains_on_photographs(album: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nerfit.scenes import sfm
+    from nerfit.scenes.posing import sfm
 
     monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
     files = [album / f"photo {i}.png" for i in range(4)]
@@ -248,7 +250,7 @@ def test_all_at_once_from_pairs_that_look_alike(album: Path, monkeypatch: pytest
 def test_many_photographs_are_matched_by_their_looks(
     count: int, ordered: bool, chosen: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nerfit.scenes import sfm
+    from nerfit.scenes.posing import sfm
 
     monkeypatch.setattr(sfm, "similar_pairs", lambda descriptors, count: [(0, count - 1)])
     pairs = sfm._pairs(tmp_path / "empty.db", [view(str(i)) for i in range(count)], PoseConfig(), ordered)
@@ -257,7 +259,7 @@ def test_many_photographs_are_matched_by_their_looks(
 
 def test_masks_and_transparency_keep_features_off(tmp_path: Path) -> None:
     """A sharp sticker on the lens, at the same place of every picture, which features would take for the world."""
-    from nerfit.scenes import sfm
+    from nerfit.scenes.posing import sfm
 
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
     sticker = np.asarray(Image.fromarray(noise).resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST))
@@ -386,16 +388,16 @@ def test_blur_lowers_sharpness() -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from nerfit.scenes.work import alone\n"
-        "with alone(Path(sys.argv[1])):\n    print('mine', flush=True)\n    time.sleep(1)"
+        "import sys, time; from pathlib import Path; from nerfit.files import file_lock\n"
+        "with file_lock(Path(sys.argv[1])):\n    print('mine', flush=True)\n    time.sleep(1)"
     )
     other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=os.environ | {})
     assert other.stdout is not None and other.stdout.readline() == "mine\n"
     start = time.monotonic()
-    with alone(tmp_path):
+    with file_lock(tmp_path):
         assert time.monotonic() - start > 0.5 and other.wait() == 0
     (tmp_path / "file").touch()
-    with pytest.raises(SceneError, match="can't be written"), alone(tmp_path / "file" / "x"):
+    with pytest.raises(SceneError, match="can't be written"), file_lock(tmp_path / "file" / "x"):
         pass
 
 

@@ -11,9 +11,9 @@ from nerfit.cameras.ndc import from_ndc, to_ndc
 from nerfit.errors import RunError
 from nerfit.methods.base import Batch, render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.outputs.pictures import view_normals
+from nerfit.outputs.pictures.paths import view_normals
 from nerfit.rendering.volume import Rendering
-from nerfit.scenes import procedural
+from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene
 
 TINY = NerfConfig(depth=1, width=4, skips=[], frequencies=0, view_frequencies=0, samples=4, fine_samples=0)

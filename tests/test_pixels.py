@@ -23,11 +23,12 @@ from nerfit.cameras import Cameras
 from nerfit.errors import SceneError
 from nerfit.evaluation.evaluate import evaluate
 from nerfit.methods.base import Batch, Method
-from nerfit.methods.pixels import pixel_batch, random_pixels
+from nerfit.methods.batches import pixel_batch, random_pixels
 from nerfit.rendering.volume import Rendering
-from nerfit.scenes import blender, llff, pixels
+from nerfit.scenes.formats import blender, llff
 from nerfit.scenes.images import read_image, resize_area
-from nerfit.scenes.pixels import find_masks, load_pixels, picture_files
+from nerfit.scenes.reading import pixel_cache as pixels
+from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, picture_files
 from nerfit.scenes.scene import Scene
 
 
@@ -412,7 +413,7 @@ def test_masks_beside_the_pictures_of_an_llff_scene(tmp_path):
 MEASURE = """
 import sys, time
 from pathlib import Path
-from nerfit.scenes.pixels import load_pixels, picture_files
+from nerfit.scenes.reading.pixel_cache import load_pixels, picture_files
 import threading
 def anonymous():
     return int(next(line for line in open('/proc/self/status') if line.startswith('RssAnon')).split()[1]) / 1024

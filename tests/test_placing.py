@@ -18,8 +18,8 @@ from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import scale_of, transform_poses
 from nerfit.errors import ConfigError, SceneError
 from nerfit.sampling.space import OccupiedSpace
-from nerfit.scenes.placing import PlacedConfig, place
-from nerfit.scenes.ply import read_ply, write_ply
+from nerfit.scenes.reading.normalise import PlacedConfig, place
+from nerfit.scenes.reading.ply import read_ply, write_ply
 from nerfit.scenes.scene import Scene
 
 VIEWS = 12

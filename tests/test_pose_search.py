@@ -19,26 +19,26 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit import jobs
+from nerfit.camera_search.history import MOST, PoseSearch
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.poses import transform_poses
+from nerfit.commands import train as jobs
+from nerfit.commands.options import RenderOptions
+from nerfit.commands.preparing import prepare
+from nerfit.commands.seeds import compare, compare_text, train_seeds
 from nerfit.config import arguments
 from nerfit.errors import ConfigError, RunError
 from nerfit.fields.siren import SirenMLP
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.options import RenderOptions
-from nerfit.outputs.frusta import draw_search
-from nerfit.outputs.pose_plots import draw_paths, placed_looks
-from nerfit.preparing import prepare
+from nerfit.outputs.pictures.frusta import draw_search
+from nerfit.outputs.pictures.pose_plots import draw_paths, placed_looks
 from nerfit.runs import open_run
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
-from nerfit.seeds import compare, compare_text, train_seeds
 from nerfit.training.checkpoints import load_checkpoint
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
-from nerfit.training.pose_search import MOST, PoseSearch
 from nerfit.training.trainer import Callback, LoopConfig, Trainer
 
 SMALL = NerfConfig(depth=2, width=16, skips=[], samples=8, fine_samples=0, rays=64, batching="image")

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nerfit.errors import SceneError
-from nerfit.scenes import procedural, raytrace
-from nerfit.scenes.procedural import Config, detect, load, stage, trace
-from nerfit.scenes.raytrace import Box, Capsule, Cylinder
+from nerfit.scenes.formats import procedural, raytrace
+from nerfit.scenes.formats.procedural import Config, detect, load, stage, trace
+from nerfit.scenes.formats.raytrace import Box, Capsule, Cylinder
 from nerfit.scenes.scene import Scene
 
 BOTH = pytest.mark.parametrize("kind", ("object", "forward-facing"))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from nerfit import jobs
+from nerfit.commands import train as jobs
+from nerfit.commands.preparing import prepare
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.preparing import prepare
-from nerfit.scenes import procedural
+from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nerfit.scenes.retrieval import BESIDE, NEAREST, nearest_pairs, similar_pairs, vlad, vocabulary
+from nerfit.scenes.posing.retrieval import BESIDE, NEAREST, nearest_pairs, similar_pairs, vlad, vocabulary
 
 VIEWS, POINTS, SEEN, NEIGHBOURS = 300, 3000, 200, 10
 

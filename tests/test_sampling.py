@@ -14,10 +14,10 @@ from torch import Tensor
 from conftest import assert_close, rotation
 from nerfit.cameras import Cameras
 from nerfit.methods.base import Batch
+from nerfit.methods.batches import pixel_batch
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.methods.pixels import pixel_batch
 from nerfit.sampling.along_rays import stratified
-from nerfit.sampling.pixels import epoch_indices, mix, permute
+from nerfit.sampling.shuffle import epoch_indices, mix, permute
 from nerfit.scenes.scene import Scene
 
 SEEDS = st.integers(0, 2**32 - 1)

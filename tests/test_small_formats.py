@@ -16,7 +16,8 @@ from PIL import Image
 from conftest import FOV, HEIGHT, WIDTH, around, assert_close, ball_picture
 from nerfit.cli import main
 from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.scenes import blender, detect_format, multiscale, scene_format
+from nerfit.scenes import detect_format, scene_format
+from nerfit.scenes.formats import blender, multiscale
 from nerfit.scenes.images import resize_area
 from nerfit.scenes.scene import Scene
 

@@ -19,12 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from many_jobs import descendants, in_turn, kill, needs_ray, until
-from nerfit import cluster, sweeping
 from nerfit.cli import main
-from nerfit.cluster import Needs, Stop, TaskDied, locked, run_nerfit
+from nerfit.commands import cluster
+from nerfit.commands import sweep as sweeping
+from nerfit.commands.cluster import Needs, Stop, TaskDied, locked, run_nerfit
+from nerfit.commands.comparison import COLUMNS, MEASURES, compare, table
+from nerfit.commands.options import SweepOptions
 from nerfit.errors import ConfigError, RunError
-from nerfit.options import SweepOptions
-from nerfit.outputs.comparison import COLUMNS, MEASURES, compare, table
 
 SMALL = [
     *("--scene.size", "24", "--scene.samples", "1", "--scene.test-views", "2", "--scene.val-views", "1", "--log.image-every", "0"),
@@ -114,7 +115,7 @@ def test_what_was_begun_goes_on(said: list[tuple[str, ...]]) -> None:
 
 
 def test_judging_that_takes_long_is_a_command_of_its_own(said: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerfit.jobs.EVALUATE_WITHIN", 0.0)
+    monkeypatch.setattr("nerfit.commands.train.EVALUATE_WITHIN", 0.0)
     answer = sweep(seeds=1)
     assert [words[0] for words in said] == ["train", "eval"] * 2 and said[1][2:] == ("--threads=1",)
     assert all(job["psnr"] > 3 for job in answer["jobs"]) and answer["exit_code"] == 0
@@ -326,7 +327,7 @@ def test_a_killed_training_is_tried_again_and_a_stopped_sweep_saves(tmp_path: Pa
 
     def trainings(driver: int) -> list[int]:
         with contextlib.suppress(OSError):
-            return [p for p in descendants(driver) if b"nerfit.cluster\0train" in Path(f"/proc/{p}/cmdline").read_bytes()]
+            return [p for p in descendants(driver) if b"nerfit.commands.cluster\0train" in Path(f"/proc/{p}/cmdline").read_bytes()]
         return []
 
     def steps(run: Path) -> int:

@@ -17,10 +17,10 @@ from conftest import assert_close
 from fields import CENTER, RADIUS, Ball
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError
-from nerfit.outputs.mesh import Mesh, MeshConfig, close_holes, make_mesh, pieces, vertex_normals
-from nerfit.outputs.mesh_files import beside, write_mesh
-from nerfit.outputs.triangles import rasterise
-from nerfit.outputs.turntable import look, orbit, write_turntable
+from nerfit.outputs.mesh.extraction import Mesh, MeshConfig, close_holes, make_mesh, pieces, vertex_normals
+from nerfit.outputs.mesh.files import beside, write_mesh
+from nerfit.outputs.mesh.triangles import rasterise
+from nerfit.outputs.mesh.turntable import look, orbit, write_turntable
 from test_mesh import original, scene  # noqa: F401 - a fixture
 
 

@@ -21,9 +21,9 @@ from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.image import Image, ImageConfig
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.rendering.metrics import psnr
+from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering
-from nerfit.scenes.procedural import Config, load
+from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training import trainer as trainer_module
 from nerfit.training.checkpoints import checkpoints, load_checkpoint

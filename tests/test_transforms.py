@@ -18,8 +18,9 @@ from conftest import around, assert_close, rotation
 from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import rays_meet, world_up
 from nerfit.errors import ConfigError, SceneError
-from nerfit.scenes import detect_format, transforms
-from nerfit.scenes.ply import write_ply
+from nerfit.scenes import detect_format
+from nerfit.scenes.formats import transforms
+from nerfit.scenes.reading.ply import write_ply
 from nerfit.scenes.scene import Scene
 
 VIEWS, WIDTH, HEIGHT = 12, 12, 8

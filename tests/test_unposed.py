@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nerfit import jobs
+from nerfit.commands import train as jobs
+from nerfit.commands.preparing import prepare
 from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.preparing import prepare
 from nerfit.scenes import detect_format
-from nerfit.scenes.unposed import Config, load
+from nerfit.scenes.formats.unposed import Config, load
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from nerfit.errors import RunError
-from nerfit.outputs import video
-from nerfit.outputs.video import write_video
+from nerfit.outputs.pictures import video
+from nerfit.outputs.pictures.video import write_video
 
 
 def ramps(count, height, width):

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nerfit import jobs
+from nerfit.commands import train as jobs
 from nerfit.errors import ConfigError, SceneError
-from nerfit.outputs.video import write_video
-from nerfit.scenes import detect_format, video
-from nerfit.scenes.video import SUFFIXES, VideoConfig, extract, frames_to_take, sharpest
+from nerfit.outputs.pictures.video import write_video
+from nerfit.scenes import detect_format
+from nerfit.scenes.formats import video
+from nerfit.scenes.formats.video import SUFFIXES, VideoConfig, extract, frames_to_take, sharpest
 
 SIDE = (64, 48)
 

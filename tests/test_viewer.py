@@ -30,7 +30,7 @@ from nerfit.cli import main
 from nerfit.errors import ConfigError, SceneError
 from nerfit.methods.base import Batch, Method
 from nerfit.rendering.volume import Rendering
-from nerfit.scenes import procedural
+from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene
 from nerfit.training.checkpoints import load_checkpoint
 from nerfit.viewer.drawing import Frame, Viewpoint, Wish, clip_to_box, draw, orbit, photo

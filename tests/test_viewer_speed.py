@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nerfit.preparing import prepare
+from nerfit.commands.preparing import prepare
 from nerfit.training.trainer import Callback, Trainer
 from nerfit.viewer.drawing import Viewpoint
 from nerfit.viewer.server import Viewer

@@ -18,8 +18,8 @@ from conftest import around, assert_close, rotation
 from nerfit.cameras import Cameras
 from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES
 from nerfit.errors import SceneError
-from nerfit.scenes import colmap, llff, transforms
-from nerfit.scenes.ply import write_ply
+from nerfit.scenes.formats import colmap, llff, transforms
+from nerfit.scenes.reading.ply import write_ply
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.writing import write_colmap, write_poses_bounds, write_transforms
 

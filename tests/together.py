@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nerfit.commands.preparing import prepare
 from nerfit.evaluation.evaluate import evaluate
-from nerfit.preparing import prepare
 from nerfit.runs import new_folder
 from nerfit.training import distributed
 from nerfit.training.trainer import Callback, Trainer
@@ -30,7 +30,7 @@ def train(out: str, words: list[str], stop: int | None = None, judge: bool = Fal
     again = (folder / "config.yaml").is_file()
     method, source, *flags = words
     argv = ["--resume", "--out", out, *ALWAYS] if again else [*flags, "--out", out, *ALWAYS]
-    plan, _, _ = distributed.from_main(lambda: prepare(method, source, argv))
+    plan, _, _ = distributed.broadcast_result(lambda: prepare(method, source, argv))
     scene = plan.load_scene()
     losses: dict[int, float] = {}
 
@@ -41,7 +41,7 @@ def train(out: str, words: list[str], stop: int | None = None, judge: bool = Fal
             os.kill(os.getpid(), signal.SIGTERM)
 
     if not again:
-        distributed.from_main(lambda: new_folder(folder, numbered=False))
+        distributed.broadcast_result(lambda: new_folder(folder, numbered=False))
     trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, folder, [Callback(1, note, shared=True)], quiet=True)
     if trainer.main:
         scene.save(folder)
@@ -64,7 +64,7 @@ def train(out: str, words: list[str], stop: int | None = None, judge: bool = Fal
 def main() -> None:
     """Do what a file of runs says."""
     runs = json.loads(Path(sys.argv[1]).read_text())
-    with distributed.joined():
+    with distributed.process_group():
         found = [train(**run) for run in runs]
         if distributed.is_main():
             Path(sys.argv[2]).write_text(json.dumps(found))

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nerfit import __version__
-from nerfit.errors import ConfigError, NerfitError, nearest, one_line
-from nerfit.options import (
+from nerfit.commands.options import (
     BENCHMARKS,
     BlocksOptions,
     Common,
@@ -27,6 +26,7 @@ from nerfit.options import (
     TrainingBenchOptions,
     ViewOptions,
 )
+from nerfit.errors import ConfigError, NerfitError, nearest, one_line
 from nerfit.plugins import AUTO, about, available, find, method_names
 
 _HELP = """nerfit: neural radiance fields that anyone can train
@@ -126,16 +126,17 @@ def train(argv: list[str]) -> int:
     """nerfit train METHOD SCENE: see `preparing.prepare` and `seeds.train_seeds`."""
     if (count := _processes(argv)) > 1:
         return _launch("train", _with_out(argv), count)
-    from nerfit import jobs, seeds
-    from nerfit.preparing import prepare
+    from nerfit.commands import seeds
+    from nerfit.commands import train as jobs
+    from nerfit.commands.preparing import prepare
     from nerfit.training import distributed
 
     method, source, rest = _positionals(argv)
     scene = None
-    with distributed.joined():
+    with distributed.process_group():
         if method == AUTO:
             method, scene = jobs.choose_method(source, rest)
-        plan, options, folder = distributed.from_main(lambda: prepare(method, source, rest))
+        plan, options, folder = distributed.broadcast_result(lambda: prepare(method, source, rest))
         tell = lambda summary: _answer(options, summary, seeds.train_text(summary))  # noqa: E731
         return int(seeds.train_seeds(plan, options, folder, tell, scene)["exit_code"])
 
@@ -161,7 +162,7 @@ def _launch(command: str, argv: list[str], count: int) -> int:
 
 def _with_out(argv: list[str]) -> list[str]:
     """A training's command line, found to be in order, with the run folder that processes which are started again will look for."""
-    from nerfit.preparing import prepare
+    from nerfit.commands.preparing import prepare
     from nerfit.runs import numbered_folders
 
     method, source, rest = _positionals(list(argv))
@@ -190,10 +191,10 @@ def evaluate(argv: list[str]) -> int:
     options = _parse(EvalOptions, argv, "eval")
     if (count := _processes(argv)) > 1:
         return _launch("eval", argv, count)
-    from nerfit import jobs
+    from nerfit.commands import train as jobs
     from nerfit.training import distributed
 
-    with distributed.joined():
+    with distributed.process_group():
         metrics = jobs.evaluate(options)
         _answer(options, metrics, jobs.metrics_text(metrics))
     return 0
@@ -204,10 +205,10 @@ def render(argv: list[str]) -> int:
     options = _parse(RenderOptions, argv, "render")
     if (count := _processes(argv)) > 1:
         return _launch("render", argv, count)
-    from nerfit import filming
+    from nerfit.commands import render as filming
     from nerfit.training import distributed
 
-    with distributed.joined():
+    with distributed.process_group():
         answer = filming.render(options)
         _answer(options, answer, "\n".join(answer["videos"] or [answer["folder"]]))
     return int(answer["exit_code"])
@@ -230,8 +231,8 @@ def export(argv: list[str]) -> int:
     """nerfit export mesh|points|web|cameras RUN."""
     if _wants_help(argv, _EXPORT_HELP):
         return 0
-    from nerfit.exporting import EXPORTS
-    from nerfit.scenes.work import tick
+    from nerfit.commands.export import EXPORTS
+    from nerfit.progress import tick
 
     word = _kind(argv, "export", EXPORTS)
     options = _parse(EXPORTS[word].options, argv[1:], f"export {word}")
@@ -243,7 +244,7 @@ def export(argv: list[str]) -> int:
 
 def poses(argv: list[str]) -> int:
     """nerfit poses PHOTOS_OR_VIDEO."""
-    from nerfit import jobs
+    from nerfit.commands import train as jobs
 
     options = _parse(jobs.PosesOptions, argv, "poses")
     answer, text = jobs.poses(options)
@@ -266,7 +267,7 @@ def import_(argv: list[str]) -> int:
     """nerfit import CHECKPOINT --scene SCENE."""
     if _wants_help(argv or ["--help"], _IMPORT_HELP, len(argv) or 1):
         return 0 if argv else 1
-    from nerfit import jobs
+    from nerfit.commands import train as jobs
     from nerfit.config import typed_value
 
     source = typed_value(argv, "--scene")
@@ -282,7 +283,7 @@ def import_(argv: list[str]) -> int:
 def view(argv: list[str]) -> int:
     """nerfit view RUN|SCENE."""
     options = _parse(ViewOptions, argv, "view")
-    from nerfit.viewing import view
+    from nerfit.commands.view import view
 
     def tell(viewer: Any) -> None:
         moved = "" if viewer.port == options.port else f" (port {options.port} is in use)"
@@ -295,7 +296,7 @@ def view(argv: list[str]) -> int:
 def demo(argv: list[str]) -> int:
     """nerfit demo."""
     options = _parse(DemoOptions, argv, "demo")
-    from nerfit import jobs
+    from nerfit.commands import train as jobs
 
     code, answer, text = jobs.demo(options)
     if not code:
@@ -314,8 +315,8 @@ def inspect(argv: list[str]) -> int:
         return 0
     kinds = ("scene", "rays", "field", *available("nerfit.methods"))
     word = _kind(argv, "inspect", kinds)
-    from nerfit import jobs
-    from nerfit.preparing import prepare
+    from nerfit.commands import train as jobs
+    from nerfit.commands.preparing import prepare
 
     source = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else None
     posed = source is None or not find("nerfit.scenes", "image").detect(source)
@@ -346,7 +347,7 @@ def bench(argv: list[str]) -> int:
     kind = BENCHMARKS[_kind(argv, "bench", BENCHMARKS)]
     parse = _parse_with_flags if issubclass(kind, TrainingBenchOptions) else lambda *words: (_parse(*words), [])
     options, flags = parse(kind, argv[1:], f"bench {argv[0]}")
-    from nerfit.benchmarks import MEASURES
+    from nerfit.commands.bench import MEASURES
 
     measure, text = MEASURES[kind]
     answer = measure(options, flags)
@@ -357,7 +358,7 @@ def bench(argv: list[str]) -> int:
 def sweep(argv: list[str]) -> int:
     """nerfit sweep SCENE [SCENE ...]: see `sweeping.sweep`."""
     options, flags = _parse_with_flags(SweepOptions, argv, "sweep")
-    from nerfit import sweeping
+    from nerfit.commands import sweep as sweeping
 
     answer = sweeping.sweep(options, flags)
     _answer(options, answer, sweeping.sweep_text(answer))
@@ -367,7 +368,7 @@ def sweep(argv: list[str]) -> int:
 def blocks(argv: list[str]) -> int:
     """nerfit blocks SCENE [METHOD]: see `dividing.divide`."""
     options, flags = _parse_with_flags(BlocksOptions, argv, "blocks")
-    from nerfit import dividing
+    from nerfit.commands import blocks as dividing
 
     answer = dividing.divide(options, flags)
     _answer(options, answer, dividing.divide_text(answer))
@@ -386,7 +387,7 @@ def convert(argv: list[str]) -> int:
     options = _parse(MultiscaleOptions, argv[1:], "convert multiscale")
     if not options.scene or options.out == Path():
         raise ConfigError("a SCENE and a new folder are needed: nerfit convert multiscale SCENE OUT.")
-    from nerfit.scenes.multiscale import make_multiscale
+    from nerfit.scenes.formats.multiscale import make_multiscale
 
     pictures = make_multiscale(options.scene, options.out, options.scales, options.factor)
     _answer(options, {"folder": str(options.out), "pictures": pictures}, f"{pictures} pictures -> {options.out}")
@@ -404,7 +405,7 @@ def methods(argv: list[str]) -> int:
 def recipes(argv: list[str]) -> int:
     """nerfit recipes: what --recipe knows by name."""
     options = _parse(Common, argv, "recipes")
-    from nerfit.config import shipped_recipes
+    from nerfit.recipes.loading import shipped_recipes
 
     known = shipped_recipes()
     _answer(options, known, "\n".join(f"{name:16} {text}" for name, text in known.items()))
@@ -414,7 +415,7 @@ def recipes(argv: list[str]) -> int:
 def doctor(argv: list[str]) -> int:
     """nerfit doctor: versions, devices, kernels in use, missing extras."""
     options = _parse(Common, argv, "doctor")
-    from nerfit.doctor import report
+    from nerfit.commands.doctor import report
 
     answer = report()
     _answer(options, answer, "\n".join(f"{key:22} {value}" for key, value in answer.items()))

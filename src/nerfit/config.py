@@ -9,81 +9,17 @@ import dataclasses
 import io
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import tyro
 import yaml
 
-from nerfit import legacy
 from nerfit.errors import ConfigError, nearest
 from nerfit.plugins import method_names
 
 T = TypeVar("T")
-
-
-@dataclass
-class Recipe:
-    """A recipe with its parents merged in; ``own`` are the dotted keys that its own file sets."""
-
-    name: str
-    values: dict[str, Any]
-    method: str | None = None
-    format: str | None = None
-    description: str = ""
-    own: set[str] = field(default_factory=set)
-    source: str | None = None
-    out: str | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-_HEADER = ("parent", "method", "format", "description", "source", "out")
-
-
-def shipped_recipes() -> dict[str, str]:
-    """Names of the recipes in the package, with their descriptions."""
-    names = sorted(f.name.removesuffix(".yaml") for f in files("nerfit").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
-    return {name: load_recipe(name).description for name in names}
-
-
-def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...] = ()) -> Recipe:
-    """A recipe by the name of a shipped one or the path of a YAML file or of an old ``key = value`` text config.
-
-    The path of a parent starts from the folder ``beside`` of the recipe that names it; none of ``children``, the recipes
-    on the way to it, may be its own ancestor.
-    """
-    path = Path(name) if beside is None or Path(name).is_absolute() else beside / name
-    shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
-    if os.path.isfile(path):  # a name that no file can have is not there
-        if path.resolve() in children:
-            raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
-        if legacy.is_legacy(path):
-            return _translated(path)
-        from nerfit.scenes.files import read_text
-
-        text, folder = read_text(path), path.parent
-    elif "/" not in name and shipped.is_file():
-        text, folder = shipped.read_text(), None
-    else:
-        known = [f.name.removesuffix(".yaml") for f in files("nerfit").joinpath("recipes").iterdir() if f.name.endswith(".yaml")]
-        raise ConfigError(f"there is no recipe '{name}'{nearest(name, known)} (`nerfit recipes` lists them).")
-    data = read_settings(text, f"recipe {name}")
-    for key in set(_HEADER) & data.keys():
-        if not isinstance(data[key], str):
-            raise ConfigError(f"recipe {name}: {key} must be a text, not {data[key]!r}.")
-    values = {k: v for k, v in data.items() if k not in _HEADER}
-    recipe = Recipe(Path(name).stem, values, data.get("method"), data.get("format"), data.get("description", ""))
-    recipe.own = set(flatten(values))
-    if "parent" in data:
-        parent = load_recipe(str(data["parent"]), folder, (*children, path.resolve()))
-        recipe.values = merge(parent.values, values)
-        recipe.method, recipe.format = recipe.method or parent.method, recipe.format or parent.format
-    return recipe
 
 
 _MOST = 1 << 16
@@ -123,21 +59,6 @@ def _check_plain(values: dict[Any, Any], what: str) -> None:
         for part in value if isinstance(value, list) else [value]:
             if not isinstance(part, str | int | float | None) or (isinstance(part, str) and part.startswith("-")):
                 raise ConfigError(f"{what}: {key} can't be {str(part)[:80]!r}.")
-
-
-def _translated(path: Path) -> Recipe:
-    values, notes = legacy.translate(path)
-    header = {key: values.pop(key, None) for key in _HEADER}
-    return Recipe(path.name, values, header["method"], header["format"], source=header["source"], out=header["out"], notes=notes)
-
-
-def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries joined; ``above`` wins."""
-    out = dict(below)
-    for key, value in above.items():
-        mine = out.get(key)
-        out[key] = merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
-    return out
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -34,7 +34,7 @@ class RunError(NerfitError):
     """A run folder or checkpoint that can't be used, or a training that can't go on."""
 
 
-def require_least(prefix: str, config: Any, **least: float) -> None:
+def require_min(prefix: str, config: Any, **least: float) -> None:
     """Raise ConfigError where a number of a config, which may be None, lies below the least that works.
 
     It is called by ``prefix`` and its key.

@@ -21,16 +21,15 @@ from nerfit import __version__
 from nerfit.cameras import Cameras
 from nerfit.config import arguments, flatten, parse, read_settings, to_dict, unused_keys
 from nerfit.errors import ConfigError, NerfitError, RunError
+from nerfit.files import lock, peek_json, read_text, write_whole
 from nerfit.methods.base import Method, render_view
 from nerfit.methods.blocks import Blended
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
 from nerfit.scenes.blocks import BlocksConfig, blocks_of, cut
-from nerfit.scenes.files import peek_json, read_text
 from nerfit.scenes.images import to_bytes
-from nerfit.scenes.scene import Scene, write_whole
-from nerfit.scenes.work import lock
+from nerfit.scenes.scene import Scene
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
 from nerfit.training.distributed import own_device

@@ -14,8 +14,8 @@ from nerfit.errors import SceneError
 from nerfit.evaluation.appearance import fitted_to_left_half
 from nerfit.evaluation.poses import optimised_pose
 from nerfit.methods.base import Method, render_view
-from nerfit.rendering.lpips import Lpips, find_weights, load_lpips
-from nerfit.rendering.metrics import psnr, quantise, ssim
+from nerfit.metrics.lpips import Lpips, find_weights, load_lpips
+from nerfit.metrics.psnr_ssim import psnr, quantise, ssim
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import strip, write_png
 from nerfit.scenes.scene import Scene

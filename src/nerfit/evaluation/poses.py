@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from nerfit.camera_search.relocate import photometric_poses
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import align, transform_poses
 from nerfit.cameras.rotations import matrix_to_axis_angle
 from nerfit.errors import SceneError
 from nerfit.methods.base import Method
 from nerfit.scenes.scene import Scene
-from nerfit.training.relocation import photometric_poses
 
 RAYS = 1024
 """Pixels in each step of `optimised_pose`."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.dispatch import backend, implementation
 from nerfit.kernels.hash_grid import GridLayout
 
 
@@ -92,9 +92,9 @@ def sparse_adam(
         decays = [weight_decay / (end - begin) for begin, end in pairwise(levels)] or [weight_decay] * gradient.layout.levels
         api.sparse_adam_factored(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, decays)
         return
-    kind = dialect(p.device)
+    kind = backend(p.device)
     if p.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and p.numel() % 16 == 0)):
-        fast_bodies(p.device, "adam").sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
+        implementation(p.device, "adam").sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
         return
     touched = gradient != 0
     g = gradient + weight_decay * p

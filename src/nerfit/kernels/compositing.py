@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.dispatch import backend, implementation
 
 
 def composite_packed(
@@ -15,27 +15,27 @@ def composite_packed(
     length: Float[Tensor, "samples"],
     t: Float[Tensor, "samples"],
     offsets: Int[Tensor, "rays_plus_1"],
-    least_light: float = 1e-4,
+    early_stop: float = 1e-4,
 ) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays"], Float[Tensor, "rays"], Float[Tensor, "samples"]]:
     """Colour Σwc, opacity Σw, depth Σwt of the rays, and the samples' weights w = T(1 - exp(-σδ)) (NeRF, equation 3).
 
     ``length`` is δ, ``offsets`` says where each ray's samples begin (int64, the last entry their number). A ray ends where
-    its transmittance T has fallen below ``least_light``. Differentiable in density and colour.
+    its transmittance T has fallen below ``early_stop``. Differentiable in density and colour.
     """
-    if dialect(density.device) == "reference" or density.dtype != torch.float32:
-        return composite_packed_reference(density, rgb, length, t, offsets, least_light)
-    return _Composite.apply(density, rgb, length, t, offsets, least_light)
+    if backend(density.device) == "reference" or density.dtype != torch.float32:
+        return composite_packed_reference(density, rgb, length, t, offsets, early_stop)
+    return _Composite.apply(density, rgb, length, t, offsets, early_stop)
 
 
 def composite_packed_reference(
-    density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float
+    density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, early_stop: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`composite_packed` in PyTorch, in any precision."""
     rays = len(offsets) - 1
     ray = torch.repeat_interleave(torch.arange(rays, device=density.device), offsets.diff())
     optical = density * length
     light = light_before(optical, ray, offsets)
-    weights = torch.where(light >= least_light, light * -torch.expm1(-optical), 0.0)
+    weights = torch.where(light >= early_stop, light * -torch.expm1(-optical), 0.0)
     color = rgb.new_zeros(rays, 3).index_add(0, ray, weights[:, None] * rgb)
     opacity = weights.new_zeros(rays).index_add(0, ray, weights)
     depth = weights.new_zeros(rays).index_add(0, ray, weights * t)
@@ -50,19 +50,19 @@ def light_before(optical: Float[Tensor, "samples"], ray: Int[Tensor, "samples"],
 
 class _Composite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> Any:
+    def forward(ctx: Any, density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, early_stop: float) -> Any:
         density, rgb = density.contiguous(), rgb.contiguous()
-        color, opacity, depth, weights = fast_bodies(density.device, "compositing").composite_forward(
-            density, rgb, length, t, offsets, least_light
+        color, opacity, depth, weights = implementation(density.device, "compositing").composite_forward(
+            density, rgb, length, t, offsets, early_stop
         )
         ctx.save_for_backward(density, rgb, length, t, offsets, weights)
-        ctx.least_light = least_light
+        ctx.early_stop = early_stop
         return color, opacity, depth, weights
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        g_density, g_rgb = fast_bodies(gradients[0].device, "compositing").composite_backward(
-            *ctx.saved_tensors, ctx.least_light, *(g.contiguous() for g in gradients)
+        g_density, g_rgb = implementation(gradients[0].device, "compositing").composite_backward(
+            *ctx.saved_tensors, ctx.early_stop, *(g.contiguous() for g in gradients)
         )
         return g_density, g_rgb, None, None, None, None

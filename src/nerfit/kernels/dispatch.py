@@ -13,10 +13,10 @@ import torch
 
 from nerfit.errors import ConfigError
 
-Dialect = Literal["reference", "cpu", "cuda"]
+Backend = Literal["reference", "cpu", "cuda"]
 
 
-def dialect(device: torch.device) -> Dialect:
+def backend(device: torch.device) -> Backend:
     """The body for tensors on a device: $NERFIT_KERNELS if set, else cpu or cuda, and the reference on anything else."""
     wish = os.environ.get("NERFIT_KERNELS", "")
     if wish not in ("", "reference", "cpu", "cuda"):
@@ -43,9 +43,9 @@ def _has_triton() -> bool:
     return False
 
 
-def fast_bodies(device: torch.device, name: str) -> Any:
-    """The module with the bodies of the kernels of module ``name`` for a device whose dialect is not the reference."""
-    return import_module(f"nerfit.kernels.cuda.{name}" if dialect(device) == "cuda" else "nerfit.kernels.cpu.api")
+def implementation(device: torch.device, name: str) -> Any:
+    """The module with the bodies of the kernels of module ``name`` for a device whose backend is not the reference."""
+    return import_module(f"nerfit.kernels.triton.{name}" if backend(device) == "cuda" else "nerfit.kernels.cpu.api")
 
 
 @contextlib.contextmanager
@@ -55,7 +55,7 @@ def kernels_take_threads(device: torch.device) -> Iterator[None]:
     OpenMP's threads spin for milliseconds after each of PyTorch's small parallel operations, on the cores that the
     kernels want: a training step took half as long again.
     """
-    if dialect(device) != "cpu":
+    if backend(device) != "cpu":
         yield
         return
     from nerfit.kernels.cpu import runtime
@@ -75,7 +75,7 @@ def kernels_take_threads(device: torch.device) -> Iterator[None]:
 
 def warm_up(device: torch.device) -> None:
     """Compile the kernels for a device, or load them from the cache, before time is measured; a compilation is announced."""
-    if dialect(device) == "cpu":
+    if backend(device) == "cpu":
         from nerfit.kernels.cpu import warm
 
         with torch.enable_grad():  # whoever draws a picture first has none

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.dispatch import backend, implementation
 from nerfit.kernels.hash_grid import GridLayout, encode_grid_reference
 from nerfit.kernels.spherical_harmonics import spherical_harmonics_reference
 
@@ -67,7 +67,7 @@ def field(
     Differentiable in positions, table and weights (not in directions). A table that has a ``grad`` gets its gradient added
     there directly. ``half`` lets matrix products take bfloat16 inputs where the hardware has them; sums stay float32.
     """
-    if dialect(x.device) == "reference" or x.dtype != torch.float32:
+    if backend(x.device) == "reference" or x.dtype != torch.float32:
         return field_reference(x, d, table, weights, shape)
     return _Field.apply(x, d, table, weights, shape, half)
 
@@ -91,17 +91,17 @@ def field_density(
     x: Float[Tensor, "n 3"], table: Float[Tensor, "size"], weights: Float[Tensor, "weights"], shape: FieldShape, half: bool = False
 ) -> Float[Tensor, "n"]:
     """The density of `field` alone, without gradients."""
-    if dialect(x.device) == "reference" or x.dtype != torch.float32:
+    if backend(x.device) == "reference" or x.dtype != torch.float32:
         hidden, to_code, *_ = shape.split(weights)
         return torch.exp(_code(x, table, hidden, to_code, shape)[:, 0].clamp(max=HIGHEST_RAW))
-    return fast_bodies(x.device, "field").density(x.contiguous(), table, weights, shape, half)
+    return implementation(x.device, "field").density(x.contiguous(), table, weights, shape, half)
 
 
 class _Field(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Any:
         x, d = x.contiguous(), d.contiguous()
-        density, rgb, features = fast_bodies(x.device, "field").field_forward(x, d, table, weights, shape, half)
+        density, rgb, features = implementation(x.device, "field").field_forward(x, d, table, weights, shape, half)
         ctx.save_for_backward(x, d, table, weights, features)
         ctx.shape, ctx.half, ctx.done = shape, half, False
         return density, rgb
@@ -114,7 +114,7 @@ class _Field(torch.autograd.Function):
             raise RuntimeError("the fused field goes backward once: its kept features have become their own gradients.")
         ctx.done = True
         wants_x, _, wants_table, _, _, _ = ctx.needs_input_grad
-        bodies = fast_bodies(x.device, "field")
+        bodies = implementation(x.device, "field")
         g_features, g_weights = bodies.field_backward(d, features, weights, ctx.shape, ctx.half, g_density.contiguous(), g_rgb.contiguous())
         g_table = None
         if wants_table:

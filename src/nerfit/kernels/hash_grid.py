@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.dispatch import backend, implementation
 
 FEATURES = 4
 """Numbers per table entry: one 16-byte load."""
@@ -66,7 +66,7 @@ def encode_grid(x: Float[Tensor, "n 3"], table: Float[Tensor, "size"], layout: G
 
     A level with (N+1)³ ≤ T stores its vertices x fastest, others hash them (equation 4). ``table`` is flat, 4 floats an entry.
     """
-    if dialect(x.device) == "reference" or x.dtype != torch.float32:
+    if backend(x.device) == "reference" or x.dtype != torch.float32:
         return encode_grid_reference(x, table, layout)
     return _EncodeGrid.apply(x, table, layout)
 
@@ -99,13 +99,13 @@ class _EncodeGrid(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
         ctx.save_for_backward(x, table)
         ctx.layout = layout
-        return fast_bodies(x.device, "hash_grid").encode(x.contiguous(), table, layout)
+        return implementation(x.device, "hash_grid").encode(x.contiguous(), table, layout)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, table = ctx.saved_tensors
-        g_x, g_table = fast_bodies(x.device, "hash_grid").encode_backward(
+        g_x, g_table = implementation(x.device, "hash_grid").encode_backward(
             x.contiguous(), table, gradient.contiguous(), ctx.layout, *ctx.needs_input_grad[:2]
         )
         return g_x, g_table, None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerfit.kernels import dispatch
 from nerfit.kernels.adam import FactoredGradient
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.marching import Samples, contract, keep_visible
@@ -19,7 +19,7 @@ from nerfit.kernels.rendering import Rendered, render_samples, render_slots
 def warm_up(device: torch.device) -> None:
     """Compile the kernels of training and rendering for a device, and those of intervals, before time is measured."""
     dispatch.warm_up(device)
-    if dialect(device) == "cpu":
+    if backend(device) == "cpu":
         from nerfit.kernels.cpu import intervals_api
 
         intervals_api.warm_up()
@@ -39,7 +39,7 @@ def density_along(
     ``weights`` are the first two matrices of ``shape``, of which the second's first row makes the raw density. Differentiable in table
     and weights, as `field` is.
     """
-    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+    if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
         return _Density.apply(table, weights, origins, directions, edges, shape, half)
     return density_along_reference(origins, directions, edges, table, weights, shape)
 
@@ -100,20 +100,20 @@ def render_intervals(
     weights: Float[Tensor, "weights"],
     shape: FieldShape,
     half: bool,
-    least_weight: float,
-    least_light: float,
-    soft_near: float = 0.0,
+    min_weight: float,
+    early_stop: float,
+    near_falloff: float = 0.0,
     packed: bool = False,
 ) -> tuple[Rendered, Float[Tensor, "rays samples"]]:
     """What rays see through the `field` of contracted space in given intervals, and the weights of all of these, without gradients.
 
-    As `render_rays`: intervals of less than ``least_weight``, and those behind which less than ``least_light`` is left, have no colour
+    As `render_rays`: intervals of less than ``min_weight``, and those behind which less than ``early_stop`` is left, have no colour
     and no gradient.
     """
-    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+    if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
         from nerfit.kernels.cpu import intervals_api
 
-        given = (origins, directions, viewdirs, edges, table, weights, shape, half, least_weight, least_light)
+        given = (origins, directions, viewdirs, edges, table, weights, shape, half, min_weight, early_stop)
         drawn: list[Tensor] = []
 
         def draw(keep: bool) -> Any:
@@ -121,9 +121,9 @@ def render_intervals(
             drawn.append(all_weights)
             return slots
 
-        return render_slots(draw, table, weights, origins, directions, shape, half, soft_near, 2, packed), drawn[0]
-    visible, shares = _visible(origins, directions, edges, table, weights, shape, half, least_weight, least_light)
-    found = render_samples(visible, origins, directions, viewdirs, table, weights, shape, half, least_light, soft_near, 2)
+        return render_slots(draw, table, weights, origins, directions, shape, half, near_falloff, 2, packed), drawn[0]
+    visible, shares = _visible(origins, directions, edges, table, weights, shape, half, min_weight, early_stop)
+    found = render_samples(visible, origins, directions, viewdirs, table, weights, shape, half, early_stop, near_falloff, 2)
     return (found if packed else replace(found, samples=None, weights=None)), shares
 
 
@@ -136,8 +136,8 @@ def _visible(
     weights: Tensor,
     shape: FieldShape,
     half: bool,
-    least_weight: float,
-    least_light: float,
+    min_weight: float,
+    early_stop: float,
 ) -> tuple[Samples, Tensor]:
     """The intervals that are worth a colour, and the weights of all."""
     n, samples = len(edges), edges.shape[1] - 1
@@ -148,4 +148,4 @@ def _visible(
     density = field_density(x, table, weights, shape, half)
     optical = density.reshape(n, samples) * edges.diff() * norm[:, None]
     light = torch.exp(-(optical.cumsum(-1) - optical))
-    return keep_visible(every, density, norm, least_weight, least_light), light * -torch.expm1(-optical)
+    return keep_visible(every, density, norm, min_weight, early_stop), light * -torch.expm1(-optical)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.dispatch import backend, implementation
 
 LEAST_SHARE = 1e-5
 """A bin with less of the ray's weight than this is not resolved: its samples stay at its near edge."""
@@ -23,11 +23,11 @@ def sample_pdf(
     Inverse-CDF sampling of ``uniform`` numbers in [0, 1], or of ``samples`` evenly spaced ones from 0 to 1; no gradient flows.
     A number that meets the CDF at an edge belongs to the bin behind it. At least one bin; padded weights with a sum above 0.
     """
-    if dialect(edges.device) == "reference" or edges.dtype != torch.float32:
+    if backend(edges.device) == "reference" or edges.dtype != torch.float32:
         return sample_pdf_reference(edges, weights, samples, uniform, padding)
     if uniform is None:
         uniform = torch.linspace(0, 1, samples, dtype=torch.float64, device=edges.device)[None]
-    bodies = fast_bodies(edges.device, "inverse_cdf")
+    bodies = implementation(edges.device, "inverse_cdf")
     return bodies.sample_pdf(edges.contiguous(), weights.contiguous(), uniform.contiguous(), padding)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nerfit.kernels.compositing import light_before
-from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.dispatch import backend, implementation
 from nerfit.kernels.field import FieldShape, field_density
 
 RESOLUTION = 128
@@ -63,7 +63,7 @@ class Samples:
 @torch.no_grad()
 def fade_and_raise(grid: Float[Tensor, "cells"], decay: float, cells: Int[Tensor, "n"], found: Float[Tensor, "n"]) -> float:
     """grid = max(decay·grid, found) in place, where ``cells`` (int64) says which cell each found value is of; returns the mean."""
-    if dialect(grid.device) == "cpu" and grid.dtype == torch.float32:
+    if backend(grid.device) == "cpu" and grid.dtype == torch.float32:
         from nerfit.kernels.cpu import api
 
         return api.fade_and_raise(grid, decay, cells.contiguous(), found.contiguous()) / len(grid)
@@ -73,7 +73,7 @@ def fade_and_raise(grid: Float[Tensor, "cells"], decay: float, cells: Int[Tensor
 
 def pack_occupancy(grid: Float[Tensor, "cells"], threshold: float) -> Occupancy:
     """The occupancy of cells whose value lies above a threshold; ``grid`` holds cascade after cascade, x fastest."""
-    if dialect(grid.device) == "cpu":
+    if backend(grid.device) == "cpu":
         from nerfit.kernels.cpu import api
 
         return api.pack_occupancy(grid, threshold)
@@ -114,18 +114,18 @@ def march(
     jitter: Float[Tensor, "rays"],
     occupancy: Occupancy,
     step: float,
-    cone: float = 0.0,
+    cone_angle: float = 0.0,
     limit: int = 1024,
 ) -> Samples:
     """All samples of rays o + t·d (in cascade coordinates, d of any length) whose middles lie in occupied cells.
 
-    A ray starts where it enters the box, plus ``jitter`` steps; steps are ``step`` long, or t·``cone`` where that is more, at
+    A ray starts where it enters the box, plus ``jitter`` steps; steps are ``step`` long, or t·``cone_angle`` where that is more, at
     most a cell of the coarsest cascade. A sample belongs to the finest cascade that holds its middle and whose cells are no
     smaller than it is long. At most ``limit`` samples a ray.
     """
-    if dialect(origins.device) == "reference" or origins.dtype != torch.float32:
-        return march_reference(origins, directions, near, far, jitter, occupancy, step, cone, limit)
-    return fast_bodies(origins.device, "marching").march(origins, directions, near, far, jitter, occupancy, step, cone, limit)
+    if backend(origins.device) == "reference" or origins.dtype != torch.float32:
+        return march_reference(origins, directions, near, far, jitter, occupancy, step, cone_angle, limit)
+    return implementation(origins.device, "marching").march(origins, directions, near, far, jitter, occupancy, step, cone_angle, limit)
 
 
 def march_reference(
@@ -136,7 +136,7 @@ def march_reference(
     jitter: Tensor,
     occupancy: Occupancy,
     step: float,
-    cone: float,
+    cone_angle: float,
     limit: int,
 ) -> Samples:
     """`march` in PyTorch: every sample of every ray is looked at, occupied or not."""
@@ -150,12 +150,12 @@ def march_reference(
     norm = directions.norm(dim=-1)
     coarsest = 2.0 ** (occupancy.cascades - 1)
     least, most = step / norm, torch.maximum(coarsest / (RESOLUTION * norm), step / norm)
-    now = first + jitter * torch.maximum(least, first * cone)
+    now = first + jitter * torch.maximum(least, first * cone_angle)
     rays, starts, ends, places = [], [], [], []
     count = torch.zeros(len(origins), dtype=torch.long, device=origins.device)
     while bool((alive := (now < last) & (count < limit)).any()):
         i = alive.nonzero().flatten()
-        dt = torch.minimum(torch.maximum(now[i] * cone, least[i]), most[i])
+        dt = torch.minimum(torch.maximum(now[i] * cone_angle, least[i]), most[i])
         middle = origins[i] + (now[i] + 0.5 * dt)[:, None] * directions[i]
         hit = _occupied(middle, dt * norm[i], occupancy)
         kept = i[hit]
@@ -205,36 +205,36 @@ def visible_samples(
     jitter: Float[Tensor, "rays"],
     occupancy: Occupancy,
     step: float,
-    cone: float,
+    cone_angle: float,
     table: Tensor,
     weights: Tensor,
     shape: FieldShape,
     half: bool,
-    least_weight: float,
-    least_light: float,
+    min_weight: float,
+    early_stop: float,
 ) -> Samples:
-    """Those samples of `march` whose weight in the field's own light reaches ``least_weight``.
+    """Those samples of `march` whose weight in the field's own light reaches ``min_weight``.
 
-    Rays end where their transmittance falls below ``least_light``. No gradients.
+    Rays end where their transmittance falls below ``early_stop``. No gradients.
     """
     with torch.no_grad():
-        if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+        if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
             from nerfit.kernels.cpu import rendering_api
 
             return rendering_api.visible_samples(
-                origins, directions, near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light
+                origins, directions, near, far, jitter, occupancy, step, cone_angle, table, weights, shape, half, min_weight, early_stop
             )
-        samples = march(origins, directions, near, far, jitter, occupancy, step, cone)
+        samples = march(origins, directions, near, far, jitter, occupancy, step, cone_angle)
         density = field_density(samples.x, table, weights, shape, half)
-        return keep_visible(samples, density, directions.norm(dim=-1), least_weight, least_light)
+        return keep_visible(samples, density, directions.norm(dim=-1), min_weight, early_stop)
 
 
-def keep_visible(samples: Samples, density: Tensor, norm: Tensor, least_weight: float, least_light: float) -> Samples:
-    """The samples whose weight reaches ``least_weight`` before their ray's light falls below ``least_light``; ``norm`` is |d|."""
+def keep_visible(samples: Samples, density: Tensor, norm: Tensor, min_weight: float, early_stop: float) -> Samples:
+    """The samples whose weight reaches ``min_weight`` before their ray's light falls below ``early_stop``; ``norm`` is |d|."""
     ray = samples.ray_indices.long()
     optical = density * samples.lengths(norm)
     light = light_before(optical, ray, samples.offsets)
-    keep = (light * -torch.expm1(-optical) >= least_weight) & (light >= least_light)
+    keep = (light * -torch.expm1(-optical) >= min_weight) & (light >= early_stop)
     counts = torch.zeros(len(samples.offsets) - 1, dtype=torch.long, device=ray.device).index_add(0, ray, keep.long())
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     ray_indices, t_starts, t_ends = samples.ray_indices[keep], samples.t_starts[keep], samples.t_ends[keep]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import backend
 
 ATTEMPTS = 12
 """Pixels that are tried before an empty one is taken after all."""
@@ -31,7 +31,7 @@ def draw_pixels(
     is taken with probability ``empty``, else another is tried, up to `ATTEMPTS` times.
     """
     threshold = round(min(max(empty, 0.0), 1.0) * 2**32)
-    if dialect(pixels.device) == "cpu":
+    if backend(pixels.device) == "cpu":
         from nerfit.kernels.cpu import api
 
         return api.draw_pixels(pixels, starts, width, height, views, count, key, threshold, first, every)
@@ -106,7 +106,7 @@ def camera_rays(
     tensors = [t for t in (c2w, fx, fy, cx, cy, distortion) if t is not None]
     plain = all(t.dtype == torch.float32 and t.is_contiguous() and not t.requires_grad for t in tensors)
     whole = all(t.dtype == torch.int64 and t.is_contiguous() for t in (lens, views, x, y) if t is not None)
-    if dialect(c2w.device) != "cpu" or not (plain and whole):
+    if backend(c2w.device) != "cpu" or not (plain and whole):
         return None
     from nerfit.kernels.cpu import api
 

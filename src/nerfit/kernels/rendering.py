@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nerfit.kernels.adam import FactoredGradient
 from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import FieldShape, field
 from nerfit.kernels.marching import Occupancy, Samples, contract, visible_samples
 
@@ -42,14 +42,14 @@ def render_rays(
     jitter: Float[Tensor, "rays"],
     occupancy: Occupancy,
     step: float,
-    cone: float,
+    cone_angle: float,
     table: Float[Tensor, "size"],
     weights: Float[Tensor, "weights"],
     shape: FieldShape,
     half: bool,
-    least_weight: float,
-    least_light: float,
-    soft_near: float = 0.0,
+    min_weight: float,
+    early_stop: float,
+    near_falloff: float = 0.0,
     packed: bool = False,
 ) -> Rendered:
     """`visible_samples`, their `field` and `composite_packed`, differentiable in table and weights.
@@ -58,18 +58,20 @@ def render_rays(
     with their rays; what the colours owe to ``viewdirs`` is left out.
 
     ``viewdirs`` are unit directions. A table that has a ``grad`` gets its gradient added there directly. Nearer than
-    ``soft_near`` along a ray, the gradients of a sample's density and colour shrink with the square of the distance: there are more samples
-    near a camera than anywhere else (Philip and Deschaintre 2023). ``packed`` asks for the samples and their weights.
+    ``near_falloff`` along a ray, the gradients of a sample's density and colour shrink with the square of the distance: there are more
+    samples near a camera than anywhere else (Philip and Deschaintre 2023). ``packed`` asks for the samples and their weights.
     """
-    march = (near, far, jitter, occupancy, step, cone, table, weights, shape, half, least_weight, least_light)
-    if dialect(origins.device) == "cpu" and origins.dtype == torch.float32:
+    march = (near, far, jitter, occupancy, step, cone_angle, table, weights, shape, half, min_weight, early_stop)
+    if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
         from nerfit.kernels.cpu import rendering_api
 
         given = ((origins, directions, viewdirs, near, far, jitter), *march[3:], True)
         draw = lambda keep: rendering_api.render(*given, keep)  # noqa: E731
-        return render_slots(draw, table, weights, origins, directions, shape, half, soft_near, occupancy.cascades, packed)
+        return render_slots(draw, table, weights, origins, directions, shape, half, near_falloff, occupancy.cascades, packed)
     samples = visible_samples(origins.detach(), directions.detach(), *march)
-    found = render_samples(samples, origins, directions, viewdirs, table, weights, shape, half, least_light, soft_near, occupancy.cascades)
+    found = render_samples(
+        samples, origins, directions, viewdirs, table, weights, shape, half, early_stop, near_falloff, occupancy.cascades
+    )
     return found if packed else replace(found, samples=None, weights=None)
 
 
@@ -82,8 +84,8 @@ def render_samples(
     weights: Float[Tensor, "weights"],
     shape: FieldShape,
     half: bool,
-    least_light: float,
-    soft_near: float,
+    early_stop: float,
+    near_falloff: float,
     cascades: int,
 ) -> Rendered:
     """`field` at samples of rays and `composite_packed`, differentiable as `render_rays` is."""
@@ -92,10 +94,10 @@ def render_samples(
         samples.x = contract(origins[ray] + middle[:, None] * directions[ray], cascades)
     density, rgb = _evaluate(samples, viewdirs[ray], table, weights, shape, half)
     density, length = with_lengths(density, samples, norm)
-    if soft_near > 0:
-        share = (middle / soft_near).square().clamp(max=1)
+    if near_falloff > 0:
+        share = (middle / near_falloff).square().clamp(max=1)
         density, rgb = _with_gradient(density, share), _with_gradient(rgb, share[:, None])
-    color, opacity, depth, light = composite_packed(density, rgb, length, middle, samples.offsets, least_light)
+    color, opacity, depth, light = composite_packed(density, rgb, length, middle, samples.offsets, early_stop)
     return Rendered(color, opacity, depth, len(samples), samples.evaluated, samples, light)
 
 
@@ -133,12 +135,12 @@ def render_slots(
     directions: Tensor,
     shape: FieldShape,
     half: bool,
-    soft_near: float,
+    near_falloff: float,
     cascades: int,
     packed: bool,
 ) -> Rendered:
     """What a CPU kernel renders into slots, which ``draw`` keeps for the way back if told so; differentiable as `render_rays` is."""
-    color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, draw, shape, half, soft_near, cascades)
+    color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, draw, shape, half, near_falloff, cascades)
     samples, order = slots.samples() if packed else (None, None)
     found = None if order is None else light.reshape(-1)[order]
     return Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated, samples, found)
@@ -149,7 +151,7 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, weights: Tensor, origins: Tensor, directions: Tensor, *rest: Any) -> Any:
-        draw, ctx.shape, ctx.half, ctx.soft_near, ctx.cascades = rest
+        draw, ctx.shape, ctx.half, ctx.near_falloff, ctx.cascades = rest
         ctx.save_for_backward(table, weights, origins, directions)
         ctx.slots = slots = draw(any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
@@ -165,7 +167,7 @@ class _Render(torch.autograd.Function):
         if slots is None:
             raise RuntimeError("rendering goes backward once: its kept features have become their own gradients.")
         learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        g_weights = rendering_api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.soft_near, learned, *gradients[:4])
+        g_weights = rendering_api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.near_falloff, learned, *gradients[:4])
         g_rays = rendering_api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
         factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
         g_table = factored.give_to(table) if ctx.needs_input_grad[0] else None

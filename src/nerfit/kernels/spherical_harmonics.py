@@ -4,14 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect, fast_bodies
+from nerfit.kernels.dispatch import backend, implementation
 
 
 def spherical_harmonics(d: Float[Tensor, "n 3"]) -> Float[Tensor, "n 16"]:
     """The 16 values for unit directions; no gradient."""
-    if dialect(d.device) == "reference" or d.dtype != torch.float32:
+    if backend(d.device) == "reference" or d.dtype != torch.float32:
         return spherical_harmonics_reference(d.detach())
-    return fast_bodies(d.device, "spherical_harmonics").spherical_harmonics(d.detach().contiguous())
+    return implementation(d.device, "spherical_harmonics").spherical_harmonics(d.detach().contiguous())
 
 
 def spherical_harmonics_reference(d: Tensor) -> Tensor:

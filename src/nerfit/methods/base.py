@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from nerfit.cameras import Cameras, Rays
 from nerfit.cameras.learned import LearnedCameras
 from nerfit.cameras.poses import scale_of
-from nerfit.errors import ConfigError, RunError, require_least
+from nerfit.errors import ConfigError, RunError, require_min
 from nerfit.rendering.appearance import Appearance, AppearanceConfig, learned_appearance
 from nerfit.rendering.losses import depth_error
 from nerfit.rendering.volume import Rendering, join
-from nerfit.sampling.pixels import WHOLE, Share
+from nerfit.sampling.shuffle import WHOLE, Share
 from nerfit.scenes.scene import Scene
 
 _PER_RAY = ("rays", "coordinates", "target", "depth", "depth_weight")
@@ -149,7 +149,7 @@ class Method(nn.Module, ABC):
     def set_capture(self, config: CaptureConfig, scene: Scene) -> None:
         """Take up the options of `CaptureConfig`; ConfigError where the scene (with its images) has no depths to learn from."""
         self.appearance, self.depth_loss = learned_appearance(config.appearance, scene), config.depth_loss
-        require_least("model.", config, depth_loss=0)
+        require_min("model.", config, depth_loss=0)
         if self.depth_loss and scene.pixels is not None and scene.depths is None and scene.points is None:
             raise ConfigError(
                 "model.depth_loss needs depths, which this scene was read without: add --scene.depths to a COLMAP model with points "
@@ -267,8 +267,8 @@ class Method(nn.Module, ABC):
         return torch.autocast(self.device.type, dtype=self.precision)
 
 
-require_at_least = partial(require_least, "model.")
-"""ConfigError where a key of a method's config lies below the least value that works, as in ``require_at_least(config, depth=1)``."""
+require_model_min = partial(require_min, "model.")
+"""ConfigError where a key of a method's config lies below the least value that works, as in ``require_model_min(config, depth=1)``."""
 
 
 def require_inverse_depth(lindisp: bool, scene: Scene) -> None:

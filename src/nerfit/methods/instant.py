@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.cameras.learned import CameraConfig, learned_cameras
-from nerfit.encodings.frequency import opened_levels
+from nerfit.fields.frequency import opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import FieldShape
 from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.marching import contract
 from nerfit.kernels.rendering import render_rays
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least
-from nerfit.methods.pixels import random_pixels, rays_for_samples
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
+from nerfit.methods.batches import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.sampling.space import OccupiedSpace
@@ -48,15 +48,15 @@ class InstantConfig(CaptureConfig):
     """March steps along the box's diagonal, at the end of training."""
     first_march_steps: int = 400
     """The same at its beginning; they change by the same factor in each equal part of the budget."""
-    cone: float | None = None
+    cone_angle: float | None = None
     """Longest step over its distance; none = 0 (even steps) in one box, 1/256 with cascades."""
     samples: int = 16_384
     """Visible samples of a step; the number of rays follows."""
-    least_weight: float = 2e-3
+    min_weight: float = 2e-3
     """Samples of less weight get no colour and no gradient."""
-    least_light: float = 1e-3
+    early_stop: float = 1e-3
     """A ray ends where its transmittance is less."""
-    soft_near: float | None = None
+    near_falloff: float | None = None
     """Distance from a camera within which gradients shrink with its square, in scene units; none = 0, of unbounded scenes 0.3."""
     empty_pixels: float = 0.2
     """Share of the fully transparent pixels that are trained on."""
@@ -91,13 +91,13 @@ class Instant(Method):
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_at_least(c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
-        self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone, c.occupancy_threshold)
+        require_model_min(c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
+        self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone_angle, c.occupancy_threshold)
         unbounded = self.space.cascades > 1
         finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
         self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=True)
-        self.soft_near = (0.15 * self.space.side if unbounded else 0.0) if c.soft_near is None else c.soft_near
+        self.near_falloff = (0.15 * self.space.side if unbounded else 0.0) if c.near_falloff is None else c.near_falloff
         self.distortion = (1e-3 if unbounded else 0.0) if c.distortion is None else c.distortion
         self.near, self.far = scene.near, scene.far
         self.register_buffer("rays", torch.tensor(256))
@@ -167,14 +167,14 @@ class Instant(Method):
             jitter,
             space.grid.occupancy(),
             self.step_length,
-            space.cone,
+            space.cone_angle,
             self.field.table,
             self.field.weights_behind(self._opened()),
             self.field.shape,
             self.half_precision,
-            c.least_weight,
-            c.least_light,
-            self.soft_near,
+            c.min_weight,
+            c.early_stop,
+            self.near_falloff,
             training and self.distortion > 0,
         )
         space.count(len(rays), seen.evaluated, seen.kept)

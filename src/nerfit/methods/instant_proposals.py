@@ -18,8 +18,8 @@ from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.intervals import render_intervals, warm_up
 from nerfit.kernels.marching import contract
 from nerfit.kernels.rendering import Rendered
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least
-from nerfit.methods.pixels import random_pixels, rays_for_samples
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
+from nerfit.methods.batches import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.losses import interlevel
 from nerfit.rendering.volume import Rendering, over_background, render_weights
@@ -67,11 +67,11 @@ class InstantProposalsConfig(CaptureConfig):
     """Factor of the proposals' learning rate."""
     samples: int = 16_384
     """Visible samples of a step; the number of rays follows."""
-    least_weight: float = 2e-3
+    min_weight: float = 2e-3
     """Intervals of less weight get no colour and no gradient."""
-    least_light: float = 1e-3
+    early_stop: float = 1e-3
     """A ray ends where its transmittance is less."""
-    soft_near: float = 0.3
+    near_falloff: float = 0.3
     """Distance from a camera within which gradients shrink with its square, in scene units; 0 = none do."""
     huber: float = 0.1
     """Colour error from which the loss grows linearly."""
@@ -99,7 +99,9 @@ class InstantProposals(Method):
     def __init__(self, config: InstantProposalsConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_at_least(c, intervals=2, samples=64, padding=1e-6, anneal=0, trained_rays=0.01, proposal_lr=0, distortion=0, soft_near=0)
+        require_model_min(
+            c, intervals=2, samples=64, padding=1e-6, anneal=0, trained_rays=0.01, proposal_lr=0, distortion=0, near_falloff=0
+        )
         if len(c.proposal_finest) != len(c.proposal_samples) or min(c.proposal_samples, default=0) < 2:
             raise ConfigError("model.proposal_finest and model.proposal_samples must name as many proposals, each of 2 samples at least.")
         if c.power > 1 or c.multiple <= 0 or c.trained_rays > 1:
@@ -166,7 +168,7 @@ class InstantProposals(Method):
     def _look(self, rays: Rays, now: Intervals, packed: bool) -> tuple[Rendered, Tensor]:
         """What the field shows in intervals, and their weights."""
         c, net = self.config, (self.field.table, self.field.weights, self.field.shape, self.half_precision)
-        return render_intervals(*self._ways(rays), rays.viewdirs, now.t, *net, c.least_weight, c.least_light, c.soft_near, packed)
+        return render_intervals(*self._ways(rays), rays.viewdirs, now.t, *net, c.min_weight, c.early_stop, c.near_falloff, packed)
 
     def _learners(self, batch: Batch) -> int:
         """How many rays, the first ones of the whole batch, the proposals learn from."""

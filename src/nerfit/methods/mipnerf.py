@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.cameras import Rays
-from nerfit.encodings.frequency import encoded_size, frequency_encoding
-from nerfit.encodings.integrated import integrated_encoding
 from nerfit.errors import ConfigError
+from nerfit.fields.frequency import encoded_size, frequency_encoding
+from nerfit.fields.integrated import integrated_encoding
 from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least, require_inverse_depth
-from nerfit.methods.pixels import colour_error, mean_area, pixel_batch
-from nerfit.rendering.metrics import psnr
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_inverse_depth, require_model_min
+from nerfit.methods.batches import colour_error, mean_area, pixel_batch
+from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, render_weights
 from nerfit.sampling.along_rays import stratified
 from nerfit.sampling.frustums import PointGaussians, ray_gaussians
@@ -73,7 +73,7 @@ class MipNerf(Method):
     def __init__(self, config: MipNerfConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_at_least(c, depth=1, width=2, frequencies=1, view_frequencies=0, samples=2, rays=1, raw_noise=0, rgb_padding=0)
+        require_model_min(c, depth=1, width=2, frequencies=1, view_frequencies=0, samples=2, rays=1, raw_noise=0, rgb_padding=0)
         if not c.padding > 0:
             raise ConfigError(f"model.padding must be above 0, not {c.padding:g}.")
         require_inverse_depth(c.lindisp, scene)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nerfit.encodings.frequency import encoded_size, frequency_encoding
-from nerfit.encodings.integrated import icosahedron_basis, integrated_encoding, lift
 from nerfit.errors import ConfigError
+from nerfit.fields.frequency import encoded_size, frequency_encoding
+from nerfit.fields.integrated import icosahedron_basis, integrated_encoding, lift
 from nerfit.fields.mlp import NerfMLP, perceptron, unused_skips
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
+from nerfit.methods.batches import pixel_batch
 from nerfit.methods.mipnerf import widened_sigmoid
-from nerfit.methods.pixels import pixel_batch
 from nerfit.rendering.distortion import distortion
 from nerfit.rendering.losses import charbonnier, interlevel
 from nerfit.rendering.volume import Rendering, over_background, render_weights
@@ -93,8 +93,8 @@ class MipNerf360(Method):
     def __init__(self, config: MipNerf360Config, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_at_least(c, depth=1, width=2, bottleneck=1, view_width=1, proposal_depth=1, proposal_width=2, frequencies=1)
-        require_at_least(c, view_frequencies=0, samples=2, rays=1, anneal=0, dilation=0, charbonnier=0, interlevel=0, distortion=0)
+        require_model_min(c, depth=1, width=2, bottleneck=1, view_width=1, proposal_depth=1, proposal_width=2, frequencies=1)
+        require_model_min(c, view_frequencies=0, samples=2, rays=1, anneal=0, dilation=0, charbonnier=0, interlevel=0, distortion=0)
         if min(c.proposal_samples, default=0) < 2:
             raise ConfigError("model.proposal_samples must name at least one level, each of at least 2 samples.")
         if not c.least_dilation > 0:

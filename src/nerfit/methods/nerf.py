@@ -11,26 +11,26 @@ from torch import Tensor
 
 from nerfit.cameras import Rays
 from nerfit.cameras.learned import CameraConfig, learned_cameras
-from nerfit.encodings.frequency import encoded_size, frequency_encoding, opened_levels
 from nerfit.errors import ConfigError
+from nerfit.fields.frequency import encoded_size, frequency_encoding, opened_levels
 from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.fields.siren import SirenMLP
 from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.marching import Samples, keep_visible
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_at_least, require_inverse_depth
-from nerfit.methods.pixels import colour_error, mean_area, pixel_batch
-from nerfit.rendering.metrics import psnr
+from nerfit.methods.base import Batch, CaptureConfig, Method, require_inverse_depth, require_model_min
+from nerfit.methods.batches import colour_error, mean_area, pixel_batch
+from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_packed, render_weights
 from nerfit.sampling.along_rays import stratified
 from nerfit.sampling.space import OccupiedSpace
 from nerfit.scenes.scene import Scene
 
-LEAST_WEIGHT = 1e-4
+MIN_WEIGHT = 1e-4
 """Samples of less weight get no colour and no gradient, where an occupancy grid is used."""
-LEAST_LIGHT = 1e-3
+EARLY_STOP = 1e-3
 """There a ray ends where its transmittance is less."""
-YOUNG_DECAY = 0.6
+WARMUP_DECAY = 0.6
 """What the grid keeps in each update at first: its updates are few, since the network is slow."""
 _PIECE = 1 << 16
 Normal = Callable[..., Tensor | None]
@@ -132,11 +132,11 @@ class Nerf(Method):
     def __init__(self, config: NerfConfig, scene: Scene) -> None:
         super().__init__()
         self.config = config
-        require_at_least(config, depth=1, width=2, fine_depth=1, fine_width=2, samples=1, fine_samples=0, rays=1)
+        require_model_min(config, depth=1, width=2, fine_depth=1, fine_width=2, samples=1, fine_samples=0, rays=1)
         for key in ("first_w0", "hidden_w0", "density_factor"):
             if not getattr(config, key) > 0:
                 raise ConfigError(f"model.{key} must be above 0, not {getattr(config, key):g}.")
-        require_at_least(config, frequencies=0, view_frequencies=0, raw_noise=0, precrop_steps=0, march_steps=16)
+        require_model_min(config, frequencies=0, view_frequencies=0, raw_noise=0, precrop_steps=0, march_steps=16)
         if not 0 < config.precrop_fraction <= 1:
             raise ConfigError(f"model.precrop_fraction must be above 0 and at most 1, not {config.precrop_fraction:g}.")
         require_inverse_depth(config.lindisp, scene)
@@ -148,7 +148,7 @@ class Nerf(Method):
         self.mean_area = mean_area(scene) if config.area_weights and config.batching == "all" else None
         self.coarse = self._network(config.depth, config.width)
         self.fine: NerfMLP | None = None
-        self.space = OccupiedSpace(scene, config.march_steps, young_decay=YOUNG_DECAY) if config.occupancy else None
+        self.space = OccupiedSpace(scene, config.march_steps, warmup_decay=WARMUP_DECAY) if config.occupancy else None
         if config.fine_samples and not config.occupancy:
             self.fine = self._network(config.fine_depth or config.depth, config.fine_width or config.width)
         self.set_capture(config, scene)
@@ -225,14 +225,14 @@ class Nerf(Method):
         marched = space.march(rays, jitter, None if batch.generator is None else self._most_samples())
         norm = rays.directions.norm(dim=-1)
         with torch.no_grad():
-            samples = keep_visible(marched, self._densities(_middles(rays, marched)), norm, LEAST_WEIGHT, LEAST_LIGHT)
+            samples = keep_visible(marched, self._densities(_middles(rays, marched)), norm, MIN_WEIGHT, EARLY_STOP)
         space.count(len(rays), samples.evaluated, len(samples))
         points, viewdirs = _middles(rays, samples), rays.viewdirs[samples.ray_indices.long()]
         pieces = zip(points.split(_PIECE), viewdirs.split(_PIECE), strict=True)
         normal = None if (g := batch.generator) is None else lambda *shape: torch.randn(shape, generator=g, device=g.device)
         found = [self._evaluate(self.coarse, p[:, None], d, normal) for p, d in pieces]
         density, rgb = (torch.cat(parts)[:, 0] for parts in zip(*found, strict=True))
-        return render_packed(density, rgb, samples, norm, batch.background, LEAST_LIGHT)
+        return render_packed(density, rgb, samples, norm, batch.background, EARLY_STOP)
 
     def _densities(self, points: Tensor) -> Tensor:
         """Network densities in pieces, for cells and samples of young fields are many."""

@@ -87,12 +87,12 @@ def render_packed(
     samples: Samples,
     norm: Float[Tensor, "rays"],
     background: Tensor | float,
-    least_light: float,
+    early_stop: float,
 ) -> Rendering:
     """The same from densities and colours of marched samples, each even along its step; ``norm`` is the directions' length.
 
-    ``density`` is per unit of t times ``norm``. A ray ends where its transmittance falls below ``least_light``.
+    ``density`` is per unit of t times ``norm``. A ray ends where its transmittance falls below ``early_stop``.
     """
     density, length = with_lengths(density, samples, norm)
-    color, opacity, depth, _ = composite_packed(density, rgb, length, samples.middles, samples.offsets, least_light)
+    color, opacity, depth, _ = composite_packed(density, rgb, length, samples.middles, samples.offsets, early_stop)
     return over_background(color, opacity, depth, background)

@@ -34,14 +34,14 @@ class OccupancyGrid(nn.Module):
         cascades: int,
         threshold: float = 0.01,
         decay: float = 0.95,
-        young_decay: float = 0.95,
+        warmup_decay: float = 0.95,
         seen: Bool[Tensor, "cascades*64**3"] | None = None,
     ) -> None:
         """A cell counts from ``threshold`` on, the optical thickness of a step; an update keeps the share ``decay`` of what is remembered,
-        ``young_decay`` while it looks at all of space. Blocks that are not ``seen`` by any camera stay empty.
+        ``warmup_decay`` while it looks at all of space. Blocks that are not ``seen`` by any camera stay empty.
         """
         super().__init__()
-        self.threshold, self.decay, self.young_decay, self.cascades = threshold, decay, young_decay, cascades
+        self.threshold, self.decay, self.warmup_decay, self.cascades = threshold, decay, warmup_decay, cascades
         half = 0.5 * 2.0 ** (cascades - 1)
         self.register_buffer("thickness", torch.full((cascades * _CELLS,), 1.5 * threshold))
         self.register_buffer("seen", torch.ones(cascades * BLOCKS**3, dtype=torch.bool) if seen is None else seen)
@@ -68,7 +68,7 @@ class OccupancyGrid(nn.Module):
         mean where that is less: young fields are thin everywhere.
         """
         young = bool(self.updates < WARM_UP)
-        decay = self.young_decay if young else self.decay
+        decay = self.warmup_decay if young else self.decay
         if young:
             blocks = torch.arange(len(self.distance), device=self.thickness.device)
             found = self._thickness(density, step, blocks, BLOCKS, generator) * self.seen

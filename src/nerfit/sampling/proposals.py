@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.kernels.dispatch import dialect
+from nerfit.kernels.dispatch import backend
 from nerfit.rendering.volume import render_weights
 from nerfit.sampling.histograms import resample
 
@@ -82,7 +82,7 @@ class Ladder:
 
         ``norm`` is the length of the rays' directions where densities are measured.
         """
-        if dialect(density.device) == "cpu" and density.dtype == torch.float32:
+        if backend(density.device) == "cpu" and density.dtype == torch.float32:
             from nerfit.kernels.cpu import intervals_api
 
             drawing = (samples, jitter, exponent, padding, self.power, 1 / self.multiple)

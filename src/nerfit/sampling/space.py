@@ -11,14 +11,14 @@ from nerfit.cameras import Rays
 from nerfit.cameras.poses import rays_meet
 from nerfit.kernels.marching import Samples, march
 from nerfit.sampling.occupancy import OccupancyGrid, seen_blocks
-from nerfit.sampling.pixels import mix
+from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene
 
 
 class OccupiedSpace(nn.Module):
     """A scene's box as the cube [0, 1]³ (cascade coordinates), the cascades around it, and which of their cells hold matter.
 
-    March steps are ``step_length`` sides of the box long, or ``cone`` times their distance where that is more.
+    March steps are ``step_length`` sides of the box long, or ``cone_angle`` times their distance where that is more.
     """
 
     origin: Tensor
@@ -29,26 +29,27 @@ class OccupiedSpace(nn.Module):
         march_steps: int,
         box: float | None = None,
         cascades: int | None = None,
-        cone: float | None = None,
+        cone_angle: float | None = None,
         threshold: float = 0.01,
-        young_decay: float = 0.95,
+        warmup_decay: float = 0.95,
     ) -> None:
         """``march_steps`` lie along the box's diagonal; a cell is occupied from ``threshold`` on, the optical thickness of a step.
 
         None is, for ``box`` (half a side): from near and far, 1 unless the scene is an object; for ``cascades``: 1, or 5 unless it
-        is an object or in NDC, which is 16 sides; for ``cone``: 0 with one cascade, else 1/256. ``young_decay`` as in `OccupancyGrid`.
+        is an object or in NDC, which is 16 sides; for ``cone_angle``: 0 with one cascade, else 1/256.
+        ``warmup_decay`` as in `OccupancyGrid`.
         """
         super().__init__()
         half, center = box_of(scene)
         half = box or half
         bounded = scene.ndc or scene.bounds == "object"
         self.cascades = cascades or (1 if bounded else 5)
-        self.cone = (0.0 if self.cascades == 1 else 1 / 256) if cone is None else cone
+        self.cone_angle = (0.0 if self.cascades == 1 else 1 / 256) if cone_angle is None else cone_angle
         self.side, self.step_length = 2 * half, math.sqrt(3) / march_steps
         self.register_buffer("origin", center - half)
         cameras = scene.cameras[scene.splits["train"]]
         seen = None if bounded else seen_blocks(cameras, scene.near, self.origin, self.side, self.cascades)
-        self.grid = OccupancyGrid(self.cascades, threshold, young_decay=young_decay, seen=seen)
+        self.grid = OccupancyGrid(self.cascades, threshold, warmup_decay=warmup_decay, seen=seen)
         self.seen = (0, 0, 0)
         """Rays, densities that were asked for, samples that were kept, since the step began."""
 
@@ -86,11 +87,11 @@ class OccupiedSpace(nn.Module):
         A young field is thin everywhere, so that long steps do.
         """
         ways, occupancy = self.ways(rays, jitter), self.grid.occupancy()
-        samples = march(*ways, occupancy, self.step_length, self.cone)
+        samples = march(*ways, occupancy, self.step_length, self.cone_angle)
         if most is None or len(samples) <= most * len(rays):
             return samples
         longer = len(samples) / (most * len(rays))
-        return march(*ways, occupancy, longer * self.step_length, longer * self.cone)
+        return march(*ways, occupancy, longer * self.step_length, longer * self.cone_angle)
 
     def count(self, rays: int, evaluated: int, kept: int) -> None:
         """Take note of some rays, the densities asked for along them, and their visible samples."""

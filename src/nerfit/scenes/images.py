@@ -13,8 +13,7 @@ from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from torch import Tensor
 
 from nerfit.errors import RunError, SceneError
-from nerfit.scenes.files import check_regular
-from nerfit.scenes.work import appearing
+from nerfit.files import atomic_write, check_regular
 
 Picture = Tensor | np.ndarray
 """An image [height, width] or [height, width, 1, 3 or 4]: uint8, or floats in [0, 1]."""
@@ -226,10 +225,10 @@ def to_bytes(image: Picture) -> UInt8[np.ndarray, "height width ..."]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """`appearing`, in a folder that is made; raises RunError when the disk is full or can't be written."""
+    """`atomic_write`, in a folder that is made; raises RunError when the disk is full or can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(path) as part:
+        with atomic_write(path) as part:
             yield part
     except OSError as error:
         raise RunError(f"{path} can't be written: {error.strerror or error}.") from error

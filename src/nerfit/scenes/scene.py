@@ -1,6 +1,5 @@
 """A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,9 +14,8 @@ from nerfit.cameras.lenses import LENSES
 from nerfit.cameras.ndc import ndc_rays
 from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
-from nerfit.scenes.files import read_json
+from nerfit.files import read_json, write_json
 from nerfit.scenes.points import PointDepths
-from nerfit.scenes.work import appearing
 
 T = TypeVar("T")
 Bounds = Literal["object", "forward-facing", "unbounded"]
@@ -80,7 +78,7 @@ class Scene:
     points: PointDepths | None = None
 
     def __post_init__(self) -> None:
-        if not -_ENDLESS < self.near < self.far < _ENDLESS:
+        if not -_INFINITE < self.near < self.far < _INFINITE:
             raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}), and both finite.")
         self._check_cameras()
         if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
@@ -99,7 +97,7 @@ class Scene:
         """SceneError for a pose or intrinsics that float32 can't compute with."""
         c = self.cameras
         lens = torch.stack([c.fx, c.fy, c.cx, c.cy], -1)
-        fine = (lens[:, :2] > 1 / _ENDLESS).all(-1) & (torch.cat([lens, c.c2w.flatten(1)], -1).abs() < _ENDLESS).all(-1)
+        fine = (lens[:, :2] > 1 / _INFINITE).all(-1) & (torch.cat([lens, c.c2w.flatten(1)], -1).abs() < _INFINITE).all(-1)
         for view in (~fine).nonzero()[:1, 0].tolist():
             what = self.view_names[view] if self.view_names else f"view {view}"
             raise SceneError(
@@ -227,7 +225,7 @@ def _check_views(scene: Scene) -> None:
         raise ValueError("its depth_range has not two numbers, or its ndc_lens not four")
 
 
-_ENDLESS = 1e9
+_INFINITE = 1e9
 """Larger than any length in a scene."""
 
 
@@ -285,14 +283,3 @@ def chosen_views(
         splits[split] = list(range(len(views), len(views) + len(chosen)))
         views += [own[i] for i in chosen]
     return views, splits
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON as `write_whole` does."""
-    write_whole(path, json.dumps(data, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file as `appearing` does."""
-    with appearing(path) as part:
-        part.write_text(text)

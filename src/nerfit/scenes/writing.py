@@ -22,9 +22,9 @@ from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES
 from nerfit.cameras.poses import to_4x4
 from nerfit.cameras.rotations import matrix_to_quaternion
 from nerfit.errors import SceneError
-from nerfit.scenes.colmap_model import LENS_MODELS
+from nerfit.files import write_json
 from nerfit.scenes.images import replacing
-from nerfit.scenes.scene import write_json
+from nerfit.scenes.reading.colmap_model import LENS_MODELS
 
 _RADIAL = {"k1": "k1", "k2": "k2", "k3": "k3", "k4": "k4", "p1": "p1", "p2": "p2"}
 _PRISM = {"s1": "sx1", "s3": "sy1"}

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nerfit.errors import RunError
-from nerfit.scenes.scene import write_json
+from nerfit.files import write_json
 
 
 @dataclass

@@ -4,8 +4,8 @@ A batch is a function of seed and step alone; device r of N takes its rays r, r+
 in the whole (`Part`), so that N devices do what one does, up to the rounding of sums. After the backward pass, in which nothing is
 exchanged, there are three exchanges, after which every device takes the same step and the same decisions:
 
-1. `everyones` losses, counts, clocks and signals, a few numbers each;
-2. `add_up`: all dense gradients as one vector, all-reduced. Each is weighted by its rays before (the loop divides by the whole batch);
+1. `all_gather` losses, counts, clocks and signals, a few numbers each;
+2. `all_reduce`: all dense gradients as one vector, all-reduced. Each is weighted by its rays before (the loop divides by the whole batch);
 3. and of hash tables whose gradients are in factors, which sparse Adam sums where it uses them, these factors: a position and 4
    numbers a level for each visible sample are a few megabytes, where the table has tens.
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.kernels.adam import FactoredGradient, as_row
-from nerfit.sampling.pixels import WHOLE, Share
+from nerfit.sampling.shuffle import WHOLE, Share
 
 T = TypeVar("T")
 PATIENCE = 600.0
@@ -77,7 +77,7 @@ def _job() -> str:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Meet the other processes that torchrun started, if it did; all but the first are silent from then on."""
     global _waits
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -126,7 +126,7 @@ def _talking() -> Iterator[None]:
         raise RunError(f"the connection to the training's other processes was lost ({what}); go on with --resume.") from error
 
 
-def from_main(make: Callable[[], T]) -> T:
+def broadcast_result(make: Callable[[], T]) -> T:
     """What the first process makes, on all of them; if it fails with an error for the user, all do."""
     if share().of == 1:
         return make()
@@ -144,12 +144,12 @@ def from_main(make: Callable[[], T]) -> T:
     return value
 
 
-def spread(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Put the first process's values into the tensors of all."""
     if share().of == 1:
         return
     tensors = list(tensors)
-    for tensor, value in zip(tensors, from_main(lambda: [t.detach().cpu() for t in tensors]), strict=True):
+    for tensor, value in zip(tensors, broadcast_result(lambda: [t.detach().cpu() for t in tensors]), strict=True):
         tensor.detach().copy_(value)
 
 
@@ -198,7 +198,7 @@ def _hand_in(root: Path, files: list[Path]) -> None:
             (root / name).write_bytes(data)
 
 
-def everyones(values: Sequence[float]) -> list[list[float]]:
+def all_gather(values: Sequence[float]) -> list[list[float]]:
     """A few numbers (as float64) of every process, by process."""
     own = torch.tensor(values, dtype=torch.float64)
     rows = [torch.empty_like(own) for _ in range(share().of)]
@@ -207,7 +207,7 @@ def everyones(values: Sequence[float]) -> list[list[float]]:
     return [row.tolist() for row in rows]
 
 
-def add_up(parameters: Iterable[nn.Parameter]) -> None:
+def all_reduce(parameters: Iterable[nn.Parameter]) -> None:
     """Put the sums of all processes' gradients in the gradients' place; what has one nowhere keeps none."""
     parameters = list(parameters)
     with _talking():

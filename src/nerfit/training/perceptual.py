@@ -14,10 +14,10 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.poses import pose_between, rays_meet
 from nerfit.errors import ConfigError
 from nerfit.methods.base import Method
-from nerfit.rendering.clip import load_clip
-from nerfit.rendering.lpips import find_weights, load_lpips
-from nerfit.rendering.networks import Judge
-from nerfit.sampling.pixels import mix
+from nerfit.metrics.clip import load_clip
+from nerfit.metrics.lpips import find_weights, load_lpips
+from nerfit.metrics.networks import Judge
+from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene, composite
 
 CORNERS = 3

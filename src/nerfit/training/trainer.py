@@ -13,16 +13,18 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
+from nerfit.camera_search.adjust import adjust
+from nerfit.camera_search.history import PoseSearch
+from nerfit.camera_search.relocate import relocate
 from nerfit.errors import ConfigError, RunError
+from nerfit.files import atomic_write
 from nerfit.kernels.dispatch import warm_up
 from nerfit.methods.base import Batch, Method, render_view, smaller_chunk
-from nerfit.rendering.metrics import psnr
+from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering, join
-from nerfit.sampling.pixels import mix
+from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene
-from nerfit.scenes.work import appearing
 from nerfit.training import collapse, distributed
-from nerfit.training.adjusting import adjust
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint
 from nerfit.training.devices import (
     automatic_chunk,
@@ -37,8 +39,6 @@ from nerfit.training.interrupts import Heard, stop_on_signals
 from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
 from nerfit.training.perceptual import Perceptual, PerceptualConfig
-from nerfit.training.pose_search import PoseSearch
-from nerfit.training.relocation import relocate
 
 MAX_RESTARTS = 5
 MAX_SKIPPED_IN_A_ROW = 20
@@ -138,7 +138,7 @@ class Trainer:
         self._psnr = math.nan
         self._skipped_in_a_row = 0
         self._build()
-        self.state.chunk = settings.chunk or distributed.from_main(lambda: automatic_chunk(self.method, self.device))
+        self.state.chunk = settings.chunk or distributed.broadcast_result(lambda: automatic_chunk(self.method, self.device))
         self._resume()
         self.search = None if self.method.cameras is None or not self.main else PoseSearch.load(folder, self.state.step)
 
@@ -148,12 +148,12 @@ class Trainer:
         self.method = self._make_method().to(self.device)
         self.method.precision = pick_precision(self.settings.precision, self.device)
         self.method.seed, self.method.share = self.state.seed, self.share
-        distributed.spread(self.method.state_dict().values())
+        distributed.broadcast(self.method.state_dict().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
         self.optimizer = make_optimizer(self.settings.optim, self.method, self.scaler.is_enabled())
 
     def _resume(self) -> None:
-        found = distributed.from_main(lambda: load_checkpoint(self.folder / "checkpoints"))
+        found = distributed.broadcast_result(lambda: load_checkpoint(self.folder / "checkpoints"))
         if found is None:
             return
         state, tensors = found[0], {name: t.to(self.device) for name, t in found[1].items()}
@@ -300,18 +300,18 @@ class Trainer:
         if self.alone:
             return done
         heard = self._heard.interrupted or 0
-        rows = distributed.everyones([done is None, self.state.seconds + self._awake(self._lap()), heard])
+        rows = distributed.all_gather([done is None, self.state.seconds + self._awake(self._lap()), heard])
         failed, seconds, signals = zip(*rows, strict=True)
         self.state.seconds, self.interrupted = seconds[0], int(max(signals)) or None
         if done is None or any(failed):
             return None
         rendering, batch, losses = done
         own = [len(batch), len(batch) * 10 ** (-self._psnr / 10), *self.method.counts, *map(float, losses.values())]
-        rays, error, *sums = map(sum, zip(*distributed.everyones(own), strict=True))
+        rays, error, *sums = map(sum, zip(*distributed.all_gather(own), strict=True))
         self._psnr = -10 * math.log10(error / rays) if error else math.inf
         counts = len(self.method.counts)
         self.method.counts = tuple(map(int, sums[:counts]))
-        distributed.add_up(p for group in self.optimizer.param_groups for p in group["params"])
+        distributed.all_reduce(p for group in self.optimizer.param_groups for p in group["params"])
         return rendering, batch, {name: torch.tensor(total) for name, total in zip(losses, sums[counts:], strict=True)}
 
     def _backward(self, batch: Batch, step: int) -> tuple[Rendering, dict[str, Tensor]]:
@@ -370,7 +370,7 @@ class Trainer:
             self.search.look(self)
         watch_from = self.settings.optim.warmup_steps
         if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST and (target := batch.target) is not None:
-            what = distributed.from_main(lambda: collapse.CollapseWatch(self.state.looks).look(rendering, target))
+            what = distributed.broadcast_result(lambda: collapse.CollapseWatch(self.state.looks).look(rendering, target))
             if what is not None:
                 self._restart(what, bar)
                 return
@@ -397,9 +397,9 @@ class Trainer:
 
     def _moved(self, move: Callable[[], Result]) -> Result:
         """What the first process says of its cameras after it moved them; they are all processes' then."""
-        said = distributed.from_main(move)
+        said = distributed.broadcast_result(move)
         assert self.method.cameras is not None
-        distributed.spread(self.method.cameras.state_dict().values())
+        distributed.broadcast(self.method.cameras.state_dict().values())
         return said
 
     def _adjust(self, bar: ProgressLine) -> None:
@@ -523,7 +523,7 @@ class Trainer:
 def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:
     """Replace one part of a run's metrics.json and keep the others, also those that another process writes at the same time."""
     path = folder / "metrics.json"
-    with appearing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             metrics = json.loads(path.read_text())
         except (OSError, ValueError):

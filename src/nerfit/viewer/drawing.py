@@ -16,9 +16,9 @@ from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.poses import Meeting
 from nerfit.cameras.rotations import matrix_to_quaternion, quaternion_to_matrix
 from nerfit.methods.base import Method
-from nerfit.outputs.pictures import in_reach, view_normals
+from nerfit.metrics.psnr_ssim import psnr
+from nerfit.outputs.pictures.paths import in_reach, view_normals
 from nerfit.outputs.surfaces import clip_to_box
-from nerfit.rendering.metrics import psnr
 from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.images import colorize, to_bytes
 from nerfit.scenes.scene import Scene, composite

@@ -6,7 +6,7 @@ import numpy as np
 import viser
 
 from nerfit.errors import NerfitError
-from nerfit.outputs.pictures import checked_quantities
+from nerfit.outputs.pictures.paths import checked_quantities
 from nerfit.viewer.drawing import Viewpoint
 from nerfit.viewer.keyframes import FPS, KeyFrames
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nerfit.cameras.paths import interpolate
 from nerfit.cameras.poses import rays_meet
-from nerfit.outputs.frusta import frustum_length
+from nerfit.outputs.pictures.frusta import frustum_length
 from nerfit.viewer.drawing import QUANTITIES, Frame, Viewpoint, Wish, orbit
 from nerfit.viewer.editor import PathEditor
 from nerfit.viewer.pacing import Sight

@@ -24,7 +24,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.poses import rays_meet, world_up
 from nerfit.errors import ConfigError, NerfitError
 from nerfit.methods.base import Method
-from nerfit.outputs.pictures import render_path
+from nerfit.outputs.pictures.paths import render_path
 from nerfit.scenes.images import resize_area, to_bytes
 from nerfit.scenes.scene import Scene
 from nerfit.viewer.drawing import QUANTITIES, Viewpoint, draw, orbit

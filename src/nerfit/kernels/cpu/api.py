@@ -107,22 +107,22 @@ def field_backward(
     return features, sums.sum(0)
 
 
-def composite_forward(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, least_light: float) -> Any:
+def composite_forward(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, early_stop: float) -> Any:
     """Colour, opacity, depth, weights."""
     rays = len(offsets) - 1
     out = torch.empty(rays, 3), torch.empty(rays), torch.empty(rays), torch.empty(len(density))
     arrays = [array(a) for a in (density, rgb, length, t, offsets)]
-    run_parallel(compositing.composite_forward, *arrays, f32(least_light), *map(array, out))
+    run_parallel(compositing.composite_forward, *arrays, f32(early_stop), *map(array, out))
     return out
 
 
 def composite_backward(
-    density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, weights: Tensor, least_light: float, *gradients: Tensor
+    density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, weights: Tensor, early_stop: float, *gradients: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of densities and colours."""
     g_density, g_rgb = torch.empty_like(density), torch.empty_like(rgb)
     arrays = [array(a) for a in (density, rgb, length, t, offsets, weights)]
-    run_parallel(compositing.composite_backward, *arrays, f32(least_light), *map(array, gradients), array(g_density), array(g_rgb))
+    run_parallel(compositing.composite_backward, *arrays, f32(early_stop), *map(array, gradients), array(g_density), array(g_rgb))
     return g_density, g_rgb
 
 
@@ -184,7 +184,7 @@ def march(
     jitter: Tensor,
     occupancy: Occupancy,
     step: float,
-    cone: float,
+    cone_angle: float,
     limit: int,
 ) -> Samples:
     """All samples in occupied cells."""
@@ -193,7 +193,7 @@ def march(
     t0, t1, x = np.empty(room, f32), np.empty(room, f32), np.empty(3 * room, f32)
     count = torch.zeros(n, dtype=torch.long)
     rays = [array(a.contiguous()) for a in (origins, directions, near, far, jitter)]
-    run_parallel(sampling.march, *rays, *occupied(occupancy), f32(step), f32(cone), limit, t0, t1, x, array(count))
+    run_parallel(sampling.march, *rays, *occupied(occupancy), f32(step), f32(cone_angle), limit, t0, t1, x, array(count))
     ray = torch.repeat_interleave(torch.arange(n), count)
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
     at = (torch.arange(len(ray)) - offsets[ray] + ray * limit).numpy()

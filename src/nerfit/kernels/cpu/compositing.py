@@ -8,7 +8,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @kernel
-def composite_forward(part, parts, density, rgb, length, t, offsets, least_light, color, opacity, depth, weights):
+def composite_forward(part, parts, density, rgb, length, t, offsets, early_stop, color, opacity, depth, weights):
     """Colour, opacity and depth of the rays, weights of the samples."""
     n = offsets.size - 1
     for i in range(n * part // parts, n * (part + 1) // parts):
@@ -16,7 +16,7 @@ def composite_forward(part, parts, density, rgb, length, t, offsets, least_light
         r = g = b = o = d = _ZERO
         for s in range(offsets[i], offsets[i + 1]):
             w = _ZERO
-            if light >= least_light:
+            if light >= early_stop:
                 left = light * np.exp(-density[s] * length[s])
                 w = light - left
                 light = left
@@ -31,7 +31,7 @@ def composite_forward(part, parts, density, rgb, length, t, offsets, least_light
 
 @kernel
 def composite_backward(
-    part, parts, density, rgb, length, t, offsets, weights, least_light, g_color, g_opacity, g_depth, g_weights, g_density, g_rgb
+    part, parts, density, rgb, length, t, offsets, weights, early_stop, g_color, g_opacity, g_depth, g_weights, g_density, g_rgb
 ):
     """Gradients of the densities and colours: dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ), gᵢ = dL/dwᵢ."""
     n = offsets.size - 1
@@ -46,7 +46,7 @@ def composite_backward(
         light = _ONE
         for s in range(begin, end):
             w = weights[s]
-            if light < least_light:
+            if light < early_stop:
                 g_density[s] = 0
             else:
                 g = g_density[s]

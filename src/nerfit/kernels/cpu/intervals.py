@@ -102,8 +102,8 @@ def render_along(
     depth,
     width,
     tiles,
-    least_weight,
-    least_light,
+    min_weight,
+    early_stop,
     keep,
     shares,
     color,
@@ -160,7 +160,7 @@ def render_along(
             for k in range(samples):
                 q = (i - first) * samples + k
                 shares[i, k] = light * (_ONE - passing[q])
-                if shares[i, k] >= least_weight and light >= least_light:
+                if shares[i, k] >= min_weight and light >= early_stop:
                     w = shown * (_ONE - passing[q])
                     shown *= passing[q]
                     ray[kept], t0[kept], t1[kept], weight[kept], light_after[kept] = i, edges[i, k], edges[i, k + 1], w, shown

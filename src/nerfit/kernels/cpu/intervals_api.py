@@ -49,8 +49,8 @@ def render(
     weights: Tensor,
     shape: FieldShape,
     half: bool,
-    least_weight: float,
-    least_light: float,
+    min_weight: float,
+    early_stop: float,
     keep: bool,
 ) -> tuple[Slots, Tensor]:
     """What rays see, in slots that hold their visible samples with ``keep``, and the weights [rays, samples] of all intervals."""
@@ -64,8 +64,8 @@ def render(
         *(array(a.contiguous()) for a in (origins, directions, viewdirs, edges, table)),
         *grid(shape.grid),
         *network(weights, shape, half),
-        f32(least_weight),
-        f32(least_light),
+        f32(min_weight),
+        f32(early_stop),
         keep,
         array(shares),
         *slots.arrays(),

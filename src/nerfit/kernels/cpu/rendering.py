@@ -86,7 +86,7 @@ def render(
     cascades,
     resolution,
     step,
-    cone,
+    cone_angle,
     table,
     resolutions,
     offsets,
@@ -95,8 +95,8 @@ def render(
     depth,
     width,
     tiles,
-    least_weight,
-    least_light,
+    min_weight,
+    early_stop,
     colors,
     keep,
     color,
@@ -142,7 +142,7 @@ def render(
             if first < last:
                 d = directions[next_ray]
                 norm[alive] = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
-                at[alive] = first + jitter[next_ray] * max(step / norm[alive], first * cone)
+                at[alive] = first + jitter[next_ray] * max(step / norm[alive], first * cone_angle)
                 mine[alive], stop[alive], light[alive], shown[alive] = next_ray, last, _ONE, _ONE
                 alive += 1
             next_ray += 1
@@ -153,7 +153,25 @@ def render(
         for k in range(alive):
             o, d = origins[mine[k]], directions[mine[k]]
             at[k], got[k] = march_ray(
-                o[0], o[1], o[2], d[0], d[1], d[2], at[k], stop[k], bits, distance, cascades, resolution, step, cone, limit, a, b, p, total
+                o[0],
+                o[1],
+                o[2],
+                d[0],
+                d[1],
+                d[2],
+                at[k],
+                stop[k],
+                bits,
+                distance,
+                cascades,
+                resolution,
+                step,
+                cone_angle,
+                limit,
+                a,
+                b,
+                p,
+                total,
             )
             for q in range(total, total + got[k]):
                 passing[q] = (b[q] - a[q]) * norm[k]
@@ -169,7 +187,7 @@ def render(
         for k in range(alive):
             t, u, i = light[k], shown[k], mine[k]
             for q in range(s, s + got[k]):
-                if t * (_ONE - passing[q]) >= least_weight and t >= least_light:
+                if t * (_ONE - passing[q]) >= min_weight and t >= early_stop:
                     if kept == slots:
                         full = True
                         break
@@ -183,7 +201,7 @@ def render(
                     kept += 1
                 t *= passing[q]
             s += got[k]
-            if t >= least_light and at[k] < stop[k]:
+            if t >= early_stop and at[k] < stop[k]:
                 mine[left], at[left], stop[left], norm[left], light[left], shown[left] = i, at[k], stop[k], norm[k], t, u
                 left += 1
         alive = left
@@ -229,14 +247,14 @@ def render_backward(
     opacity_gradient,
     depth_gradient,
     weight_gradient,
-    soft_near,
+    near_falloff,
     stretch,
     weight_sums,
 ):
     """Turn the slots' ``features`` into their gradients; weight_sums[part] is this part's sum of the networks' gradients.
 
     dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
-    ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``soft_near`` gradients shrink with
+    ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``near_falloff`` gradients shrink with
     the distance's square. With ``stretch`` the slots' ``light_after`` becomes σ dL/dσ: the loss's derivative by the logarithm of length.
     """
     count = kept[part]
@@ -259,7 +277,7 @@ def render_backward(
                 continue
             s = block * LANES + lane
             i, w, t = ray[s], weight[s], _HALF * (t0[s] + t1[s])
-            share = (t / soft_near) ** 2 if t < soft_near else _ONE
+            share = (t / near_falloff) ** 2 if t < near_falloff else _ONE
             g = opacity_gradient[i] + depth_gradient[i] * t
             if weight_gradient.size:
                 g += weight_gradient[part, s]

@@ -90,13 +90,13 @@ def render(
     rays: tuple[Tensor, ...],
     occupancy: Occupancy,
     step: float,
-    cone: float,
+    cone_angle: float,
     table: Tensor,
     weights: Tensor,
     shape: FieldShape,
     half: bool,
-    least_weight: float,
-    least_light: float,
+    min_weight: float,
+    early_stop: float,
     colors: bool,
     keep: bool,
 ) -> Slots:
@@ -111,12 +111,12 @@ def render(
             *arrays,
             *occupied(occupancy),
             f32(step),
-            f32(cone),
+            f32(cone_angle),
             array(table),
             *grid(shape.grid),
             *network(weights, shape, half),
-            f32(least_weight),
-            f32(least_light),
+            f32(min_weight),
+            f32(early_stop),
             colors,
             keep,
             *slots.arrays(),
@@ -129,7 +129,7 @@ def render(
 
 
 def render_backward(
-    slots: Slots, weights: Tensor, shape: FieldShape, half: bool, soft_near: float, stretch: bool, *gradients: Tensor | None
+    slots: Slots, weights: Tensor, shape: FieldShape, half: bool, near_falloff: float, stretch: bool, *gradients: Tensor | None
 ) -> Tensor:
     """Turn the slots' features into their gradients; the networks' gradients. With ``stretch`` what `ray_gradients` needs is kept."""
     n, parts = len(slots.opacity), len(slots.kept)
@@ -151,7 +151,7 @@ def render_backward(
         slots.features,
         *network(weights, shape, half),
         *map(array, (g_color, g_opacity, g_depth, g_weight)),
-        f32(soft_near),
+        f32(near_falloff),
         stretch,
         array(sums),
     )
@@ -183,14 +183,14 @@ def visible_samples(
     jitter: Tensor,
     occupancy: Occupancy,
     step: float,
-    cone: float,
+    cone_angle: float,
     table: Tensor,
     weights: Tensor,
     shape: FieldShape,
     half: bool,
-    least_weight: float,
-    least_light: float,
+    min_weight: float,
+    early_stop: float,
 ) -> Samples:
     """The samples that can be seen."""
     rays = (origins, directions, directions, near, far, jitter)
-    return render(rays, occupancy, step, cone, table, weights, shape, half, least_weight, least_light, False, True).samples()[0]
+    return render(rays, occupancy, step, cone_angle, table, weights, shape, half, min_weight, early_stop, False, True).samples()[0]

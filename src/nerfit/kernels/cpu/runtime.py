@@ -22,12 +22,14 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from nerfit.files import cache_folder
+
 
 def _cache_folder() -> str:
     """Where compiled kernels persist: a folder named after the text of all kernels, for Numba overlooks edited callees."""
     text = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     name = f"kernels-{hashlib.sha256(text).hexdigest()[:16]}"
-    home = Path(os.environ.get("NERFIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nerfit")
+    home = cache_folder()
     try:
         (home / name).mkdir(parents=True, exist_ok=True)
         return str(home / name)

@@ -36,7 +36,7 @@ def contraction(px, py, pz):
 
 
 @part_of_kernel
-def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resolution, step, cone, limit, t0, t1, x, out):
+def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resolution, step, cone_angle, limit, t0, t1, x, out):
     """Up to ``limit`` next samples of one ray inside occupied cells, from index ``out`` on; returns (how far, how many).
 
     The unit cube is cascade 0, each further cascade is twice as large around the same centre. ``x`` ([block, 3, LANES], flat) are
@@ -55,8 +55,8 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
     dt = least
     half = resolution // 2
     while now < stop and found < limit:
-        if cone > _ZERO:
-            dt = min(max(now * cone, least), most)
+        if cone_angle > _ZERO:
+            dt = min(max(now * cone_angle, least), most)
         middle = now + _HALF * dt
         px, py, pz = ox + middle * dx - _HALF, oy + middle * dy - _HALF, oz + middle * dz - _HALF
         level, scale, inverse = 0, _ONE, _ONE
@@ -100,13 +100,13 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
             if border > _ZERO:
                 leap = min(leap, border)
         leap = max(leap * scale / r, _ZERO)
-        if cone > _ZERO:
+        if cone_angle > _ZERO:
             target = middle + leap
             now += dt
-            dt = min(max(now * cone, least), most)
+            dt = min(max(now * cone_angle, least), most)
             while now + _HALF * dt < target and (level == cascades - 1 or dt * norm * r <= scale):
                 now += dt
-                dt = min(max(now * cone, least), most)
+                dt = min(max(now * cone_angle, least), most)
         else:
             now += (np.floor(leap / dt) + _ONE) * dt
     return now, found
@@ -114,7 +114,25 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
 
 @kernel
 def march(
-    part, parts, origins, directions, near, far, jitter, box, bits, distance, cascades, resolution, step, cone, limit, t0, t1, x, count
+    part,
+    parts,
+    origins,
+    directions,
+    near,
+    far,
+    jitter,
+    box,
+    bits,
+    distance,
+    cascades,
+    resolution,
+    step,
+    cone_angle,
+    limit,
+    t0,
+    t1,
+    x,
+    count,
 ):
     """All samples inside occupied cells, at most ``limit`` a ray, ray i's from i·limit on; ``count`` [rays] says how many."""
     n = origins.shape[0]
@@ -122,9 +140,27 @@ def march(
         o, d = origins[i], directions[i]
         norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
         first, last = enter(origins, directions, i, box, near[i], far[i])
-        first += jitter[i] * max(step / norm, first * cone)
+        first += jitter[i] * max(step / norm, first * cone_angle)
         _, count[i] = march_ray(
-            o[0], o[1], o[2], d[0], d[1], d[2], first, last, bits, distance, cascades, resolution, step, cone, limit, t0, t1, x, i * limit
+            o[0],
+            o[1],
+            o[2],
+            d[0],
+            d[1],
+            d[2],
+            first,
+            last,
+            bits,
+            distance,
+            cascades,
+            resolution,
+            step,
+            cone_angle,
+            limit,
+            t0,
+            t1,
+            x,
+            i * limit,
         )
 
 

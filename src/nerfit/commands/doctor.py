@@ -1,0 +1,76 @@
+"""What this machine and this installation can do."""
+
+import importlib.metadata
+import platform
+import sys
+
+import torch
+
+from nerfit import __version__
+from nerfit.kernels.dispatch import backend
+from nerfit.training.devices import free_memory, pick_device
+
+_NEEDED = (
+    "torch",
+    "numba",
+    "numpy",
+    "pillow",
+    "scikit-image",
+    "tyro",
+    "pyyaml",
+    "safetensors",
+    "rich",
+    "tensorboard",
+    "av",
+    "pycolmap",
+    "jaxtyping",
+)
+_EXTRAS = {
+    "wandb": ("wandb", "logging to Weights & Biases"),
+    "clip": ("transformers", "CLIP from Hugging Face's hub"),
+    "cluster": ("ray", "many jobs, blocks and frames on Ray"),
+}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _kernels(device: torch.device) -> str:
+    """Which bodies of the kernels run here."""
+    kind = backend(device)
+    if kind != "cpu":
+        return {"cuda": "Triton", "reference": "plain PyTorch"}[kind]
+    from nerfit.kernels.cpu.matmul import has_tiles
+
+    return f"Numba on plain threads, {'bfloat16 tiles (AMX) where precision allows' if has_tiles() else 'float32 vectors'}"
+
+
+def report() -> dict[str, str]:
+    """Versions, devices, kernels in use, missing extras and how to get them, as label and text."""
+    from nerfit.metrics.lpips import find_weights
+    from nerfit.outputs.pictures.video import find_encoder
+
+    lines = {
+        "nerfit": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    for package in _NEEDED:
+        lines[package] = _version(package) or "missing: pip install nerfit again"
+    for i in range(torch.cuda.device_count()):
+        lines[f"cuda:{i}"] = torch.cuda.get_device_name(i)
+    device = pick_device("auto")
+    lines["device in use"] = f"{device}, {free_memory(device) / 2**30:.1f} GiB free"
+    lines["threads"] = str(torch.get_num_threads())
+    lines["cpu instructions"] = torch.backends.cpu.get_cpu_capability()
+    lines["kernels"] = _kernels(device)
+    lines["video"] = find_encoder() or "no H.264 encoder in PyAV: videos become GIFs"
+    for net in ("vgg", "alex"):
+        lines[f"lpips {net}"] = str(find_weights(net) or f"no weights: put {net}.safetensors into a folder and set NERFIT_LPIPS to it")
+    for extra, (package, what) in _EXTRAS.items():
+        lines[f"extra {extra}"] = _version(package) or f'not installed ({what}): pip install "nerfit[{extra}]"'
+    return lines

@@ -1,0 +1,299 @@
+"""How fast this machine is: matrix products, the fused field, and every kernel beside its definition in PyTorch."""
+
+import contextlib
+import datetime
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nerfit import __version__
+from nerfit.cameras import Cameras
+from nerfit.commands.inspect import matrix_peak
+from nerfit.errors import ConfigError
+from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.compositing import composite_packed
+from nerfit.kernels.dispatch import backend, kernels_take_threads, warm_up
+from nerfit.kernels.field import FieldShape, field, field_density
+from nerfit.kernels.hash_grid import encode_grid
+from nerfit.kernels.inverse_cdf import sample_pdf
+from nerfit.kernels.marching import RESOLUTION, Samples, march, pack_occupancy, visible_samples
+from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
+from nerfit.kernels.pixels import draw_pixels
+from nerfit.kernels.rendering import render_rays
+from nerfit.kernels.spherical_harmonics import spherical_harmonics
+from nerfit.training.devices import pick_precision
+
+PER_RAY = 8
+"""Samples of a ray, one after another, SPACING sides of the box apart."""
+SPACING = 0.0017
+RADIUS = 0.3
+"""Of the ball of matter in the made-up scene, in the unit cube."""
+DENSITY = 400.0
+"""Of the ball, per side of the cube: a ray ends after about five march steps, as in a trained field."""
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a measurement was made on and with, and when."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    found = {
+        "cpu": name,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return found | {"python": platform.python_version(), "torch": torch.__version__, "nerfit": __version__, "date": now}
+
+
+@dataclass
+class Case:
+    """A kernel and its inputs: ``run`` is timed, ``prepare`` makes its argument beforehand."""
+
+    name: str
+    run: Callable[[Any], Samples | Sequence[Tensor]]
+    prepare: Callable[[], Any] = lambda: None
+    flops: float = 0.0
+    """Operations of the networks alone in one run."""
+
+
+def speed(shape: FieldShape, samples: int, precision: str, device: torch.device) -> dict[str, Any]:
+    """Matrix peak, fused field and kernels, measured in this process as medians after a warm-up.
+
+    Inputs are made up: ``samples`` positions along rays into a ball. ``difference`` is max|kernel - reference| / max|reference|
+    over a kernel's outputs; of a march over the samples found by both, ``differing_rays`` being the share of rays with others.
+    """
+    if samples < 64:
+        raise ConfigError(f"--samples must be at least 64, not {samples}.")
+    if backend(device) == "reference":
+        raise ConfigError(f"only the reference bodies of the kernels run here (device {device}): there is nothing to compare.")
+    warm_up(device)
+    half = pick_precision(precision, device) != torch.float32
+    peaks = {name: matrix_peak(device, dtype) / 1e9 for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))}
+    rows = [_row(case, device) for case in _cases(shape, samples // PER_RAY, half, device)]
+    both = next(row for row in rows if row["kernel"] == "field forward + backward")
+    grid = shape.grid
+    about = {"levels": grid.levels, "log2_entries": grid.log2_entries, "finest": grid.finest, "width": shape.width}
+    measured = {
+        "samples": samples // PER_RAY * PER_RAY,
+        "precision": "bf16" if half else "float32",
+        "samples_per_second": samples // PER_RAY * PER_RAY / (1e-3 * both["milliseconds"]),
+        "gflops": both["gflops"],
+        "share_of_float32_peak": both["gflops"] / peaks["float32"],
+        "share_of_bf16_peak": both["gflops"] / peaks["bf16"],
+    }
+    return {
+        "machine": machine(device),
+        "kernels_in": backend(device),
+        "matrix_peak_gflops": peaks,
+        "field": about | measured,
+        "kernels": rows,
+    }
+
+
+def _row(case: Case, device: torch.device) -> dict[str, Any]:
+    """A kernel's time beside its reference's, and how far apart their answers are."""
+    with kernels_take_threads(device):
+        seconds, found = _measure(case, device, 5)
+    with _definitions():
+        slow, expected = _measure(case, device, 3)
+    row = {"kernel": case.name, "milliseconds": 1e3 * seconds, "reference_milliseconds": 1e3 * slow, "ratio": slow / seconds}
+    row |= _compare(found, expected)
+    return row | ({"gflops": case.flops / seconds / 1e9} if case.flops else {})
+
+
+@contextlib.contextmanager
+def _definitions() -> Iterator[None]:
+    """Kernels run as they are defined."""
+    before = os.environ.get("NERFIT_KERNELS", "")
+    os.environ["NERFIT_KERNELS"] = "reference"
+    try:
+        yield
+    finally:
+        os.environ["NERFIT_KERNELS"] = before
+
+
+def _measure(case: Case, device: torch.device, least: int) -> tuple[float, Any]:
+    """Median seconds of at least ``least`` runs, more where half a second allows, after one that does not count; and a run's outputs."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times: list[float] = []
+    found: Any = None
+    while len(times) <= least or (sum(times) < 0.5 and len(times) <= 25):
+        ready = case.prepare()
+        wait()
+        start = time.perf_counter()
+        found = case.run(ready)
+        wait()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:]), found if isinstance(found, Samples) else [t.detach().clone() for t in found]
+
+
+def _compare(found: Any, expected: Any) -> dict[str, float]:
+    if not isinstance(found, Samples):
+        return {"difference": max(_relative(a, b) for a, b in zip(found, expected, strict=True))}
+    same = found.offsets.diff() == expected.offsets.diff()
+    alike, expected_alike = (same[s.ray_indices.long()] for s in (found, expected))
+    a, b = found.x[alike], expected.x[expected_alike]
+    apart = (a - b).abs().amax(-1) > SPACING / 2  # another sample was kept
+    same[found.ray_indices[alike][apart].long()] = False
+    return {"difference": _relative(a[~apart], b[~apart]), "differing_rays": 1 - float(same.float().mean())}
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)) if b.numel() else 0.0
+
+
+def _matter(shape: FieldShape, random: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """Table and weights of a field whose densities lie around DENSITY, varied."""
+    drawn, weights = 0.1 + 0.02 * random(shape.grid.size), random(shape.size) * math.sqrt(2 / shape.width)
+    table = in_large_pages(torch.empty_like(drawn)).copy_(drawn)  # as a field's
+    hidden, to_code, *_ = shape.split(weights)
+    hidden[0], to_code[0] = 1 / (4 * shape.grid.levels), 0.0  # the first hidden channel is the features' mean, about 0.1
+    to_code[0, 0] = 10 * math.log(DENSITY)
+    return table.requires_grad_(), weights.requires_grad_()
+
+
+def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> Iterator[Case]:
+    """All kernels on one made-up scene: rays that meet a ball, and a shell of occupied cells around its surface."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator).to(device)
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator).to(device)
+
+    n = rays * PER_RAY
+    normals, d = F.normalize(random(rays, 3), dim=-1), F.normalize(random(rays, 3), dim=-1)
+    d = d * -torch.sign((d * normals).sum(-1, keepdim=True))
+    surface = 0.5 + RADIUS * normals
+    t = SPACING * (torch.arange(PER_RAY, device=device) + 0.5)
+    x, viewdirs = (surface[:, None] + t[:, None] * d[:, None]).reshape(-1, 3), d.repeat_interleave(PER_RAY, 0)
+    table, weights = _matter(shape, random)
+    table.grad = zeros_in_large_pages(table)
+    flops = float(shape.flops() * n)
+
+    def no_gradients() -> None:
+        assert table.grad is not None
+        table.grad.zero_()
+        weights.grad = None
+
+    def gradients(outputs: Sequence[Tensor], towards: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+        torch.autograd.backward(outputs, list(towards))
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    def features(_: None = None) -> list[Tensor]:
+        no_gradients()
+        return [encode_grid(x, table, shape.grid)]
+
+    def evaluate(_: None = None) -> Sequence[Tensor]:
+        return field(x, viewdirs, table, weights, shape, half)
+
+    def evaluate_anew() -> Sequence[Tensor]:
+        no_gradients()
+        return evaluate()
+
+    to_features = [random(n, 4 * shape.grid.levels)]
+    to_field = [random(n) / DENSITY, random(n, 3)]
+    networks = (table, weights)
+    yield Case("encode_grid", lambda _: [encode_grid(x, table, shape.grid)])
+    yield Case("encode_grid backward", lambda out: gradients(out, to_features, [table]), features)
+    yield Case("spherical_harmonics", lambda _: [spherical_harmonics(viewdirs)])
+    yield Case("field_density", lambda _: [field_density(x, table, weights, shape, half)])
+    yield Case("field forward", evaluate, flops=flops)
+    yield Case("field backward", lambda out: gradients(out, to_field, networks), evaluate_anew, 2 * flops)
+    yield Case("field forward + backward", lambda _: gradients(evaluate(), to_field, networks), no_gradients, 3 * flops)
+
+    g = table.grad.clone()
+    density, rgb = (out.detach().requires_grad_() for out in evaluate())
+    offsets = torch.arange(0, n + 1, PER_RAY, device=device)
+    packed = torch.full((n,), SPACING, device=device), t.repeat(rays), offsets
+
+    def composite(_: None = None) -> Sequence[Tensor]:
+        density.grad = rgb.grad = None
+        return composite_packed(density, rgb, *packed)
+
+    to_rays = [random(rays, 3), random(rays), random(rays), random(n)]
+    yield Case("composite forward", composite)
+    yield Case("composite backward", lambda out: gradients(out, to_rays, [density, rgb]), composite)
+
+    axis = (torch.arange(RESOLUTION, device=device) + 0.5) / RESOLUTION - 0.5
+    radius = (axis**2 + axis[:, None] ** 2 + axis[:, None, None] ** 2).sqrt().flatten()
+    shell = torch.exp(-(((radius - RADIUS) / 0.02) ** 2))
+    occupancy = pack_occupancy(shell, 0.5)
+    near, far = torch.zeros(rays, device=device), torch.full((rays,), 3.0, device=device)
+    step = math.sqrt(3) / 512
+    ways = surface - d, d, near, far, uniform(rays), occupancy, step
+    yield Case("march", lambda _: march(*ways))
+    yield Case("visible_samples", lambda _: visible_samples(*ways, 0.0, table, weights, shape, half, 1e-3, 1e-3))
+
+    few = max(rays // 16, 8)  # through occupied space alone, and every sample counts: both bodies must find the same ones
+    everywhere = pack_occupancy(torch.ones_like(shell), 0.5)
+    through = (surface - d)[:few], d[:few], d[:few], near[:few], far[:few], torch.zeros_like(near[:few])
+
+    def render(_: None = None) -> Sequence[Tensor]:
+        no_gradients()
+        seen = render_rays(*through, everywhere, 8 * step, 0.0, table, weights, shape, half, 0.0, 0.0)
+        return seen.color, seen.opacity, seen.depth
+
+    to_colors = [random(few, 3)]
+    yield Case("render_rays forward", render)
+    yield Case("render_rays backward", lambda out: gradients(out[:1], to_colors, networks), render)
+
+    edges, shown, numbers = torch.sort(uniform(rays, 64), -1).values, uniform(rays, 63), uniform(rays, 128)
+    yield Case("sample_pdf", lambda _: [sample_pdf(edges, shown, 128, numbers)])
+
+    start = table.detach().clone(), g, torch.zeros_like(g), torch.zeros_like(g)
+    state = [torch.empty_like(g) for _ in start]
+
+    def restart() -> None:
+        for now, then in zip(state, start, strict=True):
+            now.copy_(then)
+
+    def adam(_: None) -> list[Tensor]:
+        p, gradient, m, v = state
+        sparse_adam(p, gradient, m, v, 1, 1e-2, (0.9, 0.99), 1e-15, 0.0)
+        return state
+
+    yield Case("sparse_adam", adam, restart)
+    if device.type == "cpu":  # elsewhere the following run as they are defined
+        yield from _scene_cases(shell, rays, generator)
+
+
+def _scene_cases(shell: Tensor, rays: int, generator: torch.Generator) -> Iterator[Case]:
+    """Kernels on what surrounds the field: cells, pictures (two fifths opaque) and cameras."""
+
+    def pack(_: None) -> list[Tensor]:
+        occupancy = pack_occupancy(shell, 0.5)
+        return [occupancy.bits, occupancy.distance, occupancy.box]
+
+    yield Case("pack_occupancy", pack)
+    count, side = 20, 400
+    pixels = torch.randint(1, 256, (count * side * side, 4), dtype=torch.uint8, generator=generator)
+    pixels[torch.rand(len(pixels), generator=generator) > 0.4, 3] = 0
+    views = torch.arange(count)
+    sizes = torch.full((count,), side)
+    yield Case("draw_pixels", lambda _: draw_pixels(pixels, views * side * side, sizes, sizes, views, rays, 1, 0.2))
+    turns = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator)).Q
+    cameras = Cameras.pinhole(torch.cat([turns, 4 * turns[:, :, 2:]], -1), 1.1 * side, side, side)
+    view, i, j = (torch.randint(most, (rays,), generator=generator) for most in (count, side, side))
+
+    def through_pixels(_: None) -> list[Tensor]:
+        found = cameras.rays(view, i, j, 2.0, 6.0)
+        return [found.origins, found.directions, found.viewdirs]
+
+    yield Case("camera_rays", through_pixels)

@@ -1,1 +1,0 @@
-"""Coordinates to features: frequency encoding."""

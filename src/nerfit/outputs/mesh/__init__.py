@@ -1,0 +1,1 @@
+"""Triangles and points of a field."""

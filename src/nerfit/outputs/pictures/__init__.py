@@ -1,0 +1,1 @@
+"""Pictures and videos of a field, and drawings of cameras and rays."""

@@ -1,0 +1,1 @@
+"""One module per scene format: ``Config``, ``detect`` and ``load``."""

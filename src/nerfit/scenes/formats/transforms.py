@@ -1,0 +1,187 @@
+"""Captures described by one ``transforms.json``: instant-ngp (Müller et al. 2022) and nerfstudio (Tancik et al. 2023)."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nerfit.cameras.poses import scale_of, to_4x4
+from nerfit.cameras.rotations import checked_rotations
+from nerfit.errors import SceneError
+from nerfit.files import peek_json
+from nerfit.scenes.images import image_size
+from nerfit.scenes.reading.depths import load_depths
+from nerfit.scenes.reading.frames import image_path, inside, read_frames
+from nerfit.scenes.reading.intrinsics import cameras_of, number, read_lenses
+from nerfit.scenes.reading.normalise import PlacedConfig, placed_scene
+from nerfit.scenes.reading.pixel_cache import find_masks
+from nerfit.scenes.reading.ply import read_ply
+from nerfit.scenes.scene import Scene, pick
+
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Config(PlacedConfig):
+    """How a transforms.json is read."""
+
+    allow_outside: bool = False
+    """Read files outside the scene's folder too, where transforms.json names one."""
+    depths: bool = False
+    """Read the depth maps that frames name."""
+
+
+def detect(source: str) -> bool:
+    """A folder with transforms.json, or a JSON file that has frames; a Blender folder is neither."""
+    file = _file(source)
+    if file.suffix.lower() != ".json" or not file.is_file() or (file.parent / "transforms_train.json").exists():
+        return False
+    if file.name == "transforms.json":
+        return True
+    meta = peek_json(file)
+    return isinstance(meta, dict) and "frames" in meta
+
+
+def load(source: str, config: Config) -> Scene:
+    """The frames whose pictures are there, in order of their names.
+
+    Intrinsics (`intrinsics.read_intrinsics`) are those of the frame, else of the file; pictures of another size than the file's
+    w and h take them along. Transparency is kept where any pixel has some. ``applied_transform`` and ``applied_scale``
+    (nerfstudio) led from the user's coordinates to the file's and are undone by ``to_original``; instant-ngp's scale and
+    offset, which place its unit cube, change nothing. Raises SceneError for files and ConfigError for settings without sense.
+    """
+    config.check()
+    file = _file(source)
+    meta = read_frames(file)
+    applied = _applied(file, meta)
+    paths, frames = _present(file, meta["frames"], config.allow_outside)
+    names = [os.path.relpath(path, file.parent) for path in paths]
+    splits = _splits(file, meta, paths, config)
+    splits["train"] = [splits["train"][i] for i in pick(len(splits["train"]), config.train_views)]
+
+    sizes = [image_size(path) for path in paths]
+    small = [(max(1, w // config.factor), max(1, h // config.factor)) for w, h in sizes]
+    lenses = read_lenses(file, meta, frames, sizes, small)
+    c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
+    cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
+
+    masks = _masks(file, frames, paths, config.allow_outside)
+    scene = placed_scene(
+        config,
+        cameras,
+        paths,
+        masks,
+        _points(file, meta, config.allow_outside),
+        meta.get("aabb_scale") == 1,
+        applied,
+        name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
+        format="transforms",
+        splits=splits,
+        view_names=names,
+    )
+    depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
+    scene.depths = None if depths is None else depths / scale_of(scene.to_original)
+    return scene
+
+
+def _points(file: Path, meta: dict[str, Any], allow_outside: bool) -> Float[Tensor, "n 3"] | None:
+    """The points of the PLY file that ``ply_file_path`` names; None, said aloud, where it can't be read."""
+    name = meta.get("ply_file_path")
+    if not isinstance(name, str):
+        return None
+    path = file.parent / name
+    if not allow_outside:
+        inside(file.parent, path, f"the ply_file_path '{name}'")
+    try:
+        return read_ply(path)
+    except SceneError as error:
+        warnings.warn(f"{error} It is done without.", stacklevel=3)
+        return None
+
+
+def _file(source: str) -> Path:
+    path = Path(source)
+    return path / "transforms.json" if path.is_dir() else path
+
+
+def _present(file: Path, frames: list[dict[str, Any]], allow_outside: bool) -> tuple[list[Path], list[dict[str, Any]]]:
+    """The frames whose pictures exist, in order of their names; says which do not, and what else is left out."""
+    paths = [image_path(file.parent, frame["file_path"], allow_outside) for frame in frames]
+    there = sorted((i for i, path in enumerate(paths) if os.path.isfile(path)), key=lambda i: str(paths[i]))
+    absent = [frame["file_path"] for i, frame in enumerate(frames) if i not in set(there)]
+    if not there:
+        raise SceneError(f"{file} lists {len(frames)} pictures of which none is there; the first should be {paths[0]}.")
+    if absent:
+        shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        warnings.warn(f"{file}: {len(absent)} of {len(frames)} pictures are not there and were left out: {shown}", stacklevel=3)
+    return [paths[i] for i in there], [frames[i] for i in there]
+
+
+def _splits(file: Path, meta: dict[str, Any], paths: list[Path], config: Config) -> dict[str, list[int]]:
+    """Views of each split: what the file lists, val and test standing in for each other; else every ``holdout``-th for testing."""
+    listed: dict[str, list[int]] = {}
+    known = {image_path(file.parent, frame["file_path"], config.allow_outside) for frame in meta["frames"]}
+    for split in _SPLITS:
+        files = meta.get(f"{split}_filenames")
+        if files is None:
+            continue
+        if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+            raise SceneError(f"{file}: {split}_filenames must be a list of file names.")
+        wanted = {image_path(file.parent, name, config.allow_outside) for name in files}
+        if wanted - known:
+            raise SceneError(f"{file}: {split}_filenames has {min(wanted - known)}, which is not among the frames.")
+        listed[split] = [i for i, path in enumerate(paths) if path in wanted]
+    every = list(range(0, len(paths), config.holdout)) if config.holdout else []
+    test = listed.get("test", listed.get("val", [] if "train" in listed else every))
+    val = listed.get("val", test)
+    train = listed.get("train", [i for i in range(len(paths)) if i not in {*val, *test}])
+    if not train:
+        raise SceneError(f"{file}: of {len(paths)} pictures none is left to train on; change --scene.holdout or train_filenames.")
+    return {"train": train, "val": val, "test": test}
+
+
+def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path], allow_outside: bool) -> list[Path | None]:
+    """What the frames name as mask_path, else the masks that lie beside the pictures."""
+    named = [frame.get("mask_path") for frame in frames]
+    for frame, mask in zip(frames, named, strict=True):
+        if not isinstance(mask, str | None):
+            raise SceneError(f"{file}, {frame['file_path']} has mask_path {str(mask)[:40]!r}, which should be the name of a file.")
+    return [mask and image_path(file.parent, mask, allow_outside) for mask in named] if any(named) else find_masks(paths)
+
+
+def _applied(file: Path, meta: dict[str, Any]) -> Float[Tensor, "4 4"]:
+    """The similarity that led from the user's coordinates to the file's."""
+    try:
+        matrix = np.array(meta.get("applied_transform") or np.eye(4).tolist(), np.float64)
+    except (TypeError, ValueError, OverflowError):
+        matrix = np.empty(0)
+    stretch = number(str(file), "applied_scale", meta)
+    if matrix.shape in ((3, 4), (4, 4)) and (stretch is None or stretch > 0):
+        applied = to_4x4(torch.from_numpy(matrix))
+        turn = applied[:3, :3] / scale_of(applied)
+        if torch.linalg.det(turn) > 0 and (turn @ turn.T - torch.eye(3)).abs().max() < 1e-3 and applied.isfinite().all():
+            return torch.diag(torch.tensor([stretch or 1.0] * 3 + [1.0], dtype=torch.float64)) @ applied
+    raise SceneError(f"{file}: applied_transform must be a 3x4 matrix that turns, shifts and scales evenly, applied_scale larger than 0.")
+
+
+def _depths(
+    file: Path, meta: dict[str, Any], frames: list[dict[str, Any]], sizes: list[tuple[int, int]], allow_outside: bool
+) -> Float[Tensor, "pixels"] | None:
+    """Depths in the user's coordinates, where any frame names a file with some (nerfstudio: depth_file_path, instant-ngp: depth_path)."""
+    named = [frame.get("depth_file_path") or frame.get("depth_path") for frame in frames]
+    paths = [image_path(file.parent, name, allow_outside) if isinstance(name, str) else None for name in named]
+    there = [path if path is not None and os.path.isfile(path) else None for path in paths]
+    if not any(paths):
+        return None
+    if absent := sum(path is None for path in there):
+        warnings.warn(f"{file}: {absent} of {len(frames)} frames have no depth map.", stacklevel=3)
+    unit = number(str(file), "depth_unit_scale_factor", meta) or number(str(file), "integer_depth_scale", meta)
+    if unit is not None and unit <= 0:
+        raise SceneError(f"{file}: the unit of the depth maps must be larger than 0, not {unit:g}.")
+    return load_depths(there, sizes, unit)

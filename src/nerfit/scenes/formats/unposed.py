@@ -1,0 +1,70 @@
+"""Photographs whose cameras nobody knows, to be learned with the scene (NeRF--, Wang et al. 2021): ``--scene.format unposed``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nerfit.cameras import Cameras
+from nerfit.cameras.cameras import focal_from_fov
+from nerfit.errors import ConfigError, SceneError, require_min
+from nerfit.scenes.images import image_size
+from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, photographs
+from nerfit.scenes.scene import Scene, SceneConfig, pick
+
+
+@dataclass
+class Config(SceneConfig):
+    """How photographs without cameras are read: one camera made them, and they all look one way from places side by side."""
+
+    factor: int = 1
+    """Shrink the pictures by this factor."""
+    holdout: int = 8
+    """Every how many pictures (by name) one is kept for testing, from the first on; 0 = none."""
+    fov: float = 53.13
+    """Field of view across the pictures' width in degrees, where a method does not learn it; 53.13 = focal length as long as the width."""
+
+
+def detect(source: str) -> bool:
+    """Never: poses of a folder of photographs are estimated, unless this format is asked for."""
+    return False
+
+
+def load(source: str, config: Config) -> Scene:
+    """The photographs in a folder (or its folder ``images``) in NDC, their cameras all at the origin, looking along -z.
+
+    Raises SceneError for fewer than 2 pictures or pictures that differ in size, ConfigError for settings without sense.
+    """
+    files = photographs(Path(source))
+    if len(files) < 2:
+        raise SceneError(f"{source} holds {len(files)} pictures; it takes 2 or more to learn cameras from them.")
+    require_min("scene.", config, factor=1, holdout=0)
+    if config.holdout == 1:
+        raise ConfigError("scene.holdout 1 leaves no picture to train on; it must be 0 or at least 2.")
+    if not 0 < config.fov < 180:
+        raise ConfigError(f"scene.fov must lie between 0 and 180 degrees, not {config.fov:g}.")
+    sizes = [image_size(file) for file in files]
+    for file, size in zip(files, sizes, strict=True):
+        if size != sizes[0]:
+            raise SceneError(f"{file} has a size other than {files[0].name}; cameras are learned of pictures of one size.")
+    width, height = (max(1, round(side / config.factor)) for side in sizes[0])
+    poses = torch.eye(3, 4, dtype=torch.float64).repeat(len(files), 1, 1)
+    test = list(range(0, len(files), config.holdout)) if config.holdout else []
+    train = [i for i in range(len(files)) if i not in set(test)]
+    masks = find_masks(files)
+    near, far = config.reach(0.0, 1.0)
+    return Scene(
+        name=Path(source).resolve().name,
+        format="unposed",
+        cameras=Cameras.pinhole(poses, focal_from_fov(torch.pi * config.fov / 180, width), width, height, config.pixel_offset),
+        near=near,
+        far=far,
+        splits={"train": [train[i] for i in pick(len(train), config.train_views)], "val": test, "test": test},
+        pixels=load_pixels(files, [(width, height)] * len(files), masks),
+        masked=any(masks),
+        bounds="forward-facing",
+        background=config.background,
+        ndc=True,
+        default_path="interpolate",
+        view_names=[file.name for file in files],
+    )

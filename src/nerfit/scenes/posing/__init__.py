@@ -1,0 +1,1 @@
+"""Camera poses of photographs and videos by structure from motion (COLMAP)."""

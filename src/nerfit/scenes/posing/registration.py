@@ -1,0 +1,193 @@
+"""How photographs without poses are registered, and the report of what came of it: which have a pose, and why not the others."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from nerfit.errors import SceneError
+from nerfit.files import write_json
+
+FEW_FEATURES, FEW_MATCHES = 150, 30
+"""Fewer features in a picture, or matches with its best partner, seldom give a pose (COLMAP asks for 30 matches)."""
+
+DARK, BLURRED, HIDDEN = 25, 0.2, 0.9
+"""Mean grey level of a picture too dark, sharpness, as a share of the median of all, of one too blurred, and hidden share of one too
+much masked."""
+
+
+@dataclass
+class PoseConfig:
+    """How camera poses are estimated."""
+
+    shared_camera: bool = True
+    """Pictures of one size and focal length come from one camera; else each has a lens of its own."""
+    lens: Literal["radial", "opencv", "fisheye"] = "radial"
+    """radial = two terms of distortion; opencv = tangential terms and a second focal length too; fisheye = very wide lenses."""
+    matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
+    """Pictures compared: all pairs; neighbours in order of names and sometimes all; or those that look alike. auto = all up to 200
+    photographs, by looks beyond that, and by names for videos."""
+    mapper: Literal["incremental", "global"] = "incremental"
+    """Poses found picture by picture, or of all at once (GLOMAP)."""
+    feature_size: int = 1600
+    """Longest side in pixels of the copies in which features are looked for."""
+
+
+@dataclass
+class View:
+    """What is known of a picture before any pose is: ``name`` is the user's, ``key`` that of its copy for matching."""
+
+    name: str
+    path: Path
+    key: str
+    width: int
+    height: int
+    scale: float
+    """Size of the picture over that of its copy."""
+    focal: float | None
+    """Focal length that the EXIF data tells, in pixels of the picture."""
+    brightness: float
+    sharpness: float
+    digest: str
+    thumbnail: list[int]
+    hidden: float = 0.0
+    """Share of the picture that a mask or transparency hides, where no features are looked for."""
+
+
+@dataclass
+class Links:
+    """What was found in and between the copies: features of each view, verified matches (more than none) of pairs of views."""
+
+    features: list[int]
+    matches: dict[tuple[int, int], int]
+
+    def partners(self, view: int) -> dict[int, int]:
+        """Matches of a view with each other one."""
+        return {a + b - view: count for (a, b), count in self.matches.items() if view in (a, b)}
+
+
+@dataclass
+class Report:
+    """What came of an estimation; ``missing`` says of each photograph without a pose why, ``scene`` is where the result lies."""
+
+    scene: str
+    photographs: int
+    registered: list[str]
+    missing: dict[str, str] = field(default_factory=dict)
+    masked: int = 0
+    """Photographs of which a mask or transparency hides some part."""
+    cameras: int = 1
+    points: int = 0
+    error: float = 0.0
+    """Mean distance in pixels of the copies between where points are and where they should be."""
+    seconds: float = 0.0
+    advice: list[str] = field(default_factory=list)
+
+    def save(self, file: Path) -> None:
+        """Write the report as JSON."""
+        write_json(file, asdict(self))
+
+    @classmethod
+    def load(cls, file: Path) -> "Report | None":
+        """A report that `save` wrote; None where there is none that can be read."""
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def text(self) -> str:
+        """The report for a reader."""
+        lenses = "one lens" if self.cameras == 1 else f"{self.cameras} lenses"
+        lines = [
+            f"{len(self.registered)} of {self.photographs} pictures have a pose ({lenses}, {self.points} points, "
+            f"mean error {self.error:.2f} pixels, {self.seconds:.0f} s)"
+        ]
+        if self.masked:
+            lines.append(f"  what is masked or transparent in {self.masked} pictures had no part in it")
+        lines += [f"  without: {name}: {why}" for name, why in self.missing.items()]
+        return "\n".join([*lines, *self.advice])
+
+    def missing_text(self) -> str:
+        """One sentence about the photographs without a pose, or nothing."""
+        shown = "; ".join(f"{name}: {why}" for name, why in list(self.missing.items())[:3]) + ("; ..." if len(self.missing) > 3 else "")
+        return f"{len(self.missing)} of {self.photographs} pictures have no pose and are left out ({shown})." if self.missing else ""
+
+
+def why_missing(view: int, views: Sequence[View], links: Links, groups: Sequence[set[int]]) -> str:
+    """Why a view has no pose; ``groups`` are the views that were registered together, the largest group first."""
+    features, partners = links.features[view], links.partners(view)
+    if features < FEW_FEATURES:
+        return f"only {features} features; it {_looks(view, views)}"
+    main = groups[0] if groups else set()
+    if (twin := next((other for other in sorted(main) if _alike(views[view], views[other])), None)) is not None:
+        return f"nearly the same picture as {views[twin].name}"
+    best = max(partners, key=lambda other: partners[other], default=None)
+    if best is None or partners[best] < FEW_MATCHES:
+        found = "none" if best is None else f"at most {partners[best]}, with {views[best].name}"
+        return f"too few features that other pictures have too ({found}); it {_looks(view, views)}"
+    if group := next((group for group in groups[1:] if view in group), None):
+        return f"one of {len(group)} pictures that hang together but not with the rest"
+    if not main & partners.keys():
+        return f"matches only {views[best].name} and others without a pose"
+    return f"{partners[best]} matches with {views[best].name}, but no pose explains them (the camera only turned, or things moved)"
+
+
+def _looks(view: int, views: Sequence[View]) -> str:
+    """What may be wrong with a picture itself."""
+    median = sorted(v.sharpness for v in views)[len(views) // 2]
+    if views[view].hidden > HIDDEN:
+        return "is all but hidden by its mask"
+    if views[view].brightness < DARK:
+        return "is very dark"
+    if views[view].sharpness < BLURRED * median:
+        return "is blurred, or shows little texture"
+    return "shows little texture or a place that no other picture shows"
+
+
+def _alike(a: View, b: View) -> bool:
+    """Whether two thumbnails differ by less than two grey levels on average."""
+    return sum(abs(x - y) for x, y in zip(a.thumbnail, b.thumbnail, strict=True)) < 2 * len(a.thumbnail)
+
+
+def advice(report: Report) -> list[str]:
+    """What to do next about a result that is not as good as it should be."""
+    out = []
+    if len(report.registered) < report.photographs / 2:
+        out.append("less than half of the pictures have a pose: what they show may be torn apart; see below before training.")
+    if report.missing:
+        out.append("take sharp pictures of a still scene from places side by side, each sharing two thirds of its content with the next.")
+    if report.error > 1.5:
+        out.append("the error is large: try --lens opencv (--lens fisheye for very wide lenses), or leave out moving things.")
+    return out
+
+
+def sequence_pairs(count: int, overlap: int = 10, every: int = 60) -> list[tuple[int, int]]:
+    """Pairs i < j of a sequence: up to ``overlap`` or a power of two apart, and, so that loops close, all of ``every`` spread views."""
+    steps = {*range(1, overlap + 1), *(2**k for k in range(count.bit_length()))}
+    stride = max(1, -(-count // every))
+    spread = range(0, count, stride)
+    near = {(i, i + step) for step in steps for i in range(count - step)}
+    return sorted(near | {(i, j) for i in spread for j in spread if i < j})
+
+
+def sharpness(grey: Float[np.ndarray, "height width"]) -> float:
+    """Variance of the Laplacian of grey levels [height, width]: small where a picture is blurred (Pech-Pacheco et al. 2000)."""
+    if min(grey.shape) < 3:
+        return 0.0
+    centre = grey[1:-1, 1:-1]
+    return float((grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * centre).var())
+
+
+def all_pairs(count: int) -> list[tuple[int, int]]:
+    """All pairs i < j."""
+    return [(i, j) for i in range(count) for j in range(i + 1, count)]
+
+
+def check_count(what: str, count: int) -> None:
+    """Raise SceneError for fewer pictures than a pose needs."""
+    if count < 3:
+        raise SceneError(f"{what} holds {count} pictures that can be used; poses need at least 3, and good ones 20 or more.")
