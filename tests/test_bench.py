@@ -20,9 +20,7 @@ from nerfit import cli
 from nerfit.commands import bench as benchmarks
 from nerfit.commands.kernel_speed import SPACING, _compare
 from nerfit.commands.quality_results import COLUMNS, _nice, quality_chart
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import Samples
+from nerfit.kernels.layouts import FieldShape, GridLayout, Samples
 
 TINY = [
     *("--scene.size", "16", "--scene.views", "4", "--scene.samples", "1", "--scene.test-views", "1", "--scene.val-views", "0"),

@@ -22,8 +22,8 @@ from torch import Tensor
 import together
 from conftest import assert_close
 from nerfit.cli import main
-from nerfit.kernels.adam import FactoredGradient, as_row
-from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.factored import add_factored, as_row
+from nerfit.kernels.layouts import FactoredGradient, GridLayout
 from nerfit.kernels.pixels import draw_pixels, draw_pixels_reference
 from nerfit.methods.base import Batch
 from nerfit.methods.batches import pixel_batch, random_pixels
@@ -126,9 +126,9 @@ def test_a_row_of_factors_adds_what_its_pieces_add() -> None:
     pieces, one, all_of = [piece(130, 1), piece(0), piece(LANES)], torch.zeros(layout.size), torch.zeros(layout.size)
     row = as_row(pieces)
     assert row is not None and row.count == [4 * LANES] and as_row([]) is None
-    row.add_to(one)
+    add_factored(row, one)
     for each in pieces:
-        each.add_to(all_of)
+        add_factored(each, all_of)
     assert all_of.abs().sum() > 0
     assert_close(one, all_of, 1e-6)
 

@@ -15,8 +15,9 @@ from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
 from nerfit.kernels.cpu import api, matmul
 from nerfit.kernels.dispatch import backend
-from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field, field_density, field_reference
-from nerfit.kernels.hash_grid import GridLayout, encode_grid, encode_grid_reference
+from nerfit.kernels.field import field, field_density, field_reference
+from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
+from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape, GridLayout
 from nerfit.kernels.spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
 
 SIZES = pytest.mark.parametrize("n", [0, 1, 7, 1000])

@@ -17,10 +17,11 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
-from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field, field_density, field_reference
-from nerfit.kernels.hash_grid import GridLayout, encode_grid, encode_grid_reference
+from nerfit.kernels.field import field, field_density, field_reference
+from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
 from nerfit.kernels.inverse_cdf import sample_pdf, sample_pdf_reference
-from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, Samples, march, march_reference, pack_occupancy, visible_samples
+from nerfit.kernels.layouts import BLOCKS, HIGHEST_RAW, RESOLUTION, FieldShape, GridLayout, Occupancy, Samples
+from nerfit.kernels.marching import march, march_reference, pack_occupancy, visible_samples
 from nerfit.kernels.spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.kernels.cpu import runtime
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.intervals import density_along, render_intervals
+from nerfit.kernels.layouts import FieldShape, GridLayout
 from nerfit.sampling.proposals import Ladder, inverse_power_ladder, power_ladder
 
 SHAPE = FieldShape(GridLayout(5, 10, 4, 64), 32)

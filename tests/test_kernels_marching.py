@@ -12,21 +12,9 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.kernels.cpu import rendering_api
-from nerfit.kernels.field import FieldShape, field_density
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import (
-    BLOCKS,
-    FARTHEST,
-    RESOLUTION,
-    Occupancy,
-    Samples,
-    keep_visible,
-    march,
-    march_reference,
-    occupied_box,
-    pack_occupancy,
-    visible_samples,
-)
+from nerfit.kernels.field import field_density
+from nerfit.kernels.layouts import BLOCKS, FARTHEST, RESOLUTION, FieldShape, GridLayout, Occupancy, Samples, occupied_box
+from nerfit.kernels.marching import keep_visible, march, march_reference, pack_occupancy, visible_samples
 
 CASCADES = pytest.mark.parametrize("cascades", [1, 3])
 FILLS = pytest.mark.parametrize("fill", ["empty", "full", "random", "lumps"])

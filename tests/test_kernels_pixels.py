@@ -10,7 +10,8 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.cameras import Cameras
-from nerfit.kernels.pixels import ATTEMPTS, camera_rays, draw_pixels
+from nerfit.kernels.layouts import ATTEMPTS
+from nerfit.kernels.pixels import camera_rays, draw_pixels
 
 SIZES = pytest.mark.parametrize("n", [0, 1, 7, 1000])
 WIDTH, HEIGHT = torch.tensor([7, 5, 11]), torch.tensor([3, 9, 4])

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.kernels.adam import FactoredGradient, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed_reference
 from nerfit.kernels.cpu import rendering_api, runtime
-from nerfit.kernels.field import FieldShape, field_reference
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import RESOLUTION, Occupancy, contract, march, pack_occupancy
+from nerfit.kernels.field import field_reference
+from nerfit.kernels.layouts import RESOLUTION, FactoredGradient, FieldShape, GridLayout, Occupancy, contract
+from nerfit.kernels.marching import march, pack_occupancy
 from nerfit.kernels.rendering import Rendered, render_rays
 
 SHAPE = FieldShape(GridLayout(4, 10, 4, 64), 32)

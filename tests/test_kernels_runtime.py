@@ -50,9 +50,9 @@ from nerfit.kernels.cpu.vectors import (
     where_nonzero,
 )
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
-from nerfit.kernels.field import FieldShape, field
-from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.field import field
 from nerfit.kernels.inverse_cdf import sample_pdf
+from nerfit.kernels.layouts import FieldShape, GridLayout
 from nerfit.kernels.marching import march, pack_occupancy, visible_samples
 from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 

@@ -24,8 +24,8 @@ from nerfit.errors import ConfigError
 from nerfit.evaluation.poses import camera_errors
 from nerfit.fields.frequency import frequency_encoding, opened_levels
 from nerfit.fields.hash_field import HashField
-from nerfit.kernels.field import FieldShape, field_reference
-from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.field import field_reference
+from nerfit.kernels.layouts import FieldShape, GridLayout
 from nerfit.kernels.marching import pack_occupancy
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, render_view

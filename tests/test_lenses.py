@@ -16,7 +16,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES, distort, project, undistort, unproject
 from nerfit.cameras.rotations import project_to_so3
 from nerfit.errors import SceneError
-from nerfit.kernels.marching import BLOCKS
+from nerfit.kernels.layouts import BLOCKS
 from nerfit.sampling.occupancy import seen_blocks
 from nerfit.scenes.scene import Scene
 from test_rays import all_pixels, some_cameras, some_lenses

@@ -27,8 +27,7 @@ from nerfit.commands.preparing import prepare, refuse_flags, scene_name
 from nerfit.commands.quality_results import Results
 from nerfit.errors import ConfigError, RunError, require_min
 from nerfit.evaluation.evaluate import evaluate as judge
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.layouts import FieldShape, GridLayout
 from nerfit.methods.base import render_view
 from nerfit.progress import say
 from nerfit.runs import Plan, open_run, refuse_existing

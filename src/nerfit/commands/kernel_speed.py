@@ -23,10 +23,11 @@ from nerfit.errors import ConfigError
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import backend, kernels_take_threads, warm_up
-from nerfit.kernels.field import FieldShape, field, field_density
+from nerfit.kernels.field import field, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.marching import RESOLUTION, Samples, march, pack_occupancy, visible_samples
+from nerfit.kernels.layouts import RESOLUTION, FieldShape, Samples
+from nerfit.kernels.marching import march, pack_occupancy, visible_samples
 from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.kernels.rendering import render_rays

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nerfit.kernels.field import FieldShape, field, field_density
-from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.field import field, field_density
 from nerfit.kernels.intervals import density_along
+from nerfit.kernels.layouts import FieldShape, GridLayout
 from nerfit.kernels.memory import in_large_pages
 
 

@@ -1,64 +1,13 @@
 """Adam that leaves entries without gradient alone, as hash tables need."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nerfit.kernels.dispatch import backend, implementation
-from nerfit.kernels.hash_grid import GridLayout
-
-
-@dataclass
-class FactoredGradient:
-    """A hash table's gradient as positions and the gradients of their features, to be summed where it is used (CPU kernels).
-
-    Made for parameters with a list ``factored_gradients``, in place of ``grad``; a sum over a whole table costs more than all else.
-    """
-
-    places: Any
-    """[rows, 3·room] positions in blocks of channels, as the kernels keep them."""
-    features: Any
-    """[rows, depth·room] gradients of the features there."""
-    count: list[int]
-    """Samples in each row."""
-    layout: GridLayout
-
-    def add_to(self, dense: Tensor) -> None:
-        """Add the gradient to one of the table's shape."""
-        from nerfit.kernels.cpu import api
-
-        api.scatter_rows(self, dense)
-
-    def give_to(self, table: Tensor) -> Tensor | None:
-        """Leave the gradient with its table, in factors where that takes them, else in its ``grad``; what is returned is to become it."""
-        accepted = getattr(table, "factored_gradients", None)
-        if accepted is not None:
-            accepted.append(self)
-            return None
-        into = torch.zeros_like(table) if table.grad is None else table.grad
-        self.add_to(into)
-        return into if table.grad is None else None
-
-
-def as_row(pieces: Sequence[FactoredGradient]) -> FactoredGradient | None:
-    """The sum of several gradients as one row, of whole blocks of samples: those past the last of a piece have zeros. None of none."""
-    if not pieces:
-        return None
-    from nerfit.kernels.cpu.matmul import LANES
-
-    places, features = [], []
-    for piece in pieces:
-        for row, count in enumerate(piece.count):
-            room = -(-count // LANES) * LANES
-            places.append(piece.places[row, : 3 * room])
-            features.append(piece.features[row, : piece.layout.depth * room])
-    joined = np.concatenate(places)[None], np.concatenate(features)[None]
-    return FactoredGradient(*joined, [joined[0].size // 3], pieces[0].layout)
+from nerfit.kernels.layouts import FactoredGradient
 
 
 @torch.no_grad()

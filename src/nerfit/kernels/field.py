@@ -1,57 +1,15 @@
 """The fused field: hash grid, density network and colour network as one function (instant-ngp's NeRF model)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.errors import ConfigError
 from nerfit.kernels.dispatch import backend, implementation
-from nerfit.kernels.hash_grid import GridLayout, encode_grid_reference
+from nerfit.kernels.hash_grid import encode_grid_reference
+from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape
 from nerfit.kernels.spherical_harmonics import spherical_harmonics_reference
-
-CODE = 16
-"""Outputs of the density network; the first is the raw density."""
-HIGHEST_RAW = 15.0
-"""exp of more is cut off."""
-
-
-@dataclass(frozen=True)
-class FieldShape:
-    """grid → ``width`` → 16, then 16 + 16 (direction) → ``width`` → ``width`` → 3; ReLU between, no biases."""
-
-    grid: GridLayout
-    width: int = 64
-
-    def __post_init__(self) -> None:
-        if self.width % 32 or not 32 <= self.width <= 256:
-            raise ConfigError(f"the networks' width must be a multiple of 32 up to 256, not {self.width}.")
-
-    @property
-    def matrices(self) -> list[tuple[int, int]]:
-        """Rows and columns of the five weight matrices; the last has 16 rows, of which 3 are used."""
-        w = self.width
-        return [(w, self.grid.depth), (CODE, w), (w, 2 * CODE), (w, w), (CODE, w)]
-
-    @property
-    def size(self) -> int:
-        """Numbers in all matrices."""
-        return sum(rows * columns for rows, columns in self.matrices)
-
-    def split(self, weights: Tensor) -> Iterator[Tensor]:
-        """The matrices as views of the flat weights."""
-        start = 0
-        for rows, columns in self.matrices:
-            yield weights[start : start + rows * columns].reshape(rows, columns)
-            start += rows * columns
-
-    def flops(self) -> int:
-        """Floating-point operations of the networks, per sample, forward: two per weight in use."""
-        w = self.width
-        return 2 * (w * 4 * self.grid.levels + CODE * w + 2 * CODE * w + w * w + 3 * w)
 
 
 def field(

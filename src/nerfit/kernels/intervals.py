@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.kernels import dispatch
-from nerfit.kernels.adam import FactoredGradient
 from nerfit.kernels.dispatch import backend
-from nerfit.kernels.field import HIGHEST_RAW, FieldShape, field_density
+from nerfit.kernels.factored import give_factored
+from nerfit.kernels.field import field_density
 from nerfit.kernels.hash_grid import encode_grid
-from nerfit.kernels.marching import Samples, contract, keep_visible
+from nerfit.kernels.layouts import HIGHEST_RAW, FactoredGradient, FieldShape, Samples, contract
+from nerfit.kernels.marching import keep_visible
 from nerfit.kernels.rendering import Rendered, render_samples, render_slots
 
 
@@ -88,7 +89,7 @@ class _Density(torch.autograd.Function):
         g_weights = intervals_api.density_backward(features, weights, ctx.shape, ctx.half, gradients[0])
         count = [gradients[0].numel()]
         factored = FactoredGradient(places.reshape(1, -1).numpy(), features.reshape(1, -1).numpy(), count, ctx.shape.grid)
-        return factored.give_to(table), g_weights, *([None] * 5)
+        return give_factored(factored, table), g_weights, *([None] * 5)
 
 
 def render_intervals(

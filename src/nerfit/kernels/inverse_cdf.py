@@ -5,9 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.kernels.dispatch import backend, implementation
-
-LEAST_SHARE = 1e-5
-"""A bin with less of the ray's weight than this is not resolved: its samples stay at its near edge."""
+from nerfit.kernels.layouts import LEAST_SHARE
 
 
 @torch.no_grad()

@@ -1,63 +1,13 @@
 """Occupancy grids: bits that say where matter may be, the march of rays through them, and what of it can be seen."""
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nerfit.kernels.compositing import light_before
 from nerfit.kernels.dispatch import backend, implementation
-from nerfit.kernels.field import FieldShape, field_density
-
-RESOLUTION = 128
-"""Cells along each side of a cascade."""
-BLOCKS = RESOLUTION // 2
-FARTHEST = 15
-"""Largest distance to matter, in blocks of 2x2x2 cells, that the march knows of."""
-
-
-@dataclass
-class Occupancy:
-    """Cascade k is a cube of side 2ᵏ around (½, ½, ½), of 128³ cells; cascade 0 is the unit cube."""
-
-    bits: UInt8[Tensor, "cascades*128**3/8"]
-    """One bit per cell, x fastest, lowest bit first."""
-    distance: UInt8[Tensor, "cascades*64**3"]
-    """Each 2x2x2 block's Chebyshev distance, in blocks and at most 15, to one with an occupied cell in the same cascade."""
-    box: Float[Tensor, "2 3"]
-    """Lower and upper corner of a box that holds all occupied cells."""
-
-    @property
-    def cascades(self) -> int:
-        """Number of cubes."""
-        return len(self.distance) // BLOCKS**3
-
-
-@dataclass
-class Samples:
-    """Packed samples: those of ray i are offsets[i] … offsets[i + 1] - 1, front to back."""
-
-    ray_indices: Int[Tensor, "samples"]
-    t_starts: Float[Tensor, "samples"]
-    t_ends: Float[Tensor, "samples"]
-    x: Float[Tensor, "samples 3"]
-    """Middles, as positions in the field's cube (`contract`)."""
-    offsets: Int[Tensor, "rays_plus_1"]
-    evaluated: int = 0
-    """Densities that were asked for on the way."""
-
-    def __len__(self) -> int:
-        return len(self.t_starts)
-
-    @property
-    def middles(self) -> Float[Tensor, "samples"]:
-        """Distances t of the samples' middles."""
-        return 0.5 * (self.t_starts + self.t_ends)
-
-    def lengths(self, norm: Float[Tensor, "rays"]) -> Float[Tensor, "samples"]:
-        """Lengths of the samples, where ``norm`` is that of each ray's direction."""
-        return (self.t_ends - self.t_starts) * norm[self.ray_indices.long()]
+from nerfit.kernels.field import field_density
+from nerfit.kernels.layouts import BLOCKS, FARTHEST, RESOLUTION, FieldShape, Occupancy, Samples, contract, occupied_box
 
 
 @torch.no_grad()
@@ -88,22 +38,6 @@ def pack_occupancy(grid: Float[Tensor, "cells"], threshold: float) -> Occupancy:
         distance = torch.where((grown[:, 0] > 0) & (distance > away), away, distance).to(torch.uint8)
         grown = torch.nn.functional.max_pool3d(grown, 3, 1, 1)
     return Occupancy(bits, distance.flatten(), occupied_box(distance.flatten()))
-
-
-def occupied_box(distance: Tensor) -> Float[Tensor, "2 3"]:
-    """A box around all blocks at distance 0; the empty box (½, ½) if there is none."""
-    cascades = len(distance) // BLOCKS**3
-    low, high = torch.full((3,), torch.inf), torch.full((3,), -torch.inf)
-    for level in range(cascades):
-        matter = distance.reshape(cascades, BLOCKS, BLOCKS, BLOCKS)[level] == 0
-        for axis, others in enumerate(((0, 1), (0, 2), (1, 2))):  # x is the last dimension
-            found = matter.any(others[1]).any(others[0]).nonzero().flatten().cpu()
-            if len(found):
-                ends = torch.stack([found[0], found[-1] + 1]) / BLOCKS
-                ends = (ends - 0.5) * 2**level + 0.5
-                low[axis], high[axis] = torch.minimum(low[axis], ends[0]), torch.maximum(high[axis], ends[1])
-    box = torch.stack([low, high]) if bool(torch.isfinite(low).all()) else torch.full((2, 3), 0.5)
-    return box.to(distance.device)
 
 
 def march(
@@ -172,18 +106,6 @@ def march_reference(
     order = torch.argsort(ray, stable=True)
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
     return Samples(ray[order].int(), torch.cat(starts)[order], torch.cat(ends)[order], torch.cat(places)[order], offsets)
-
-
-def contract(x: Float[Tensor, "n 3"], cascades: int) -> Float[Tensor, "n 3"]:
-    """Positions in cascade coordinates as positions in the field's cube [0, 1]³.
-
-    With one cascade they are the same. Else the unit cube becomes the middle of the field's, half as long on each side, and all of
-    space around it the rest, squeezed as 1/distance: mip-NeRF 360's equation 10, with the largest coordinate for the norm.
-    """
-    if cascades == 1:
-        return x
-    reach = 2 * (x - 0.5).abs().amax(-1, keepdim=True).clamp(min=0.5)
-    return 0.5 * (2 - 1 / reach) / reach * (x - 0.5) + 0.5
 
 
 def _occupied(x: Tensor, length: Tensor, occupancy: Occupancy) -> Tensor:

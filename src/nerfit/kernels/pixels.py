@@ -7,9 +7,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nerfit.kernels.dispatch import backend
-
-ATTEMPTS = 12
-"""Pixels that are tried before an empty one is taken after all."""
+from nerfit.kernels.layouts import ATTEMPTS
 
 
 def draw_pixels(

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.kernels.adam import FactoredGradient
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import backend
-from nerfit.kernels.field import FieldShape, field
-from nerfit.kernels.marching import Occupancy, Samples, contract, visible_samples
+from nerfit.kernels.factored import give_factored
+from nerfit.kernels.field import field
+from nerfit.kernels.layouts import FactoredGradient, FieldShape, Occupancy, Samples, contract
+from nerfit.kernels.marching import visible_samples
 
 
 @dataclass
@@ -170,5 +171,5 @@ class _Render(torch.autograd.Function):
         g_weights = rendering_api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.near_falloff, learned, *gradients[:4])
         g_rays = rendering_api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
         factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
-        g_table = factored.give_to(table) if ctx.needs_input_grad[0] else None
+        g_table = give_factored(factored, table) if ctx.needs_input_grad[0] else None
         return g_table, g_weights, *g_rays, *([None] * 5)

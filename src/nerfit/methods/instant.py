@@ -14,9 +14,7 @@ from nerfit.cameras.learned import CameraConfig, learned_cameras
 from nerfit.fields.frequency import opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import contract
+from nerfit.kernels.layouts import FieldShape, GridLayout, contract
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
 from nerfit.methods.batches import random_pixels, rays_for_samples

@@ -13,10 +13,8 @@ from nerfit.cameras import Rays
 from nerfit.errors import ConfigError
 from nerfit.fields.hash_field import HashDensity, HashField
 from nerfit.kernels.dispatch import kernels_take_threads
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
 from nerfit.kernels.intervals import render_intervals, warm_up
-from nerfit.kernels.marching import contract
+from nerfit.kernels.layouts import FieldShape, GridLayout, contract
 from nerfit.kernels.rendering import Rendered
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
 from nerfit.methods.batches import random_pixels, rays_for_samples

@@ -17,7 +17,8 @@ from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.fields.siren import SirenMLP
 from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.marching import Samples, keep_visible
+from nerfit.kernels.layouts import Samples
+from nerfit.kernels.marching import keep_visible
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_inverse_depth, require_model_min
 from nerfit.methods.batches import colour_error, mean_area, pixel_batch
 from nerfit.metrics.psnr_ssim import psnr

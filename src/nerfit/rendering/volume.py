@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.marching import Samples
+from nerfit.kernels.layouts import Samples
 from nerfit.kernels.rendering import with_lengths
 
 

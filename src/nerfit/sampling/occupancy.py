@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from nerfit.cameras import Cameras
-from nerfit.kernels.marching import BLOCKS, RESOLUTION, Occupancy, fade_and_raise, pack_occupancy
+from nerfit.kernels.layouts import BLOCKS, RESOLUTION, Occupancy
+from nerfit.kernels.marching import fade_and_raise, pack_occupancy
 
 WARM_UP = 16
 """Updates that look into all of space."""

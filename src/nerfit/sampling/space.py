@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from nerfit.cameras import Rays
 from nerfit.cameras.poses import rays_meet
-from nerfit.kernels.marching import Samples, march
+from nerfit.kernels.layouts import Samples
+from nerfit.kernels.marching import march
 from nerfit.sampling.occupancy import OccupancyGrid, seen_blocks
 from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene

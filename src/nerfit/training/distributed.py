@@ -29,7 +29,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nerfit.errors import ConfigError, NerfitError, RunError
-from nerfit.kernels.adam import FactoredGradient, as_row
+from nerfit.kernels.factored import add_factored, as_row
+from nerfit.kernels.layouts import FactoredGradient
 from nerfit.sampling.shuffle import WHOLE, Share
 
 T = TypeVar("T")
@@ -250,7 +251,7 @@ def _gather_factors(tables: list[nn.Parameter]) -> list[nn.Parameter]:
         depth = row.layout.depth
         if world * room * (3 + depth) > 2 * table.numel():
             table.grad = torch.zeros_like(table) if table.grad is None else table.grad
-            row.add_to(table.grad)
+            add_factored(row, table.grad)
             table.factored_gradients = []  # pyright: ignore[reportAttributeAccessIssue]
             continue
         all_rows = []

@@ -7,7 +7,9 @@ from typing import Any, Literal
 import torch
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.adam import FactoredGradient, sparse_adam
+from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.factored import add_factored
+from nerfit.kernels.layouts import FactoredGradient
 from nerfit.kernels.memory import zeros_in_large_pages
 from nerfit.methods.base import Method
 
@@ -175,7 +177,7 @@ class SparseAdam(torch.optim.Optimizer):
             p.grad = zeros_in_large_pages(p)
         for piece in factored:
             assert p.grad is not None
-            piece.add_to(p.grad)
+            add_factored(piece, p.grad)
         return p.grad
 
 

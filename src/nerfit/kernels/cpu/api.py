@@ -7,17 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerfit.kernels import marching
-from nerfit.kernels.adam import FactoredGradient
+from nerfit.kernels import layouts
 from nerfit.kernels.cpu import adam, compositing, field, hash_grid, inverse_cdf, pixels, sampling
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network, occupied
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.inverse_cdf import LEAST_SHARE
-from nerfit.kernels.marching import Occupancy, Samples
-from nerfit.kernels.pixels import ATTEMPTS
+from nerfit.kernels.layouts import ATTEMPTS, LEAST_SHARE, FactoredGradient, FieldShape, GridLayout, Occupancy, Samples
 
 
 def encode(x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
@@ -167,13 +162,13 @@ def fade_and_raise(grid: Tensor, decay: float, cells: Tensor, found: Tensor) -> 
 
 def pack_occupancy(grid: Tensor, threshold: float) -> Occupancy:
     """Bits, distances and box."""
-    cascades = grid.numel() // marching.RESOLUTION**3
+    cascades = grid.numel() // layouts.RESOLUTION**3
     bits = torch.empty(grid.numel() // 8, dtype=torch.uint8)
-    distance = torch.empty(cascades * marching.BLOCKS**3, dtype=torch.uint8)
+    distance = torch.empty(cascades * layouts.BLOCKS**3, dtype=torch.uint8)
     matter = np.empty(len(distance) // 64, np.uint64)
     run_parallel(sampling.pack_bits, array(grid), f32(threshold), array(bits), matter)
-    run_parallel(sampling.block_distances, matter, marching.FARTHEST, array(distance))
-    return Occupancy(bits, distance, marching.occupied_box(distance))
+    run_parallel(sampling.block_distances, matter, layouts.FARTHEST, array(distance))
+    return Occupancy(bits, distance, layouts.occupied_box(distance))
 
 
 def march(

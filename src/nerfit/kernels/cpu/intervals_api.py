@@ -12,8 +12,7 @@ from nerfit.kernels.cpu.rendering_api import Slots
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network
 from nerfit.kernels.cpu.warm import announced
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
+from nerfit.kernels.layouts import FieldShape, GridLayout
 
 
 def density(

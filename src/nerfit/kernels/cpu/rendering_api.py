@@ -7,15 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerfit.kernels import marching
+from nerfit.kernels import layouts
 from nerfit.kernels.cpu import rendering
 from nerfit.kernels.cpu.api import gradients_by_place
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network, occupied
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import Occupancy, Samples
+from nerfit.kernels.layouts import FieldShape, GridLayout, Occupancy, Samples
 
 
 @dataclass
@@ -169,7 +167,7 @@ def ray_gradients(
     with torch.enable_grad():
         o, d = (v.detach().requires_grad_() for v in (origins, directions))
         ray = ray.long()
-        x = marching.contract(o[ray] + 0.5 * (t0 + t1)[:, None] * d[ray], cascades)
+        x = layouts.contract(o[ray] + 0.5 * (t0 + t1)[:, None] * d[ray], cascades)
         stretched = torch.zeros(len(d)).index_add_(0, ray, stretch) * d.norm(dim=-1).log()
         g_origins, g_directions = torch.autograd.grad((x * by_place).sum() + stretched.sum(), (o, d))
     return g_origins, g_directions

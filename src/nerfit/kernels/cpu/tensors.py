@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nerfit.kernels import marching
+from nerfit.kernels import layouts
 from nerfit.kernels.cpu import matmul
 from nerfit.kernels.cpu.matmul import LANES
-from nerfit.kernels.field import FieldShape
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import Occupancy
+from nerfit.kernels.layouts import FieldShape, GridLayout, Occupancy
 
 f32 = np.float32
 
@@ -38,4 +36,4 @@ def network(weights: Tensor, shape: FieldShape, half: bool) -> tuple[Any, int, i
 def occupied(occupancy: Occupancy) -> tuple[Any, Any, Any, int, int]:
     """Box, bits, distances, cascades and resolution."""
     o = occupancy
-    return array(o.box), array(o.bits), array(o.distance), o.cascades, marching.RESOLUTION
+    return array(o.box), array(o.bits), array(o.distance), o.cascades, layouts.RESOLUTION

@@ -10,9 +10,9 @@ from numba.core import event
 from rich.console import Console
 
 from nerfit.kernels.adam import sparse_adam
-from nerfit.kernels.field import FieldShape, field_density
-from nerfit.kernels.hash_grid import GridLayout
-from nerfit.kernels.marching import RESOLUTION, fade_and_raise, pack_occupancy
+from nerfit.kernels.field import field_density
+from nerfit.kernels.layouts import RESOLUTION, FieldShape, GridLayout
+from nerfit.kernels.marching import fade_and_raise, pack_occupancy
 from nerfit.kernels.pixels import camera_rays, draw_pixels
 from nerfit.kernels.rendering import render_rays
 

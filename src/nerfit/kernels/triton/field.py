@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.field import HIGHEST_RAW, FieldShape
+from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape
 from nerfit.kernels.triton.hash_grid import encode, position_gradient, scatter
 from nerfit.kernels.triton.runtime import jit, launch
 from nerfit.kernels.triton.spherical_harmonics import harmonics

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.hash_grid import FEATURES, PRIMES, GridLayout
+from nerfit.kernels.layouts import FEATURES, PRIMES, GridLayout
 from nerfit.kernels.triton.runtime import jit, launch
 
 BLOCK = 128

@@ -6,7 +6,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.inverse_cdf import LEAST_SHARE
+from nerfit.kernels.layouts import LEAST_SHARE
 from nerfit.kernels.triton.runtime import jit, launch
 
 WARP = tl.constexpr(32)

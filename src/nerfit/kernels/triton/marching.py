@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels import marching
-from nerfit.kernels.marching import Occupancy, Samples
+from nerfit.kernels import layouts
+from nerfit.kernels.layouts import Occupancy, Samples
 from nerfit.kernels.triton.runtime import jit, launch
 
 BLOCK = 32
-CELLS, BLOCKS = tl.constexpr(marching.RESOLUTION), tl.constexpr(marching.BLOCKS)
+CELLS, BLOCKS = tl.constexpr(layouts.RESOLUTION), tl.constexpr(layouts.BLOCKS)
 
 
 def march(
