@@ -16,13 +16,19 @@ settings.register_profile("nerfit", max_examples=30, deadline=None)
 settings.load_profile("nerfit")
 
 
+ROOT = Path(__file__).parents[1]
+"""The repository."""
+
+DATA = Path(os.environ.get("NERFIT_DATA") or ROOT.parent / "shared" / "data")
+"""The folder of real scenes: $NERFIT_DATA, else shared/data beside the repository."""
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder of real scenes: $NERFIT_DATA, else shared/data beside the repository; the test is skipped without it."""
-    folder = Path(os.environ.get("NERFIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"there is no folder of real scenes at {folder}; set NERFIT_DATA")
-    return folder
+    """`DATA`; the test is skipped without it."""
+    if not DATA.is_dir():
+        pytest.skip(f"there is no folder of real scenes at {DATA}; set NERFIT_DATA")
+    return DATA
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from conftest import DATA
 from nerfit.errors import RunError
 from nerfit.metrics.lpips import Lpips, find_weights, load_lpips
 from nerfit.metrics.psnr_ssim import mean_psnr, psnr, quantise, ssim
 from networks import LAYERS, geometry, save_lpips
 
-DATA = Path(os.environ.get("NERFIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 NETS = ("alex", "vgg")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from nerfit.scenes.images import resize_area
 from nerfit.viewer.server import Viewer
-from test_viewer import Ball, ball_scene
+from viewer_ball import Ball, ball_scene
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader", "--disable-background-networking")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import ROOT
 from nerfit.cli import main
 from nerfit.errors import RunError
 from nerfit.runs import Run
@@ -152,7 +153,7 @@ def test_a_run_in_jupyter(run: Path) -> None:
 
 
 def test_the_example_of_the_readme_works(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", readme, re.S)
     assert len(list(filter(None, example.splitlines()))) == 5 and example.count("runs/lego-instant") == 1
     names: dict[str, Any] = {}

@@ -25,7 +25,7 @@ from nerfit.evaluation.poses import camera_errors, judge_cameras
 from nerfit.methods.instant import Instant, InstantConfig
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.training.trainer import Callback, Trainer
-from test_photos import FOCAL, HEIGHT, WIDTH, photograph
+from photographs import FOCAL, HEIGHT, WIDTH, photograph
 
 VIEWS = 5
 

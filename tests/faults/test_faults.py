@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_checkpoints import TINY, TRAIN, assert_same_end, equal, last
 
 from nerfit.camera_search.history import PoseSearch
 from nerfit.cameras import Cameras
@@ -49,7 +50,6 @@ from nerfit.training import trainer as trainer_module
 from nerfit.training.checkpoints import LoopState, checkpoints, load_checkpoint, save_checkpoint
 from nerfit.training.logs import LogConfig, RunLog
 from nerfit.training.trainer import LONGEST_STEP, MAX_SKIPPED_IN_A_ROW, LoopConfig, Trainer, update_metrics
-from test_checkpoints import TINY, TRAIN, assert_same_end, equal, last
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="locks, limits and mounts are those of Linux")
 NETWORK = NerfConfig(depth=2, width=16, skips=[], samples=8, fine_samples=0, rays=64)

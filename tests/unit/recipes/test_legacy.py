@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import ROOT
 from nerfit.errors import ConfigError
 from nerfit.plugins import find
 from nerfit.recipes.legacy import FLAGS, FORMATS, is_legacy, translate
@@ -427,7 +428,7 @@ def test_every_scene_has_its_recipes() -> None:
 
 def documented() -> dict[str, list[str]]:
     """Rows of the tables of docs/flags.md: old flag -> its other cells."""
-    text = (Path(__file__).parent.parent / "docs" / "flags.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "flags.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in text.splitlines() if line.startswith("| `")]
     return {row[0].strip("`"): row[1:] for row in rows}
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from test_distributed import NERF
 
 STEPS, RAYS, SAVE = 400, 67, 20

@@ -5,10 +5,11 @@ import tomllib
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from conftest import ROOT
 
 EXCUSED = {
     "nvidia-": "CUDA's libraries, which PyTorch's wheels for GPUs bring and its CPU build does not; free to use, not to change",
@@ -54,7 +55,7 @@ def is_free(text: str) -> bool:
 
 
 def test_the_licences_of_all_that_is_installed_with_nerfit_are_free() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [line for name, lines in project["optional-dependencies"].items() if name not in ("dev", "all") for line in lines]
     found: dict[str, Distribution] = {}
     installed([*project["dependencies"], *extras], (), found)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
+from conftest import ROOT
+
+PAGE = (ROOT / "docs" / "plugins.md").read_text()
 BLOCKS = dict(re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.S | re.M))
 """The page's project file, module and commands by language, the commands' being none."""
 

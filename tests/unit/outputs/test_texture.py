@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from skimage.measure import marching_cubes
+from test_mesh import original, scene  # noqa: F401 - a fixture
 from torch import Tensor
 
 from conftest import assert_close
@@ -21,7 +22,6 @@ from nerfit.outputs.mesh.extraction import Mesh, MeshConfig, close_holes, make_m
 from nerfit.outputs.mesh.files import beside, write_mesh
 from nerfit.outputs.mesh.triangles import rasterise
 from nerfit.outputs.mesh.turntable import look, orbit, write_turntable
-from test_mesh import original, scene  # noqa: F401 - a fixture
 
 
 def sphere(side: int, cut: bool = False) -> tuple[Tensor, Tensor]:

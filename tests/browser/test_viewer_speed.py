@@ -1,6 +1,6 @@
 """How fast the viewer's pictures come while somebody moves, and what a browser that stands still costs a training.
 
-    pytest -m slow -s tests/test_viewer_speed.py
+    pytest -m slow -s tests/browser/test_viewer_speed.py
 
 takes some six minutes on a machine that does nothing else, and prints what it measures.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_viewer_browser import CHROMIUM, FLAGS
 
 from nerfit.commands.preparing import prepare
 from nerfit.training.trainer import Callback, Trainer
 from nerfit.viewer.drawing import Viewpoint
 from nerfit.viewer.server import Viewer
-from test_viewer_browser import CHROMIUM, FLAGS
 
 BLOCK, PAIRS = float(os.environ.get("NERFIT_BLOCK", 40)), 3
 """Seconds of training alone, then watched, in turn; a still browser gets a picture of a second at most every 20."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT
 from nerfit import cli, config
 from nerfit.plugins import available
 from nerfit.recipes.loading import load_recipe
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

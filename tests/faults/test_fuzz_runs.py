@@ -23,6 +23,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load, save
+from test_checkpoints import TINY, saved
+from test_fuzz_readers import ODD, check_sentence, damaged_bytes, damaged_json, damaged_text, fuzz, linux, survive
 
 from nerfit.cli import main
 from nerfit.commands.import_weights import read_weights
@@ -33,8 +35,6 @@ from nerfit.recipes.loading import load_recipe
 from nerfit.runs import Plan, default_config, open_run
 from nerfit.training.checkpoints import _checksum, checkpoints, load_checkpoint
 from nerfit.training.trainer import Trainer
-from test_checkpoints import TINY, saved
-from test_fuzz_readers import ODD, check_sentence, damaged_bytes, damaged_json, damaged_text, fuzz, linux, survive
 
 QUICK, THOROUGH = 40, 1000
 

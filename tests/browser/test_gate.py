@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from nerfit.cli import main
 from nerfit.viewer.gate import Gate
 from nerfit.viewer.server import Viewer
-from test_viewer import ball_scene
+from viewer_ball import ball_scene
 
 VISER: Any = f"viser-v{viser.__version__}"
 

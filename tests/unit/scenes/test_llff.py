@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import DATA
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, SceneError
 from nerfit.scenes.formats.llff import Config, detect, load
@@ -18,7 +18,6 @@ from nerfit.scenes.images import resize_area
 from nerfit.scenes.reading import pixel_cache as pixels
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 70.0
-DATA = Path(os.environ.get("NERFIT_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
 
 
 @pytest.fixture(autouse=True)

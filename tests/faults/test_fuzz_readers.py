@@ -569,7 +569,7 @@ def survive(
 
 
 def fuzz(first: int, count: int, folder: Path, forms: list[str], script: str = __file__) -> None:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, script, str(first), str(count), str(folder), *forms]
     done = subprocess.run(words, env=env, capture_output=True, text=True)
     now = (folder / "now").read_text() if (folder / "now").exists() else "what is undamaged"

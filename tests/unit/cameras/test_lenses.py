@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_rays import all_pixels, some_cameras, some_lenses
 from torch import Tensor
 
 from conftest import assert_close
@@ -19,7 +20,6 @@ from nerfit.errors import SceneError
 from nerfit.kernels.layouts import BLOCKS
 from nerfit.sampling.occupancy import seen_blocks
 from nerfit.scenes.scene import Scene
-from test_rays import all_pixels, some_cameras, some_lenses
 
 SEEDS = st.integers(0, 2**32 - 1)
 
