@@ -241,11 +241,10 @@ def test_the_cameras_of_another_run_are_where_a_run_begins(tmp_path: Path) -> No
 
 
 def test_a_search_is_kept_at_even_steps_and_stays_small(start: Callable[..., Trainer], tmp_path: Path) -> None:
-    trainer = start(camera=replace(SEARCH, start="given"))
-    search, trainer.state.psnr = PoseSearch(), 10.0
+    trainer, search = start(camera=replace(SEARCH, start="given")), PoseSearch()
+    assert trainer.method.cameras is not None
     for step in range(1, 20 * MOST):
-        trainer.state.step = step
-        search.look(trainer)
+        search.record(trainer.method.cameras, trainer.scene, step, 0.0, 10.0)
         assert len(search.steps) < MOST
     assert search.steps == list(range(search.every, 20 * MOST, search.every)) and len(search.steps) > MOST // 3
     search.save(tmp_path)

@@ -4,7 +4,6 @@ import math
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -13,11 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nerfit.cameras import Cameras
+from nerfit.cameras.learned import LearnedCameras
 from nerfit.scenes.images import replacing
 from nerfit.scenes.scene import Scene, composite
-
-if TYPE_CHECKING:
-    from nerfit.training.trainer import Trainer
 
 FILE = "poses.safetensors"
 """Where a run folder keeps its search."""
@@ -54,20 +51,19 @@ class PoseSearch:
     """Mean focal length over the width."""
 
     @torch.no_grad()
-    def look(self, trainer: "Trainer") -> None:
-        """Keep what the cameras are now, where a look is due; and say once, early in the budget, that a search is hopeless."""
-        cameras, state = trainer.method.cameras, trainer.state
-        if state.step % self.every or cameras is None or state.psnr is None:
+    def record(self, cameras: LearnedCameras, scene: Scene, step: int, progress: float, psnr: float) -> None:
+        """Keep the cameras of every `every`-th step; warn once, early in the budget, if the search is hopeless."""
+        if step % self.every:
             return
-        now = cameras(trainer.method.progress)
-        self.steps.append(state.step)
-        self.progress.append(trainer.progress)
-        self.psnr.append(state.psnr)
+        now = cameras()
+        self.steps.append(step)
+        self.progress.append(progress)
+        self.psnr.append(psnr)
         self.c2w.append(now.c2w[cameras.views].detach().float().cpu().clone())
         self.focal.append(float((now.fx / now.width).mean()))
         still = cameras.config.warmup > 0  # cameras that hardly move at first are not judged early by what they have reached
         search = cameras.config.start == "identity" and cameras.config.learn_from == 0
-        if search and (why := self.hopeless(trainer.scene, math.inf if still else LATE)):
+        if search and (why := self.hopeless(scene, math.inf if still else LATE)):
             _warn_hopeless(why)
         if len(self.steps) >= MOST:
             self._thin()

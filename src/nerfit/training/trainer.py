@@ -366,8 +366,8 @@ class Trainer:
         if math.isfinite(self._psnr):
             before = self.state.psnr
             self.state.psnr = self._psnr if before is None else before + (self._psnr - before) / min(step, 50)
-        if self.search is not None:
-            self.search.look(self)
+        if self.search is not None and self.method.cameras is not None and self.state.psnr is not None:
+            self.search.record(self.method.cameras, self.scene, step, self.progress, self.state.psnr)
         watch_from = self.settings.optim.warmup_steps
         if due(collapse.EVERY) and watch_from < step <= watch_from + collapse.LAST and (target := batch.target) is not None:
             what = distributed.broadcast_result(lambda: collapse.CollapseWatch(self.state.looks).look(rendering, target))
