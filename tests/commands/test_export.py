@@ -158,7 +158,7 @@ def test_the_example_of_the_readme_works(run: Path, capsys: pytest.CaptureFixtur
     assert len(list(filter(None, example.splitlines()))) == 5 and example.count("runs/lego-instant") == 1
     names: dict[str, Any] = {}
     exec(example.replace("runs/lego-instant", str(run)), names)
-    assert names["seen"].rgb.shape == (24, 24, 3) and names["small"].rgb.shape == (6, 6, 3)
+    assert names["picture"].rgb.shape == (24, 24, 3) and names["small"].rgb.shape == (6, 6, 3)
     assert capsys.readouterr().out.startswith("Run(folder=")
 
 
