@@ -37,7 +37,7 @@ def train(out: str, words: list[str], stop: int | None = None, judge: bool = Fal
     def note(trainer: Trainer) -> None:
         if distributed.is_main():
             losses[trainer.state.step] = trainer.latest["loss/rgb"]
-        if trainer.state.step == stop and trainer.share.index == trainer.share.of - 1:
+        if trainer.state.step == stop and trainer.share.rank == trainer.share.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     if not again:

@@ -30,7 +30,8 @@ from nerfit.methods.batches import pixel_batch, random_pixels
 from nerfit.methods.instant import InstantConfig
 from nerfit.methods.nerf import NerfConfig
 from nerfit.runs import RunConfig, with_devices
-from nerfit.sampling.shuffle import Share, epoch_indices
+from nerfit.sampling.share import Share
+from nerfit.sampling.shuffle import epoch_indices
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.interrupts import Heard, stop_on_signals
@@ -41,7 +42,7 @@ COUNTS, DEVICES, SIZES = st.integers(0, 300), st.integers(1, 9), st.integers(1, 
 
 @given(COUNTS, DEVICES)
 def test_shares_are_a_partition(count: int, devices: int) -> None:
-    shares = [Share(index, devices).places(count).tolist() for index in range(devices)]
+    shares = [Share(index, devices).indices(count).tolist() for index in range(devices)]
     assert sorted(place for share in shares for place in share) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -130,7 +130,7 @@ def prepare(method: str | None, source: str | None, argv: list[str], folder: boo
 
 def _devices(command: TrainCommand[Any, Any], typed: set[str]) -> int:
     """How many devices share a new run's batch: as many as torchrun has started processes, else what is typed."""
-    started = distributed.share().of
+    started = distributed.share().world_size
     if started > 1 and "devices" in typed and command.devices != started:
         raise ConfigError(f"torchrun has started {started} processes, but --devices says {command.devices}: leave it out.")
     return command.devices if started == 1 and "devices" in typed else started
@@ -188,7 +188,7 @@ def _check_viewer(command: TrainCommand[Any, Any], typed: set[str], form: str | 
     """Refuse a viewer of a single picture, and its address without it."""
     if command.viewer and form == "image":
         raise ConfigError("a single picture can't be walked around in: leave out --viewer.")
-    if command.viewer and (command.devices if "devices" in typed else distributed.share().of) > 1:
+    if command.viewer and (command.devices if "devices" in typed else distributed.share().world_size) > 1:
         raise ConfigError("a viewer lets the training wait, and it is shared by several processes: leave out --viewer.")
     if command.viewer:
         from nerfit.viewer.server import free_port

@@ -91,7 +91,7 @@ def render(options: RenderOptions, spread: Callable[..., Iterator[tuple[int, Any
         together = distributed.share()
         done = iter(range(1, count + 1))
         with distributed.collected(folder) as into:
-            film.draw(into, together.places(count).tolist(), lambda: tick(min(next(done) * together.of, count), count, "frames"))
+            film.draw(into, together.indices(count).tolist(), lambda: tick(min(next(done) * together.world_size, count), count, "frames"))
     main = distributed.is_main()
     videos = write_videos(folder, film.names, count, film.run.scene, options.fps, options.side_by_side, options.video) if main else []
     return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": count, "exit_code": 0}

@@ -37,7 +37,7 @@ def train_seeds(
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}.")
     if options.seeds == 1:
         return jobs.train(plan, options, folder, tell, scene)
-    if share().of > 1:
+    if share().world_size > 1:
         raise ConfigError("--seeds trains several fields, one after another: leave out --devices, or train them one by one.")
     if options.viewer:
         raise ConfigError("--seeds trains several fields, and a viewer shows one: leave out --viewer.")

@@ -244,7 +244,7 @@ def _judge_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weights:
         return time.perf_counter() - start
 
     pixels = sum(int(scene.cameras.width[v] * scene.cameras.height[v]) for v in views)
-    estimate = distributed.broadcast_result(seconds) * pixels / int(probe.width[0] * probe.height[0]) / trainer.share.of
+    estimate = distributed.broadcast_result(seconds) * pixels / int(probe.width[0] * probe.height[0]) / trainer.share.world_size
     if estimate > EVALUATE_WITHIN:
         say(f"judging {len(views)} test views would take about {estimate / 60:.0f} minutes: nerfit eval {folder}")
         return {}

@@ -62,7 +62,7 @@ def evaluate(
             networks[f"lpips_{net}"] = load_lpips(net, path).to(method.device)
     found = []
     with collected(pictures or Path()) as folder:
-        for number in share().places(len(views)).tolist():
+        for number in share().indices(len(views)).tolist():
             view = views[number]
             start = time.perf_counter()
             camera = (optimised_pose(method, scene, view, pose_steps), 0) if pose_steps else (scene.cameras, view)

@@ -18,7 +18,7 @@ from nerfit.errors import ConfigError, RunError, require_min
 from nerfit.rendering.appearance import Appearance, AppearanceConfig, learned_appearance
 from nerfit.rendering.losses import depth_error
 from nerfit.rendering.volume import Rendering, join
-from nerfit.sampling.shuffle import WHOLE, Share
+from nerfit.sampling.share import WHOLE, Share
 from nerfit.scenes.scene import Scene
 
 _PER_RAY = ("rays", "coordinates", "target", "depth", "depth_weight")
@@ -74,7 +74,7 @@ class Batch:
 
     def shared(self, share: Share) -> "Batch":
         """The part of a whole batch that a device takes."""
-        places = share.places(len(self))
+        places = share.indices(len(self))
         return self._at(places, Part(places, len(self)))
 
     def _at(self, piece: slice | Tensor, part: Part | None) -> "Batch":

@@ -11,7 +11,8 @@ from nerfit.cameras import Cameras
 from nerfit.errors import SceneError
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.methods.base import Batch, Part
-from nerfit.sampling.shuffle import WHOLE, Share, epoch_indices, mix, permute
+from nerfit.sampling.share import WHOLE, Share
+from nerfit.sampling.shuffle import epoch_indices, mix, permute
 from nerfit.scenes.scene import Scene, composite
 
 Drawn = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -59,7 +60,7 @@ def pixel_batch(
             chosen = torch.randint(len(views), (1,), generator=torch.Generator().manual_seed(key))
             size = int(sizes[chosen])
             whole = min(count, size)
-            inside = permute(share.places(whole), size, key)
+            inside = permute(share.indices(whole), size, key)
             chosen = chosen.expand(len(inside))
         else:
             ends = sizes.cumsum(0)
@@ -91,7 +92,7 @@ def random_pixels(
     width, height, empty = scene.cameras.width, scene.cameras.height, 0.0 if scene.masked else empty
 
     def draw(key: int, seed: int, share: Share) -> tuple[Drawn, int]:
-        return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty, share.index, share.of), count
+        return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty, share.rank, share.world_size), count
 
     return _batch(scene, draw, 0, generator, device, cameras, depths, share)
 
@@ -136,19 +137,19 @@ def _batch(
     if scene.masked:  # all are drawn, for only then is it known how many are not hidden
         drawn = _known(scene, draw, seed, key)
         whole = len(drawn[0])
-        if share.of > 1:
-            view, x, y, colors = (value[share.places(whole)] for value in drawn)
+        if share.world_size > 1:
+            view, x, y, colors = (value[share.indices(whole)] for value in drawn)
             drawn = view, x, y, colors
     else:
         drawn, whole = draw(key, seed, share)
-    part = Part(share.places(whole), whole)
+    part = Part(share.indices(whole), whole)
     depth = weight = None
     if depths:
         drawn, part, depth, weight = _with_depths(scene, drawn, part, share, key, cameras)
         depth, weight = depth.to(device), weight.to(device)
     view, x, y, colors = drawn
     colors = colors.to(device)
-    batch = Batch(generator=generator, depth=depth, depth_weight=weight, part=part if share.of > 1 else None)
+    batch = Batch(generator=generator, depth=depth, depth_weight=weight, part=part if share.world_size > 1 else None)
     background = 1.0 if scene.background == "white" else 0.0
     if scene.background == "random":
         background = batch.uniform(len(colors), 3)
@@ -172,8 +173,8 @@ def _with_depths(
         assert scene.points is not None
         more = -(-part.whole // _POINTS)
         chosen = torch.randint(len(scene.points), (more,), generator=torch.Generator().manual_seed(mix(key, 0xDE)))
-        seen = scene.points[chosen[share.places(more)]]
-        part = Part(torch.cat([part.places, part.whole + share.places(more)]), part.whole + more)
+        seen = scene.points[chosen[share.indices(more)]]
+        part = Part(torch.cat([part.places, part.whole + share.indices(more)]), part.whole + more)
         none = torch.zeros(len(view))
         depth, trust = torch.cat([none, seen.depth]), torch.cat([none, seen.trust])
         view, x, y = (torch.cat(pair) for pair in ((view, seen.view), (x, seen.x), (y, seen.y)))

@@ -1,27 +1,12 @@
 """Which pixels a step trains on: shuffles without a table, so that any step can be reached at once and resumed exactly."""
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from nerfit.sampling.share import WHOLE, Share
+
 _MASK = 0xFFFFFFFF
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one of several devices takes of a step's batch, or of anything else: every ``of``-th, from number ``index`` on."""
-
-    index: int = 0
-    of: int = 1
-
-    def places(self, count: int) -> Int[Tensor, "n"]:
-        """Which of ``count`` they are."""
-        return torch.arange(min(self.index, count), count, self.of)
-
-
-WHOLE = Share()
 
 
 def mix(*words: int) -> int:
@@ -62,7 +47,7 @@ def permute(index: Int[Tensor, "n"], size: int, key: int) -> Int[Tensor, "n"]:
 
 def epoch_indices(step: int, count: int, size: int, seed: int, share: Share = WHOLE) -> Int[Tensor, "n"]:
     """A share of the ``count`` indices of step ``step`` in an endless walk through range(size), shuffled anew each time round."""
-    position = step * count + share.places(count)
+    position = step * count + share.indices(count)
     epochs = position // size
     out = torch.empty_like(position)
     for epoch in epochs.unique().tolist():

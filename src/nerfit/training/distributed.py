@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.kernels.factored import add_factored, as_row
 from nerfit.kernels.layouts import FactoredGradient
-from nerfit.sampling.shuffle import WHOLE, Share
+from nerfit.sampling.share import WHOLE, Share
 
 T = TypeVar("T")
 PATIENCE = 600.0
@@ -52,7 +52,7 @@ def share() -> Share:
 
 def is_main() -> bool:
     """Whether this process is the one that writes, logs and speaks."""
-    return share().index == 0
+    return share().rank == 0
 
 
 _JOB = "torchrun-id.txt"
@@ -109,7 +109,7 @@ def _local() -> int:
 
 def own_device(device: torch.device) -> torch.device:
     """The device, if every process of this machine can have one of its kind."""
-    if share().of > 1 and device.type == "cuda" and (device.index is not None or _local() >= torch.cuda.device_count()):
+    if share().world_size > 1 and device.type == "cuda" and (device.index is not None or _local() >= torch.cuda.device_count()):
         raise ConfigError(
             f"each process takes a GPU of its own, and this machine has {torch.cuda.device_count()}: start as many, with --device cuda, "
             "or train with --device cpu."
@@ -129,7 +129,7 @@ def _talking() -> Iterator[None]:
 
 def broadcast_result(make: Callable[[], T]) -> T:
     """What the first process makes, on all of them; if it fails with an error for the user, all do."""
-    if share().of == 1:
+    if share().world_size == 1:
         return make()
     answer: list[Any] = [None]
     if is_main():
@@ -147,7 +147,7 @@ def broadcast_result(make: Callable[[], T]) -> T:
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Put the first process's values into the tensors of all."""
-    if share().of == 1:
+    if share().world_size == 1:
         return
     tensors = list(tensors)
     for tensor, value in zip(tensors, broadcast_result(lambda: [t.detach().cpu() for t in tensors]), strict=True):
@@ -156,9 +156,9 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 def gathered(value: T) -> list[T]:
     """What every process has, by number."""
-    if share().of == 1:
+    if share().world_size == 1:
         return [value]
-    found: list[Any] = [None] * share().of
+    found: list[Any] = [None] * share().world_size
     with _talking():
         dist.all_gather_object(found, value, group=_waits)
     return found
@@ -167,7 +167,7 @@ def gathered(value: T) -> list[T]:
 @contextlib.contextmanager
 def leaders_first() -> Iterator[None]:
     """Let the first process of each machine go through, and then the others: what it compiled or decoded they find."""
-    wait = lambda: share().of > 1 and gathered(None)  # noqa: E731
+    wait = lambda: share().world_size > 1 and gathered(None)  # noqa: E731
     if _local() > 0:
         wait()
     try:
@@ -183,7 +183,7 @@ def collected(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as open_ones:
         root = folder if is_main() else Path(open_ones.enter_context(tempfile.TemporaryDirectory()))
         yield root
-        if share().of > 1:
+        if share().world_size > 1:
             _hand_in(root, [] if is_main() else [path for path in sorted(root.rglob("*")) if path.is_file()])
 
 
@@ -191,7 +191,7 @@ def _hand_in(root: Path, files: list[Path]) -> None:
     """Send files to the first process, one at a time, which puts them where they are under ``root``."""
     for number in range(max(gathered(len(files)))):
         own = files[number] if number < len(files) else None
-        found: list[Any] | None = [None] * share().of if is_main() else None
+        found: list[Any] | None = [None] * share().world_size if is_main() else None
         with _talking():
             dist.gather_object(own and (str(own.relative_to(root)), own.read_bytes()), found, 0, group=_waits)
         for name, data in filter(None, found or []):
@@ -202,7 +202,7 @@ def _hand_in(root: Path, files: list[Path]) -> None:
 def all_gather(values: Sequence[float]) -> list[list[float]]:
     """A few numbers (as float64) of every process, by process."""
     own = torch.tensor(values, dtype=torch.float64)
-    rows = [torch.empty_like(own) for _ in range(share().of)]
+    rows = [torch.empty_like(own) for _ in range(share().world_size)]
     with _talking():
         dist.all_gather(rows, own)
     return [row.tolist() for row in rows]
@@ -225,7 +225,7 @@ def _add_up_dense(parameters: list[nn.Parameter]) -> None:
     has_one = pieces[0].new_tensor([float(p.grad is not None) for p in parameters])
     flat = torch.cat([*(piece.flatten() for piece in pieces), has_one])
     dist.all_reduce(flat)
-    sent += 2 * (share().of - 1) * flat.nbytes // share().of
+    sent += 2 * (share().world_size - 1) * flat.nbytes // share().world_size
     *sums, has_one = flat.split([*(p.numel() for p in parameters), len(parameters)])
     for p, piece, total, has in zip(parameters, pieces, sums, has_one.tolist(), strict=True):
         if has:
@@ -238,7 +238,7 @@ def _gather_factors(tables: list[nn.Parameter]) -> list[nn.Parameter]:
     Of the others each has added its own up.
     """
     global sent
-    world, together = share().of, []
+    world, together = share().world_size, []
     rows = [as_row(table.factored_gradients) for table in tables]  # pyright: ignore[reportAttributeAccessIssue]
     sizes = torch.tensor([0 if row is None else row.count[0] for row in rows])
     every = [torch.empty_like(sizes) for _ in range(world)]

@@ -125,7 +125,7 @@ class Trainer:
         self.threads = set_threads(settings.threads)
         self.device = distributed.own_device(pick_device(settings.device))
         self.share = distributed.share()
-        self.alone, self.main = self.share.of == 1, self.share.index == 0
+        self.alone, self.main = self.share.world_size == 1, self.share.rank == 0
         whole = settings.perceptual
         self.perceptual = None if whole.net == "none" else Perceptual(whole, scene, self.device, lpips_weights)
         self._make_method = make_method
@@ -285,8 +285,8 @@ class Trainer:
 
     def _part(self, batch: Batch) -> Batch:
         """This process's part of a batch."""
-        if batch.whole < self.share.of:
-            raise RunError(f"a batch of {batch.whole} rays can't be shared by {self.share.of} devices: take fewer.")
+        if batch.whole < self.share.world_size:
+            raise RunError(f"a batch of {batch.whole} rays can't be shared by {self.share.world_size} devices: take fewer.")
         return batch if batch.part else batch.shared(self.share)
 
     def _look_at_view(self, perceptual: Perceptual, step: int) -> Tensor:

@@ -171,6 +171,8 @@ def render_path(
     count, together = len(cameras), share()
     done = iter(range(1, count + 1))
     with collected(folder) as into:
-        mine = together.places(count).tolist()
-        draw_frames(method, scene, cameras, chunk, names, into, mine, look, lambda: report(min(next(done) * together.of, count), count))
+        mine = together.indices(count).tolist()
+        draw_frames(
+            method, scene, cameras, chunk, names, into, mine, look, lambda: report(min(next(done) * together.world_size, count), count)
+        )
     return write_videos(folder, names, count, scene, fps) if is_main() else []
