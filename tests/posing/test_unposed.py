@@ -37,11 +37,17 @@ def test_all_cameras_begin_at_the_origin(photos: Path) -> None:
     assert load(str(photos), Config(holdout=0)).splits["test"] == [] and detect_format(str(photos)) == "photos"
 
 
+def test_pictures_shrink_as_in_every_other_format(photos: Path) -> None:
+    """12 by 8 pixels over 5: 2 by 1, not the 2 by 2 of rounding."""
+    c = load(str(photos), Config(factor=5)).cameras
+    assert (int(c.width[0]), int(c.height[0])) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("choice", "error", "told"),
     [
         ({"factor": 0}, ConfigError, "factor must be"),
-        ({"holdout": 1}, ConfigError, "must be 0 or at least 2"),
+        ({"holdout": 1}, SceneError, "none is left to train on"),
         ({"fov": math.nan}, ConfigError, "between 0 and 180"),
     ],
 )

@@ -106,7 +106,7 @@ FLAGS: dict[str, Flag] = {
     "no_ndc": Flag(bool, False, lambda old: {"scene.ndc": _ndc(old)}, only=("llff",)),
     "lindisp": Flag(bool, False, lambda old: {"model.lindisp": old["lindisp"] and not _ndc(old)}),
     "spherify": Flag(bool, False, "scene.spherify", only=("llff",)),
-    "llffhold": Flag(int, 8, "scene.hold", only=("llff",)),
+    "llffhold": Flag(int, 8, "scene.holdout", only=("llff",)),
     "i_print": Flag(int, 100, "log.print_every"),
     "i_img": Flag(int, 500, "log.image_every"),
     "i_weights": Flag(int, 10_000, "log.save_every"),

@@ -57,6 +57,11 @@ def image_size(path: Path) -> tuple[int, int]:
     return read_header(path)[:2]
 
 
+def shrunk(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Width and height of a picture of ``size`` made smaller by ``factor``: rounded down, at least 1."""
+    return max(1, size[0] // factor), max(1, size[1] // factor)
+
+
 def read_image(path: Path, target: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width channels"]:
     """The pixels of an image file, 3 channels or, where it knows transparency, 4 with straight alpha.
 

@@ -1,9 +1,8 @@
 """A scene: cameras, images, bounds and splits, in one coordinate system, whatever the files looked like."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +16,6 @@ from nerfit.errors import SceneError
 from nerfit.files import read_json, write_json
 from nerfit.scenes.points import PointDepths
 
-T = TypeVar("T")
 Bounds = Literal["object", "forward-facing", "unbounded"]
 Background = Literal["white", "black", "random"]
 
@@ -256,30 +254,3 @@ def composite(rgba: Float[Tensor, "*n channels"], background: float | Tensor) ->
         return rgba
     alpha = rgba[..., 3:]
     return rgba[..., :3] * alpha + background * (1 - alpha)
-
-
-def pick(count: int, views: tuple[int, int, int]) -> list[int]:
-    """Indices chosen by (start, end, step) of ``count`` views; end -1 means all."""
-    start, end, step = views
-    if step < 1:
-        raise SceneError(f"the step of a view selection must be at least 1, not {step}.")
-    chosen = list(range(count))[start : None if end == -1 else end : step]
-    if not chosen:
-        raise SceneError(f"the view selection {start}, {end}, {step} leaves none of {count} views.")
-    return chosen
-
-
-def chosen_views(
-    listed: Mapping[str, Sequence[T]], train_views: tuple[int, int, int], testskip: int
-) -> tuple[list[T], dict[str, list[int]]]:
-    """Of the views that files list for each split those to use, one after another, and each split's places among them.
-
-    Of val and test every ``testskip``-th is used.
-    """
-    views: list[T] = []
-    splits: dict[str, list[int]] = {}
-    for split, own in listed.items():
-        chosen = pick(len(own), train_views if split == "train" else (0, -1, max(testskip, 1)))
-        splits[split] = list(range(len(views), len(views) + len(chosen)))
-        views += [own[i] for i in chosen]
-    return views, splits

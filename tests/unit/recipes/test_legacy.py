@@ -169,7 +169,7 @@ def test_fern_in_full(tmp_path: Path) -> None:
     recipe, notes = translate(write(tmp_path, FERN))
     assert recipe["source"] == "./data/nerf_llff_data/fern" and recipe["out"] == "logs/fern_test"
     expected = """
-    scene: {factor: 8, hold: 8, recentre: true, bd_factor: 0.75, spherify: false, ndc: true, background: black, pixel_offset: 0.0}
+    scene: {factor: 8, holdout: 8, recentre: true, bd_factor: 0.75, spherify: false, ndc: true, background: black, pixel_offset: 0.0}
     model: {depth: 8, width: 256, fine_depth: 8, fine_width: 256, skips: [4], viewdirs: true, frequencies: 10, view_frequencies: 4,
       samples: 64, fine_samples: 64, jitter: true, lindisp: false, raw_noise: 1.0, density_activation: relu, density_bias: 0.0,
       init: glorot, batching: all, rays: 1024, precrop_steps: 0}
@@ -223,7 +223,7 @@ CHANGES: dict[str, tuple[str, str, Any]] = {
     "no_ndc": ("no_ndc = True", "scene.ndc", False),
     "lindisp": ("no_ndc = True\nlindisp = True", "model.lindisp", True),
     "spherify": ("no_ndc = True\nspherify = True", "scene.spherify", True),
-    "llffhold": ("llffhold = 0", "scene.hold", 0),
+    "llffhold": ("llffhold = 0", "scene.holdout", 0),
     "i_print": ("i_print = 1", "log.print_every", 1),
     "i_img": ("i_img = 2", "log.image_every", 2),
     "i_weights": ("i_weights = 3", "log.save_every", 3),

@@ -19,7 +19,8 @@ from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, NerfitError, SceneError
 from nerfit.scenes import detect_format, scene_format
 from nerfit.scenes.formats import blender, single_image
-from nerfit.scenes.scene import Scene, SceneConfig, composite, pick
+from nerfit.scenes.scene import Scene, SceneConfig, composite
+from nerfit.scenes.splits import pick
 
 Edit = Callable[[dict[str, Any]], object]
 

@@ -254,9 +254,9 @@ def test_near_far_and_views_follow_the_config(scene):
     assert (loaded.cameras.pixel_offset, loaded.background, loaded.name, loaded.format) == (0.0, "black", "garden", "llff")
 
 
-def test_hold_chooses_the_test_views(scene):
-    assert load(str(scene), Config(hold=3)).splits == {"train": [1, 2, 4, 5, 7, 8], "val": [0, 3, 6], "test": [0, 3, 6]}
-    average = load(str(scene), Config(hold=0))
+def test_holdout_chooses_the_test_views(scene):
+    assert load(str(scene), Config(holdout=3)).splits == {"train": [1, 2, 4, 5, 7, 8], "val": [0, 3, 6], "test": [0, 3, 6]}
+    average = load(str(scene), Config(holdout=0))
     centres = average.cameras.centers
     assert average.splits["test"] == [int((centres - centres.mean(0)).norm(dim=-1).argmin())]
     assert len(average.splits["train"]) == 8
@@ -473,7 +473,7 @@ def test_the_users_folder_is_never_touched(scene):
         return sorted((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in [scene, *scene.rglob("*")])
 
     before = state()
-    for config in (Config(), Config(factor=1), Config(width=10, height=10), Config(factor=5, hold=0)):
+    for config in (Config(), Config(factor=1), Config(width=10, height=10), Config(factor=5, holdout=0)):
         load(str(scene), config)
     assert state() == before
 
@@ -567,8 +567,8 @@ def test_a_bad_scene_is_one_sentence(scene, damage, words):
         (Config(width=-3), "width must be larger than 0"),
         (Config(bd_factor=0.0), "bd_factor must be larger than 0"),
         (Config(factor=4, height=10), "one or the other"),
-        (Config(hold=-1), "hold must be 0 or more"),
-        (Config(hold=1), "leaves none to train on"),
+        (Config(holdout=-1), r"scene\.holdout must be"),
+        (Config(holdout=1), "none is left to train on"),
         (Config(spherify=True, ndc=True), "turn one of them off"),
         (Config(train_views=(50, -1, 1)), "leaves none"),
         (Config(near=2.0), "near"),

@@ -13,7 +13,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError, require_min
-from nerfit.scenes.images import image_size
+from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading.frames import image_path, read_splits
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
@@ -48,7 +48,7 @@ def load(source: str, config: Config) -> Scene:
         if size != sizes[0]:
             raise SceneError(f"{path} is {size[0]}x{size[1]}, unlike the first image, {sizes[0][0]}x{sizes[0][1]}.")
     width, height = sizes[0]
-    small = max(1, width // config.factor), max(1, height // config.factor)
+    small = shrunk(sizes[0], config.factor)
     names = [os.path.relpath(path, folder) for path in paths]
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(folder), names)
     cameras = Cameras.pinhole(c2w, focal_from_fov(fov, width), width, height, config.pixel_offset)

@@ -10,14 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import SceneError
-from nerfit.scenes.images import SUFFIXES, image_size, orientation
+from nerfit.scenes.images import SUFFIXES, image_size, orientation, shrunk
 from nerfit.scenes.points import PointDepths, point_depths
 from nerfit.scenes.reading.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
 from nerfit.scenes.reading.frames import image_path
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
 from nerfit.scenes.reading.normalise import PlacedConfig, placed_scene
 from nerfit.scenes.reading.pixel_cache import find_masks, picture_files
-from nerfit.scenes.scene import Scene, pick
+from nerfit.scenes.scene import Scene
+from nerfit.scenes.splits import held_out, make_splits
 
 _MODELS = ("sparse", "colmap/sparse", "distorted/sparse", ".")
 _PICTURES = ("images", "image", "input", "rgb", ".")
@@ -51,12 +52,12 @@ def load(source: str, config: Config) -> Scene:
     base, folder, paths = _pictures(root, model, registered, config.factor)
     _say_left_out(model, folder, registered, paths)
     images = _unmirrored(model, [image for image in registered if image.name in paths], paths, cameras)
-    splits = _splits(model, len(images), config)
+    splits = make_splits(str(model), len(images), held_out(len(images), config.holdout), config.train_views)
 
     files = [paths[image.name] for image in images]
     sizes = [image_size(path) for path in files]
     shrink = 1 if folder.name.endswith(f"_{config.factor}") else config.factor
-    small = [(max(1, w // shrink), max(1, h // shrink)) for w, h in sizes]
+    small = [shrunk(size, shrink) for size in sizes]
     lenses, c2w = [], poses(images)
     for i, (image, path) in enumerate(zip(images, files, strict=True)):
         lens, c2w[i] = _lens(f"{model}, {image.name}", cameras.get(image.camera), path, sizes[i], small[i], c2w[i])
@@ -177,15 +178,6 @@ def _orientation(path: Path, camera: ModelCamera) -> tuple[int, bool]:
     """`orientation`, or nothing where the model was made of pictures that had been turned."""
     turns, mirrored = orientation(path)
     return (turns, mirrored) if turns % 2 == 0 or _alike(image_size(path), (camera.height, camera.width)) else (0, False)
-
-
-def _splits(model: Path, count: int, config: Config) -> dict[str, list[int]]:
-    """Every ``holdout``-th view for testing, the others to train on."""
-    test = list(range(0, count, config.holdout)) if config.holdout else []
-    train = [i for i in range(count) if i not in set(test)]
-    if not train:
-        raise SceneError(f"{model}: of {count} pictures none is left to train on; change --scene.holdout.")
-    return {"train": [train[i] for i in pick(len(train), config.train_views)], "val": test, "test": list(test)}
 
 
 def _lens(

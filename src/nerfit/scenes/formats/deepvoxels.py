@@ -11,7 +11,8 @@ from nerfit.errors import ConfigError, SceneError, require_min
 from nerfit.files import read_text
 from nerfit.scenes.images import image_size
 from nerfit.scenes.reading.pinhole import View, files_of_views, pinhole_scene, read_pose
-from nerfit.scenes.scene import Scene, SceneConfig, chosen_views
+from nerfit.scenes.scene import Scene, SceneConfig
+from nerfit.scenes.splits import chosen_views
 
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 

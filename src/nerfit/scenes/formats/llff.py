@@ -16,16 +16,17 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.poses import average_pose, recentre, scale_of, spherify, transform_poses
 from nerfit.cameras.rotations import checked_rotations
-from nerfit.errors import ConfigError, SceneError
+from nerfit.errors import ConfigError, SceneError, require_min
 from nerfit.files import read_npy
 from nerfit.scenes.images import image_size, orientation
 from nerfit.scenes.reading.normalise import looks_one_way
 from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, picture_files
-from nerfit.scenes.scene import Scene, SceneConfig, pick
+from nerfit.scenes.scene import Scene
+from nerfit.scenes.splits import HoldoutConfig, held_out, make_splits
 
 
 @dataclass
-class Config(SceneConfig):
+class Config(HoldoutConfig):
     """How an LLFF scene is read."""
 
     factor: int | None = None
@@ -34,8 +35,8 @@ class Config(SceneConfig):
     """Use pictures of this width in place of a factor; the height follows unless it is given too."""
     height: int | None = None
     """Use pictures of this height in place of a factor; the width follows unless it is given too."""
-    hold: int = 8
-    """Every how many views one is kept for testing, from the first on; 0 = only the view nearest the average pose."""
+    holdout: int = 8
+    """Keep every Nth picture for testing, in the order of their names, from the first on; 0 = only the one nearest the average pose."""
     recentre: bool = True
     """Move the world's origin and axes to the average camera."""
     bd_factor: float | None = 0.75
@@ -76,16 +77,14 @@ def load(source: str, config: Config) -> Scene:
         what = "were turned off, as" if config.ndc is None else "are on, though"
         warnings.warn(f"{folder}: normalised device coordinates {what} the cameras do not all look one way (along -z).", stacklevel=2)
     near, far = config.reach(0.0, 1.0) if ndc else config.reach(0.9 * low, high)
-    train, test = split(c2w, config.hold)
     masks = find_masks(files)
-    chosen = [train[i] for i in pick(len(train), config.train_views)]
     return Scene(
         name=folder.resolve().name,
         format="llff",
         cameras=cameras,
         near=near,
         far=far,
-        splits={"train": chosen, "val": test, "test": test},
+        splits=make_splits(str(folder), len(c2w), _test_views(c2w, config.holdout), config.train_views),
         pixels=load_pixels(files, [(width, height)] * len(files), masks),
         masked=any(masks),
         bounds="forward-facing" if ndc else "object" if config.spherify else "unbounded",
@@ -105,8 +104,7 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{key} must be larger than 0, not {value}.")
     if config.factor is not None and (config.width is not None or config.height is not None):
         raise ConfigError("factor and width or height both say how large the pictures are; give one or the other.")
-    if config.hold < 0:
-        raise ConfigError(f"hold must be 0 or more, not {config.hold}.")
+    require_min("scene.", config, holdout=0)
     if config.spherify and config.ndc:
         raise ConfigError("spherify is for cameras all around an object and ndc for cameras that look one way; turn one of them off.")
 
@@ -177,14 +175,10 @@ def normalise(c2w: Float[Tensor, "views 3 4"], nearest: float, config: Config) -
     return c2w, transform
 
 
-def split(c2w: Float[Tensor, "views 3 4"], hold: int) -> tuple[list[int], list[int]]:
-    """Training and test views: every ``hold``-th is for testing, or (0) the one nearest the average position."""
+def _test_views(c2w: Float[Tensor, "views 3 4"], holdout: int) -> list[int]:
+    """The views that `held_out` keeps for testing; for 0 the one nearest the average position."""
     nearest = int((c2w[:, :, 3] - average_pose(c2w)[:, 3]).square().sum(-1).argmin())
-    test = list(range(0, len(c2w), hold)) if hold else [nearest]
-    train = [i for i in range(len(c2w)) if i not in set(test)]
-    if not train:
-        raise SceneError(f"holding out every {hold or 1} of {len(c2w)} views leaves none to train on; choose another hold.")
-    return train, test
+    return held_out(len(c2w), holdout) or [nearest]
 
 
 def _pictures(folder: Path, poses: Poses, config: Config) -> tuple[list[Path], tuple[int, int]]:

@@ -14,7 +14,8 @@ from nerfit.scenes.formats import blender
 from nerfit.scenes.images import image_size, resize_area, write_png
 from nerfit.scenes.reading.frames import image_path
 from nerfit.scenes.reading.pinhole import View, pinhole_scene
-from nerfit.scenes.scene import Scene, SceneConfig, chosen_views
+from nerfit.scenes.scene import Scene, SceneConfig
+from nerfit.scenes.splits import chosen_views
 
 _KEYS = ("file_path", "cam2world", "width", "height", "pix2cam", "near", "far")
 

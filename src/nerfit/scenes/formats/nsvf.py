@@ -14,13 +14,14 @@ from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import read_text
-from nerfit.scenes.images import image_size
+from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading import normalise as placing
 from nerfit.scenes.reading.intrinsics import cameras_of, read_intrinsics
 from nerfit.scenes.reading.normalise import PlacedConfig
 from nerfit.scenes.reading.pinhole import files_of_views, read_numbers, read_pose
 from nerfit.scenes.reading.pixel_cache import load_pixels
-from nerfit.scenes.scene import Scene, pick
+from nerfit.scenes.scene import Scene
+from nerfit.scenes.splits import held_out, make_splits
 
 _PREFIXES = {"train": "0_", "val": "1_", "test": "2_"}
 _FOLDERS = {"train": "train", "val": "validation", "test": "test"}
@@ -51,19 +52,18 @@ def load(source: str, config: Config) -> Scene:
     """
     config.check()
     folder = Path(source)
-    views, splits = _views(folder, config.holdout)
-    splits["train"] = [splits["train"][i] for i in pick(len(splits["train"]), config.train_views)]
+    views, splits = _views(folder, config)
     paths = [files[0] for files in views]
     names = [str(path.relative_to(folder)) for path in paths]
     sizes = [image_size(path) for path in paths]
     if (folder / "intrinsics.txt").is_file():
         _check_alike(paths, sizes)
-    small = [(max(1, w // config.factor), max(1, h // config.factor)) for w, h in sizes]
+    small = [shrunk(size, config.factor) for size in sizes]
     matrices = {file: _intrinsics(file) for file in dict.fromkeys(files[2] for files in views)}
     lenses = []
-    for (path, _, file), size, shrunk in zip(views, sizes, small, strict=True):
+    for (path, _, file), size, target in zip(views, sizes, small, strict=True):
         _check_centre(file, matrices[file], size)
-        lenses.append(read_intrinsics(f"{file}, {path.name}", matrices[file], {}, size, shrunk))
+        lenses.append(read_intrinsics(f"{file}, {path.name}", matrices[file], {}, size, target))
     poses = torch.from_numpy(np.stack([read_pose(files[1]) for files in views]))
     c2w = checked_rotations(convert_axes(poses, "opencv"), str(folder), names)
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
@@ -97,7 +97,7 @@ def _has(folder: Path, *names: str) -> bool:
     return all((folder / name).is_dir() for name in names)
 
 
-def _views(folder: Path, holdout: int) -> tuple[list[tuple[Path, ...]], dict[str, list[int]]]:
+def _views(folder: Path, config: Config) -> tuple[list[tuple[Path, ...]], dict[str, list[int]]]:
     """Picture, pose and intrinsics of every view, and the views of each split."""
     single = folder / "intrinsics.txt"
     splits: dict[str, list[int]] = {}
@@ -106,8 +106,7 @@ def _views(folder: Path, holdout: int) -> tuple[list[tuple[Path, ...]], dict[str
         views = [(*files, single) for files in files_of_views(folder, "pose")]
         splits = {split: [i for i, files in enumerate(views) if files[0].name.startswith(p)] for split, p in _PREFIXES.items()}
         if sum(map(len, splits.values())) < len(views):
-            every = list(range(0, len(views), holdout)) if holdout else []
-            splits = {"train": [i for i in range(len(views)) if i not in set(every)], "test": every}
+            return views, make_splits(str(folder), len(views), held_out(len(views), config.holdout), config.train_views)
     else:
         for split, name in _FOLDERS.items():
             if split == "train" or (folder / name).is_dir():
@@ -119,7 +118,7 @@ def _views(folder: Path, holdout: int) -> tuple[list[tuple[Path, ...]], dict[str
             f"{folder}: of {len(views)} pictures none is left to train on; their names should begin with {_PREFIXES['train']}."
         )
     val, test = splits.get("val", []), splits.get("test", [])
-    return views, {"train": splits["train"], "val": val or test, "test": test or val}
+    return views, make_splits(str(folder), len(views), test or val, config.train_views, splits["train"], val or test)
 
 
 def _check_alike(paths: list[Path], sizes: list[tuple[int, int]]) -> None:

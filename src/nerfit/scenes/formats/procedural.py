@@ -20,7 +20,8 @@ from nerfit.cameras.poses import look_at
 from nerfit.errors import SceneError, nearest
 from nerfit.scenes.formats import raytrace
 from nerfit.scenes.formats.raytrace import Box, Capsule, Cylinder, Points, Stage, Vector, column
-from nerfit.scenes.scene import Bounds, Scene, SceneConfig, pick
+from nerfit.scenes.scene import Bounds, Scene, SceneConfig
+from nerfit.scenes.splits import held_out, make_splits
 
 KINDS = ("object", "forward-facing", "corridor")
 
@@ -68,16 +69,15 @@ def load(source: str, config: Config) -> Scene:
     if kind == "forward-facing":
         c2w = look_at(_grid(views, generator), torch.tensor([0.0, 0.0, -12.0]), torch.tensor([0.0, 1.0, 0.0]))
         names = [f"photo_{i:03d}" for i in range(views)]
-        held = list(range(0, views, 8))
-        splits = {"train": [i for i in range(views) if i % 8], "val": held, "test": list(held)}
+        splits = make_splits(source, views, held_out(views, 8), config.train_views)
     else:
         counts = {"train": views, "val": config.val_views, "test": config.test_views}
         places = _around if kind == "object" else _along
         eyes, targets = places(views, config.val_views, config.test_views, generator)
         c2w = look_at(eyes, targets, torch.tensor([0.0, 0.0, 1.0]))
         names = [f"{split}_{i:03d}" for split, n in counts.items() for i in range(n)]
-        splits = {split: [i for i, name in enumerate(names) if name.startswith(split)] for split in counts}
-    splits["train"] = [splits["train"][i] for i in pick(len(splits["train"]), config.train_views)]
+        train, val, test = ([i for i, name in enumerate(names) if name.startswith(split)] for split in counts)
+        splits = make_splits(source, len(names), test, config.train_views, train, val)
     cameras = Cameras.pinhole(c2w, focal_from_fov(layout.fov, config.size), config.size, config.size, config.pixel_offset)
     backdrop = None if alpha else 0.0 if config.background == "black" else 1.0
     pixels, depths, normals = render(stage(kind, config.scene_seed, wall=not alpha), cameras, config.samples, backdrop)

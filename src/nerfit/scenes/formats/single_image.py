@@ -7,7 +7,7 @@ import torch
 
 from nerfit.cameras import Cameras
 from nerfit.errors import require_min
-from nerfit.scenes.images import SUFFIXES, image_size
+from nerfit.scenes.images import SUFFIXES, image_size, shrunk
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
 
@@ -33,7 +33,7 @@ def load(source: str, config: Config) -> Scene:
     """One view, seen straight on from a camera at the origin, that is both training and test view."""
     path = Path(source)
     require_min("scene.", config, factor=1)
-    width, height = (max(1, pixels // config.factor) for pixels in image_size(path))
+    width, height = shrunk(image_size(path), config.factor)
     return Scene(
         name=path.stem,
         format="image",

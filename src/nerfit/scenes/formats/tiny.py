@@ -10,7 +10,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import read_npz
-from nerfit.scenes.scene import Background, Scene, SceneConfig, pick
+from nerfit.scenes.scene import Background, Scene, SceneConfig
+from nerfit.scenes.splits import make_splits
 
 _TRAIN = 100
 """Views that the example trains on; later ones are for testing."""
@@ -45,7 +46,6 @@ def load(source: str, config: Config) -> Scene:
     n, height, width, channels = images.shape
     c2w = checked_rotations(torch.from_numpy(poses.astype(np.float64)), str(file))
     first = min(_TRAIN, n - 1)
-    test = list(range(first, n))
     near, far = config.reach(2.0, 6.0)
     return Scene(
         name=file.stem,
@@ -53,7 +53,7 @@ def load(source: str, config: Config) -> Scene:
         cameras=Cameras.pinhole(c2w, float(focal.item()), width, height, config.pixel_offset),
         near=near,
         far=far,
-        splits={"train": pick(first, config.train_views), "val": test, "test": test},
+        splits=make_splits(str(file), n, list(range(first, n)), config.train_views),
         pixels=torch.from_numpy(_bytes(file, images).reshape(-1, channels)),
         background=config.background,
         view_names=[f"{i:03d}" for i in range(n)],

@@ -15,14 +15,15 @@ from nerfit.cameras.poses import scale_of, to_4x4
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import peek_json
-from nerfit.scenes.images import image_size
+from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading.depths import load_depths
 from nerfit.scenes.reading.frames import image_path, inside, read_frames
 from nerfit.scenes.reading.intrinsics import cameras_of, number, read_lenses
 from nerfit.scenes.reading.normalise import PlacedConfig, placed_scene
 from nerfit.scenes.reading.pixel_cache import find_masks
 from nerfit.scenes.reading.ply import read_ply
-from nerfit.scenes.scene import Scene, pick
+from nerfit.scenes.scene import Scene
+from nerfit.scenes.splits import held_out, make_splits
 
 _SPLITS = ("train", "val", "test")
 
@@ -63,10 +64,9 @@ def load(source: str, config: Config) -> Scene:
     paths, frames = _present(file, meta["frames"], config.allow_outside)
     names = [os.path.relpath(path, file.parent) for path in paths]
     splits = _splits(file, meta, paths, config)
-    splits["train"] = [splits["train"][i] for i in pick(len(splits["train"]), config.train_views)]
 
     sizes = [image_size(path) for path in paths]
-    small = [(max(1, w // config.factor), max(1, h // config.factor)) for w, h in sizes]
+    small = [shrunk(size, config.factor) for size in sizes]
     lenses = read_lenses(file, meta, frames, sizes, small)
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
@@ -137,13 +137,8 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], config: Config)
         if wanted - known:
             raise SceneError(f"{file}: {split}_filenames has {min(wanted - known)}, which is not among the frames.")
         listed[split] = [i for i, path in enumerate(paths) if path in wanted]
-    every = list(range(0, len(paths), config.holdout)) if config.holdout else []
-    test = listed.get("test", listed.get("val", [] if "train" in listed else every))
-    val = listed.get("val", test)
-    train = listed.get("train", [i for i in range(len(paths)) if i not in {*val, *test}])
-    if not train:
-        raise SceneError(f"{file}: of {len(paths)} pictures none is left to train on; change --scene.holdout or train_filenames.")
-    return {"train": train, "val": val, "test": test}
+    test = listed.get("test", listed.get("val", [] if "train" in listed else held_out(len(paths), config.holdout)))
+    return make_splits(str(file), len(paths), test, config.train_views, listed.get("train"), listed.get("val"))
 
 
 def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path], allow_outside: bool) -> list[Path | None]:

@@ -8,19 +8,18 @@ import torch
 from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.errors import ConfigError, SceneError, require_min
-from nerfit.scenes.images import image_size
+from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, photographs
-from nerfit.scenes.scene import Scene, SceneConfig, pick
+from nerfit.scenes.scene import Scene
+from nerfit.scenes.splits import HoldoutConfig, held_out, make_splits
 
 
 @dataclass
-class Config(SceneConfig):
+class Config(HoldoutConfig):
     """How photographs without cameras are read: one camera made them, and they all look one way from places side by side."""
 
     factor: int = 1
     """Shrink the pictures by this factor."""
-    holdout: int = 8
-    """Every how many pictures (by name) one is kept for testing, from the first on; 0 = none."""
     fov: float = 53.13
     """Field of view across the pictures' width in degrees, where a method does not learn it; 53.13 = focal length as long as the width."""
 
@@ -39,18 +38,14 @@ def load(source: str, config: Config) -> Scene:
     if len(files) < 2:
         raise SceneError(f"{source} holds {len(files)} pictures; it takes 2 or more to learn cameras from them.")
     require_min("scene.", config, factor=1, holdout=0)
-    if config.holdout == 1:
-        raise ConfigError("scene.holdout 1 leaves no picture to train on; it must be 0 or at least 2.")
     if not 0 < config.fov < 180:
         raise ConfigError(f"scene.fov must lie between 0 and 180 degrees, not {config.fov:g}.")
     sizes = [image_size(file) for file in files]
     for file, size in zip(files, sizes, strict=True):
         if size != sizes[0]:
             raise SceneError(f"{file} has a size other than {files[0].name}; cameras are learned of pictures of one size.")
-    width, height = (max(1, round(side / config.factor)) for side in sizes[0])
+    width, height = shrunk(sizes[0], config.factor)
     poses = torch.eye(3, 4, dtype=torch.float64).repeat(len(files), 1, 1)
-    test = list(range(0, len(files), config.holdout)) if config.holdout else []
-    train = [i for i in range(len(files)) if i not in set(test)]
     masks = find_masks(files)
     near, far = config.reach(0.0, 1.0)
     return Scene(
@@ -59,7 +54,7 @@ def load(source: str, config: Config) -> Scene:
         cameras=Cameras.pinhole(poses, focal_from_fov(torch.pi * config.fov / 180, width), width, height, config.pixel_offset),
         near=near,
         far=far,
-        splits={"train": [train[i] for i in pick(len(train), config.train_views)], "val": test, "test": test},
+        splits=make_splits(source, len(files), held_out(len(files), config.holdout), config.train_views),
         pixels=load_pixels(files, [(width, height)] * len(files), masks),
         masked=any(masks),
         bounds="forward-facing",

@@ -9,7 +9,7 @@ import numpy as np
 from nerfit.errors import SceneError
 from nerfit.files import cache_folder, read_json
 from nerfit.scenes.images import SUFFIXES
-from nerfit.scenes.scene import chosen_views
+from nerfit.scenes.splits import chosen_views
 
 
 def read_frames(file: Path) -> dict[str, Any]:

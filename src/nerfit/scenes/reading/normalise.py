@@ -14,7 +14,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.poses import Meeting, rays_meet, recentre, scale_of, to_4x4, transform_poses, view_frame, world_up
 from nerfit.errors import ConfigError, require_min
 from nerfit.scenes.reading.pixel_cache import load_pixels
-from nerfit.scenes.scene import Bounds, Scene, SceneConfig
+from nerfit.scenes.scene import Bounds, Scene
+from nerfit.scenes.splits import HoldoutConfig
 
 _NEAR, _FAR, _OBJECT = 0.05, 100.0, 0.75
 """In mean distances of the cameras from what they look at: near, far of unbounded scenes, radius of an object."""
@@ -24,7 +25,7 @@ _SAMPLE_VIEWS, _SAMPLE_POINTS, _FEW = 100, 5_000, 10
 
 
 @dataclass
-class PlacedConfig(SceneConfig):
+class PlacedConfig(HoldoutConfig):
     """What captures in a world of their own have in common.
 
     Unless near and far are given, an unbounded or forward-facing scene reaches from 0.05 to 100 times the cameras' mean distance
@@ -34,8 +35,6 @@ class PlacedConfig(SceneConfig):
 
     factor: int = 1
     """Shrink the pictures by this factor."""
-    holdout: int = 8
-    """Every how many pictures (by name) one is kept for testing, from the first on; 0 = none; unused where the files list splits."""
     bounds: Bounds | None = None
     """What the cameras look at; none = object where pixels are transparent (or aabb_scale is 1), forward-facing where all cameras look
     within 45° one way from places side by side, else unbounded."""

@@ -13,6 +13,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import read_text
+from nerfit.scenes.images import shrunk
 from nerfit.scenes.reading.pixel_cache import load_pixels, picture_files
 from nerfit.scenes.scene import Scene, SceneConfig
 
@@ -73,7 +74,7 @@ def pinhole_scene(
     names = [str(view.file.relative_to(source)) for view in views]
     lens, sizes = (torch.tensor(list(rows), dtype=torch.float64) for rows in zip(*((view.lens, view.size) for view in views), strict=True))
     c2w = checked_rotations(torch.from_numpy(np.stack([view.c2w for view in views])), str(source), names)
-    small = [(max(1, w // factor), max(1, h // factor)) for w, h in (view.size for view in views)]
+    small = [shrunk(view.size, factor) for view in views]
     width, height = torch.tensor(small).T
     fx, fy, cx, cy = (lens * (torch.tensor(small) / sizes).repeat(1, 2)).to(torch.float32).T
     near, far = config.reach(near, far)
