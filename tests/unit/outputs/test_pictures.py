@@ -60,6 +60,22 @@ def test_normals_in_ndc_are_those_of_the_world() -> None:
     assert_close(normals, along.expand(6, 6, 3), 1e-4)
 
 
+class Interrupted(Nerf):
+    """A method whose density fails, as on a device that runs out of memory."""
+
+    def density(self, points: Tensor) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+
+def test_normals_that_fail_leave_the_precision_as_it_was() -> None:
+    scene, opaque = room(), torch.ones(6, 6)
+    method = Interrupted(TINY, scene)
+    method.precision = torch.bfloat16
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        view_normals(method, scene, scene.cameras, 0, Rendering(torch.zeros(6, 6, 3), opaque, opaque), 7)
+    assert method.precision == torch.bfloat16
+
+
 class Cramped(Nerf):
     """A method on a device where more than ``room`` rays at a time don't fit."""
 

@@ -83,22 +83,24 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
     warp = scene.ndc_by(method.device) if scene.ndc else None
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).to(method.device)
     flat_depth = (depth / opacity.clamp(min=1e-6)).reshape(-1).to(method.device)
-    precision, method.precision = method.precision, torch.float32
     out = []
-    for pixels in torch.arange(flat_depth.numel()).split(max(1, chunk // len(corners))):
-        rays = method.view_batch(scene, cameras, index, pixels).rays
-        assert rays is not None
-        t = flat_depth[pixels.to(method.device), None]
-        points = rays.origins + rays.directions * t
-        if warp is not None:
-            points = from_ndc(points, *warp)
-            t = -points[:, 2:]
-        with torch.enable_grad():
-            cube = (points[:, None] + t[..., None] / camera.fx * corners).reshape(-1, 3).detach().requires_grad_()
-            density = method.density(cube if warp is None else to_ndc(cube, *warp))
-            (gradient,) = torch.autograd.grad(density.sum(), cube)
-        out.append(-torch.nn.functional.normalize(gradient.reshape(len(pixels), -1, 3).mean(1), dim=-1).cpu())
-    method.precision = precision
+    precision, method.precision = method.precision, torch.float32
+    try:
+        for pixels in torch.arange(flat_depth.numel()).split(max(1, chunk // len(corners))):
+            rays = method.view_batch(scene, cameras, index, pixels).rays
+            assert rays is not None
+            t = flat_depth[pixels.to(method.device), None]
+            points = rays.origins + rays.directions * t
+            if warp is not None:
+                points = from_ndc(points, *warp)
+                t = -points[:, 2:]
+            with torch.enable_grad():
+                cube = (points[:, None] + t[..., None] / camera.fx * corners).reshape(-1, 3).detach().requires_grad_()
+                density = method.density(cube if warp is None else to_ndc(cube, *warp))
+                (gradient,) = torch.autograd.grad(density.sum(), cube)
+            out.append(-torch.nn.functional.normalize(gradient.reshape(len(pixels), -1, 3).mean(1), dim=-1).cpu())
+    finally:
+        method.precision = precision
     normals = torch.cat(out).reshape(*depth.shape, 3)
     return normals * (opacity > 0.5)[..., None]
 
