@@ -43,8 +43,8 @@ def test_a_browser_shows_the_field_and_the_training_cameras(tmp_path: Path) -> N
                 time.sleep(5)
                 width, height = panel.client.camera.image_width, panel.client.camera.image_height
                 with_frusta = panel.client.get_render(height, width, transport_format="png")[..., :3]
-                panel.shown.value = False
-                panel._show_frusta()
+                panel.cameras.shown.value = False
+                panel.cameras.show_frusta()
                 time.sleep(5)
                 alone = panel.client.get_render(height, width, transport_format="png")[..., :3]
             finally:

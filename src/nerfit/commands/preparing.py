@@ -191,7 +191,7 @@ def _check_viewer(command: TrainCommand[Any, Any], typed: set[str], form: str | 
     if command.viewer and (command.devices if "devices" in typed else distributed.share().world_size) > 1:
         raise ConfigError("a viewer lets the training wait, and it is shared by several processes: leave out --viewer.")
     if command.viewer:
-        from nerfit.viewer.server import free_port
+        from nerfit.viewer.ports import free_port
 
         free_port(command.host, command.port)  # before anything is written
     for key in sorted({"host", "port"} & typed):

@@ -11,7 +11,8 @@ from nerfit.methods.base import Method
 from nerfit.runs import new_folder, open_run
 from nerfit.scenes import load_scene
 from nerfit.scenes.scene import Scene
-from nerfit.viewer.server import Viewer, free_port
+from nerfit.viewer.ports import free_port
+from nerfit.viewer.server import Viewer
 
 
 def view(options: Any, tell: Callable[[Viewer], None], stop: Callable[[], bool] = lambda: False) -> None:

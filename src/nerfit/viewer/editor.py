@@ -1,17 +1,17 @@
 """The camera path editor in one browser's panel: key frames, preview, files, video."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import viser
 
+from nerfit.cameras.poses import Meeting
 from nerfit.errors import NerfitError
 from nerfit.outputs.pictures.paths import checked_quantities
 from nerfit.viewer.drawing import Viewpoint
+from nerfit.viewer.host import Host, Pilot
 from nerfit.viewer.keyframes import FPS, KeyFrames
-
-if TYPE_CHECKING:
-    from nerfit.viewer.panel import Panel
+from nerfit.viewer.pacing import Sight
 
 COLOUR = (220, 60, 120)
 LINES: Any = {"thickness": 2.0, "thickness_units": "screen"}
@@ -20,15 +20,16 @@ LINES: Any = {"thickness": 2.0, "thickness_units": "screen"}
 class PathEditor:
     """Controls of a `KeyFrames`, which they change and which is drawn into the scene."""
 
-    def __init__(self, panel: "Panel") -> None:
-        self.panel, self.client, self.viewer = panel, panel.client, panel.viewer
-        cameras, first = panel.scene.cameras, panel.train[0]
+    def __init__(self, client: viser.ClientHandle, host: Host, sight: Sight, pilot: Pilot, meeting: Meeting) -> None:
+        self.client, self.host, self.sight, self.pilot = client, host, sight, pilot
+        self.frustum_size = 0.05 * meeting.distance
+        cameras, first = host.scene.cameras, host.scene.splits["train"][0]
         self.keys = KeyFrames(int(cameras.width[first]), int(cameras.height[first]), Viewpoint.of(cameras, first).fov)
         self.drawn: list[viser.SceneNodeHandle] = []
-        self.going = False
+        self.filming = False
         gui = self.client.gui
         with gui.add_folder("Camera path", expand_by_default=False):
-            self.said = gui.add_markdown("no key frame yet")
+            self.status = gui.add_markdown("no key frame yet")
             self._button("add key frame", self._add)
             self._button("remove the last", self._remove)
             self.seconds = gui.add_slider("duration", 0.5, 60, 0.5, self.keys.seconds, hint="Seconds of the video.")
@@ -57,26 +58,25 @@ class PathEditor:
                 self.client.add_notification("That did not work", str(error), color="red", auto_close_seconds=8)
 
     def _changed(self) -> None:
-        """Take over the numbers, and draw the key frames and the way between them."""
+        """Take over the numbers, and draw the key frames and the line between them."""
         keys = self.keys
         keys.seconds, keys.fov = self.seconds.value, float(np.radians(self.fov.value))
         keys.width, keys.height = int(self.width.value), int(self.height.value)
-        self.said.content = f"{len(keys.poses)} key frames, {keys.frames} frames of {keys.width} × {keys.height}"
+        self.status.content = f"{len(keys.poses)} key frames, {keys.frames} frames of {keys.width} × {keys.height}"
         for node in self.drawn:
             node.remove()
         self.drawn = []
-        scale = 0.05 * self.panel.meeting.distance
-        for place, pose in enumerate(keys.poses):
+        for i, pose in enumerate(keys.poses):
             at = Viewpoint.at(pose, keys.fov, keys.width / keys.height)
-            shape = {"fov": at.fov, "aspect": at.aspect, "scale": scale, "color": COLOUR} | LINES
-            self.drawn.append(self.client.scene.add_camera_frustum(f"/path/{place}", wxyz=at.wxyz, position=at.position, **shape))
+            shape = {"fov": at.fov, "aspect": at.aspect, "scale": self.frustum_size, "color": COLOUR} | LINES
+            self.drawn.append(self.client.scene.add_camera_frustum(f"/path/{i}", wxyz=at.wxyz, position=at.position, **shape))
         if len(keys.poses) > 1:
-            way = keys.path()[:, :, 3].numpy()
-            lines = np.stack([way[:-1], way[1:]], 1)
-            self.drawn.append(self.client.scene.add_line_segments("/path/way", lines, COLOUR, **LINES))
+            points = keys.path()[:, :, 3].numpy()
+            lines = np.stack([points[:-1], points[1:]], 1)
+            self.drawn.append(self.client.scene.add_line_segments("/path/line", lines, COLOUR, **LINES))
 
     def _add(self) -> None:
-        self.keys.poses.append(self.panel.sight.viewpoint.pose())
+        self.keys.poses.append(self.sight.viewpoint.pose())
         self._changed()
 
     def _remove(self) -> None:
@@ -84,15 +84,15 @@ class PathEditor:
         self._changed()
 
     def _preview(self) -> None:
-        self.panel.fly(self.keys.path(), self.keys.fov, self.keys.seconds)
+        self.pilot.fly(self.keys.path(), self.keys.fov, self.keys.seconds)
 
     def _save(self) -> None:
         self.keys.path()
-        self.client.send_file_download("path.json", self.keys.to_json(self.panel.scene.name).encode())
+        self.client.send_file_download("path.json", self.keys.to_json(self.host.scene.name).encode())
 
     def _load(self, file: Any) -> None:
         try:
-            keys = KeyFrames.from_json(file.content, self.panel.scene.cameras, file.name, self.panel.scene.name)
+            keys = KeyFrames.from_json(file.content, self.host.scene.cameras, file.name, self.host.scene.name)
         except NerfitError as error:
             self.client.add_notification("This file can't be used", str(error), color="red", auto_close_seconds=8)
             return
@@ -103,17 +103,17 @@ class PathEditor:
 
     def _render(self) -> None:
         names = checked_quantities(self.what.value)
-        cameras = self.keys.cameras(self.panel.scene.cameras.pixel_offset)
-        self.going = self.stop.visible = True
-        self.viewer.record(cameras, names, FPS, self._report, self._done)
+        cameras = self.keys.cameras(self.host.scene.cameras.pixel_offset)
+        self.filming = self.stop.visible = True
+        self.host.record(cameras, names, FPS, self._report, self._done)
 
     def _report(self, text: str) -> bool:
-        self.said.content = text
-        return self.going
+        self.status.content = text
+        return self.filming
 
     def _done(self, video: bytes) -> None:
         self._cancel()
         self.client.send_file_download("path.mp4", video)
 
     def _cancel(self) -> None:
-        self.going = self.stop.visible = False
+        self.filming = self.stop.visible = False

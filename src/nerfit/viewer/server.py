@@ -1,28 +1,23 @@
 """The viewer: a web server for any number of browsers, and pictures drawn by whoever owns the field."""
 
 import contextlib
-import errno
 import io
 import logging
-import re
-import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import viser
-import websockets.asyncio.server
 from jaxtyping import UInt8
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import rays_meet, world_up
-from nerfit.errors import ConfigError, NerfitError
+from nerfit.errors import NerfitError
 from nerfit.methods.base import Method
 from nerfit.outputs.pictures.paths import render_path
 from nerfit.scenes.images import resize_area, to_bytes
@@ -31,53 +26,17 @@ from nerfit.viewer.drawing import QUANTITIES, Viewpoint, draw, orbit
 from nerfit.viewer.gate import Gate
 from nerfit.viewer.pacing import MOVING_SHARE, TRAINING_SHARE, Pace, Ration, Sight, most_in_need
 from nerfit.viewer.panel import Panel
+from nerfit.viewer.ports import LOOPBACK, free_port, host_in_url, start_viser
 
 PORT = 7007
-PORTS_TRIED = 100
 INNER_PORT = 17_007
 """From here on is the port of the viewer behind its gate."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Hosts that nobody else reaches."""
 THUMBNAIL = 96
 """Longest side in pixels of the photos on the frusta."""
 REFRESH = 1.0
 """Seconds that a picture may take while training."""
 IDLE = 0.5
 """Seconds after which whoever waits looks around without being woken."""
-
-
-def free_port(host: str, port: int) -> int:
-    """``port``, or the next one that is not in use; ConfigError where the host can't be served on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in range(port, min(port + PORTS_TRIED, 1 << 16)):
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-                return candidate
-            except (OSError, OverflowError) as error:
-                if getattr(error, "errno", None) not in (errno.EADDRINUSE, errno.EACCES):
-                    raise ConfigError(f"the viewer can't serve on --host {host}: {getattr(error, 'strerror', None) or error}.") from error
-    raise ConfigError(f"the ports from {port} on are in use: choose another --port.")
-
-
-def _name(host: str) -> str:
-    """A host as an address has it; that of this machine where it is all of its addresses."""
-    if host in ("0.0.0.0", "::"):
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host
-
-
-def _serve(host: str, port: int, label: str) -> viser.ViserServer:
-    """Viser's server, which answers no page of another site, and hands nothing on to viser's relay on the internet."""
-    serve = websockets.asyncio.server.serve
-    ours = [None, re.compile(rf"https?://({'|'.join(re.escape(_name(name)) for name in LOOPBACK)})(:\d+)?")]
-    guarded = mock.patch.object(websockets.asyncio.server, "serve", partial(serve, origins=ours))
-    with guarded, contextlib.redirect_stdout(io.StringIO()):  # viser prints a box of its own
-        server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
-    server.request_share_url = lambda verbose=True: None
-    server.gui.configure_theme(show_share_button=False)
-    return server
 
 
 class Viewer:
@@ -101,8 +60,8 @@ class Viewer:
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # browsers open connections that they don't use
         self.gate: Gate | None = None
         own = (host, self.port) if host in LOOPBACK else (LOOPBACK[0], INNER_PORT)
-        self.server = _serve(*own, f"nerfit: {scene.name}")
-        self.url = f"http://{_name(host)}:{self.port}"
+        self.server = start_viser(*own, f"nerfit: {scene.name}")
+        self.url = f"http://{host_in_url(host)}:{self.port}"
         if host not in LOOPBACK:
             self.gate = Gate(host, self.port, self.server.get_port())
             self.url += f"/?token={self.gate.token}"
@@ -134,6 +93,10 @@ class Viewer:
         height, width = picture.shape[:2]
         scale = min(1.0, THUMBNAIL / max(height, width))
         return resize_area(picture, max(1, round(width * scale)), max(1, round(height * scale)))
+
+    def connected(self, client: int) -> bool:
+        """Whether a browser is still there."""
+        return client in self.panels
 
     def _welcome(self, client: viser.ClientHandle) -> None:
         self.panels[client.client_id] = Panel(client, self)
@@ -205,7 +168,7 @@ class Viewer:
             self.paused = self.server.gui.add_checkbox("pause", False, hint="Hold training; pictures get all of the machine.")
             self._progress = self.server.gui.add_markdown("starting")
         self.paused.on_update(lambda _: self.awake.set())
-        self._told = 0.0
+        self._reported = 0.0
 
     def between_steps(self, method: Method, chunk: int, line: str, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Draw for browsers between two steps of a training, no more than its share of the time; stay here while it is paused.
@@ -214,8 +177,8 @@ class Viewer:
         """
         self.watch(method, chunk)
         now = time.perf_counter()
-        if now - self._told > 1 and self.panels:
-            self._told, self._progress.content = now, line
+        if now - self._reported > 1 and self.panels:
+            self._reported, self._progress.content = now, line
         self.serve(lambda: interrupted() or not self.paused.value)
         sights = self.sights
         if self.jobs or (sights and self.ration.allows(now, MOVING_SHARE) and self.draw_next(REFRESH, interrupted)):
@@ -225,7 +188,7 @@ class Viewer:
             self._draw(oldest, oldest.sharpest(self.paces[oldest.wish.quantity], REFRESH), lambda: False)
 
     def record(self, cameras: Cameras, names: list[str], fps: float, report: Callable[[str], bool], done: Callable[[bytes], None]) -> None:
-        """Ask for a video of a path; ``report`` is told how far it is and says whether to go on, ``done`` gets the first video's bytes."""
+        """Ask for a video of a path; ``report`` gets the progress and returns whether to go on, ``done`` gets the first video's bytes."""
 
         def job(stop: Callable[[], bool]) -> None:
             def tick(frame: int, of: int) -> None:

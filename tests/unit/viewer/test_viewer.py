@@ -35,7 +35,8 @@ from nerfit.training.checkpoints import load_checkpoint
 from nerfit.viewer.drawing import Frame, Viewpoint, Wish, clip_to_box, draw, orbit, photo
 from nerfit.viewer.keyframes import KeyFrames
 from nerfit.viewer.pacing import LEAST_PIXELS, MOVING, Pace, Ration, Sight, most_in_need
-from nerfit.viewer.server import REFRESH, TRAINING_SHARE, Viewer, free_port
+from nerfit.viewer.ports import free_port
+from nerfit.viewer.server import REFRESH, TRAINING_SHARE, Viewer
 from viewer_ball import Ball, ball_scene
 
 seeds = st.integers(0, 10_000)
@@ -578,7 +579,7 @@ def test_a_path_is_edited_saved_loaded_and_filmed(viewer: Viewer, tmp_path: Path
     browser.gui["save"].use()
     keys = KeyFrames.from_json(browser.files["path.json"], viewer.scene.cameras)
     assert (len(keys.poses), keys.frames, keys.width, keys.height) == (2, 15, 20, 16)
-    assert browser.scene["/path/0"].visible and "/path/way" in browser.scene
+    assert browser.scene["/path/0"].visible and "/path/line" in browser.scene
     browser.gui["preview"].use()
     assert_close(np.array(browser.camera.position), viewer.scene.cameras.centers[1], 1e-4)
     other = visit(viewer, 1)
@@ -596,7 +597,7 @@ def test_a_path_is_edited_saved_loaded_and_filmed(viewer: Viewer, tmp_path: Path
     browser.gui["render video"].use()
     browser.gui["cancel the video"].use()
     viewer.draw_next()
-    assert "cancelled" in viewer.panels[0].editor.said.content  # type: ignore[union-attr]
+    assert "cancelled" in viewer.panels[0].editor.status.content  # type: ignore[union-attr]
 
 
 # while training
@@ -607,7 +608,7 @@ def test_training_gives_up_its_share_and_no_more(viewer: Viewer, monkeypatch: py
     clock = [0.0]
     monkeypatch.setattr("nerfit.viewer.server.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     viewer.add_training_controls()
-    viewer._told = math.inf
+    viewer._reported = math.inf
     method = Ball()
     render = method.render
 
