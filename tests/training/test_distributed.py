@@ -117,12 +117,12 @@ def test_a_row_of_factors_adds_what_its_pieces_add() -> None:
 
     def piece(*counts: int) -> FactoredGradient:
         room = LANES * (max(counts) // LANES + 1)
-        places = rng.random((len(counts), 3 * room), np.float32)
+        positions = rng.random((len(counts), 3 * room), np.float32)
         features = rng.random((len(counts), layout.depth * room), np.float32).reshape(len(counts), -1, layout.depth, LANES)
         for row, count in enumerate(counts):
             for lane in range(count, room):
                 features[row, lane // LANES, :, lane % LANES] = 0
-        return FactoredGradient(places, features.reshape(len(counts), -1), list(counts), layout)
+        return FactoredGradient(positions, features.reshape(len(counts), -1), list(counts), layout)
 
     pieces, one, all_of = [piece(130, 1), piece(0), piece(LANES)], torch.zeros(layout.size), torch.zeros(layout.size)
     row = as_row(pieces)

@@ -136,7 +136,7 @@ def test_the_number_of_rays_follows_the_samples_that_are_seen(tmp_path: Path, sc
         run.step()
         run.state.step += 1
         assert isinstance(run.method, Instant)
-        kept.append(run.method.space.seen[2])
+        kept.append(run.method.space.counts[2])
     assert 0.7 * SMALL.samples < sum(kept) / len(kept) < 1.4 * SMALL.samples
 
 

@@ -25,7 +25,7 @@ from nerfit.evaluation.poses import camera_errors
 from nerfit.fields.frequency import frequency_encoding, opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.field import field_reference
-from nerfit.kernels.layouts import FieldShape, GridLayout
+from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, Network, RaySet
 from nerfit.kernels.marching import pack_occupancy
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, Method, render_view
@@ -81,9 +81,9 @@ def test_colours_of_the_hash_field_have_the_gradients_of_finite_differences(casc
     near, far, jitter = torch.full((3,), 0.01).double(), torch.full((3,), 0.3).double(), torch.full((3,), 0.4).double()
 
     def colors(o: Tensor, d: Tensor) -> Any:
-        step = 0.031
-        seen = render_rays(o, d, directions, near, far, jitter, occupancy, step, 0.0, table, weights, shape, False, 0.0, 0.0)
-        return seen.color, seen.opacity
+        rays, network = RaySet(o, d, directions, near, far, jitter), Network(table, weights, shape)
+        rendered = render_rays(rays, March(occupancy, 0.031), network, Cutoffs(0.0, 0.0))
+        return rendered.color, rendered.opacity
 
     # the march counts its steps along |d|; a turn keeps that, as cameras do
     def turned(o: Tensor, axis: Tensor) -> Any:
@@ -104,17 +104,17 @@ def test_the_kernels_gradients_of_rays_are_those_of_the_definitions(cascades: in
     occupancy = pack_occupancy((torch.rand(cascades * 128**3) < 0.5).float(), 0.5)
     rays = 200
     origins = 0.5 + (torch.rand(rays, 3) - 0.5) * 2 ** (cascades - 1) * 0.9
-    looks = torch.nn.functional.normalize(torch.randn(rays, 3), dim=-1)
-    directions = looks * (0.5 + torch.rand(rays, 1))
+    viewdirs = torch.nn.functional.normalize(torch.randn(rays, 3), dim=-1)
+    directions = viewdirs * (0.5 + torch.rand(rays, 1))
     near, far, jitter = torch.zeros(rays), torch.full((rays,), 2.0), torch.full((rays,), 0.5)
     goal = torch.rand(rays, 3)
     found = []
     for kind in (torch.float32, torch.float64):
         o, d, table, weights = (leaf.detach().to(kind).requires_grad_() for leaf in (origins, directions, model.table, model.weights))
-        v, n, f, j = (value.to(kind) for value in (looks, near, far, jitter))
-        seen = render_rays(o, d, v, n, f, j, occupancy, 0.02, 0.0, table, weights, model.shape, False, 0.0, 0.0, near_falloff)
-        ((seen.color - goal.to(kind)).square().sum() + (seen.opacity**2).sum() + (seen.depth**2).sum()).backward()
-        found.append([seen.color, *(v.grad for v in (o, d, table, weights))])
+        given, network = RaySet(o, d, *(t.to(kind) for t in (viewdirs, near, far, jitter))), Network(table, weights, model.shape)
+        rendered = render_rays(given, March(occupancy, 0.02), network, Cutoffs(0.0, 0.0), near_falloff)
+        ((rendered.color - goal.to(kind)).square().sum() + (rendered.opacity**2).sum() + (rendered.depth**2).sum()).backward()
+        found.append([rendered.color, *(v.grad for v in (o, d, table, weights))])
     assert found[1][1] is not None and float(found[1][1].norm()) > 0.1
     for fast, exact in zip(*found, strict=True):
         assert fast is not None and exact is not None
@@ -248,8 +248,8 @@ def test_closed_levels_of_the_hash_field_are_not_there() -> None:
     masked = model.table.detach().clone()
     for level, share in enumerate(opened):
         masked[4 * model.shape.grid.offsets[level] : 4 * model.shape.grid.offsets[level + 1]] *= share
-    expected = field_reference(x, d, masked, model.weights, model.shape)
-    found = field_reference(x, d, model.table, model.weights_behind(opened), model.shape)
+    expected = field_reference(x, d, Network(masked, model.weights, model.shape))
+    found = field_reference(x, d, model.network(False, opened))
     assert_close(found[1], expected[1])
     assert_close(model.density(x, False, opened), expected[0], 1e-4)
 

@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from nerfit.kernels.dispatch import backend, kernels_take_threads, warm_up
 from nerfit.kernels.field import field, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.layouts import RESOLUTION, FieldShape, Samples
-from nerfit.kernels.marching import march, pack_occupancy, visible_samples
+from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, March, Network, RaySet, Samples
+from nerfit.kernels.marching import march_rays, pack_occupancy, visible_samples
 from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.kernels.rendering import render_rays
@@ -162,9 +162,9 @@ def _matter(shape: FieldShape, random: Callable[..., Tensor]) -> tuple[Tensor, T
     """Table and weights of a field whose densities lie around DENSITY, varied."""
     drawn, weights = 0.1 + 0.02 * random(shape.grid.size), random(shape.size) * math.sqrt(2 / shape.width)
     table = in_large_pages(torch.empty_like(drawn)).copy_(drawn)  # as a field's
-    hidden, to_code, *_ = shape.split(weights)
-    hidden[0], to_code[0] = 1 / (4 * shape.grid.levels), 0.0  # the first hidden channel is the features' mean, about 0.1
-    to_code[0, 0] = 10 * math.log(DENSITY)
+    hidden, to_geo_features, *_ = shape.split(weights)
+    hidden[0], to_geo_features[0] = 1 / (4 * shape.grid.levels), 0.0  # the first hidden channel is the features' mean, about 0.1
+    to_geo_features[0, 0] = 10 * math.log(DENSITY)
     return table.requires_grad_(), weights.requires_grad_()
 
 
@@ -202,21 +202,21 @@ def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> It
         return [encode_grid(x, table, shape.grid)]
 
     def evaluate(_: None = None) -> Sequence[Tensor]:
-        return field(x, viewdirs, table, weights, shape, half)
+        return field(x, viewdirs, network)
 
-    def evaluate_anew() -> Sequence[Tensor]:
+    def evaluate_again() -> Sequence[Tensor]:
         no_gradients()
         return evaluate()
 
     to_features = [random(n, 4 * shape.grid.levels)]
     to_field = [random(n) / DENSITY, random(n, 3)]
-    networks = (table, weights)
+    networks, network = (table, weights), Network(table, weights, shape, half)
     yield Case("encode_grid", lambda _: [encode_grid(x, table, shape.grid)])
     yield Case("encode_grid backward", lambda out: gradients(out, to_features, [table]), features)
     yield Case("spherical_harmonics", lambda _: [spherical_harmonics(viewdirs)])
-    yield Case("field_density", lambda _: [field_density(x, table, weights, shape, half)])
+    yield Case("field_density", lambda _: [field_density(x, network)])
     yield Case("field forward", evaluate, flops=flops)
-    yield Case("field backward", lambda out: gradients(out, to_field, networks), evaluate_anew, 2 * flops)
+    yield Case("field backward", lambda out: gradients(out, to_field, networks), evaluate_again, 2 * flops)
     yield Case("field forward + backward", lambda _: gradients(evaluate(), to_field, networks), no_gradients, 3 * flops)
 
     g = table.grad.clone()
@@ -238,18 +238,18 @@ def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> It
     occupancy = pack_occupancy(shell, 0.5)
     near, far = torch.zeros(rays, device=device), torch.full((rays,), 3.0, device=device)
     step = math.sqrt(3) / 512
-    ways = surface - d, d, near, far, uniform(rays), occupancy, step
-    yield Case("march", lambda _: march(*ways))
-    yield Case("visible_samples", lambda _: visible_samples(*ways, 0.0, table, weights, shape, half, 1e-3, 1e-3))
+    towards, steps = RaySet(surface - d, d, d, near, far, uniform(rays)), March(occupancy, step)
+    yield Case("march", lambda _: march_rays(towards, steps))
+    yield Case("visible_samples", lambda _: visible_samples(towards, steps, network, Cutoffs(1e-3, 1e-3)))
 
     few = max(rays // 16, 8)  # through occupied space alone, and every sample counts: both bodies must find the same ones
-    everywhere = pack_occupancy(torch.ones_like(shell), 0.5)
-    through = (surface - d)[:few], d[:few], d[:few], near[:few], far[:few], torch.zeros_like(near[:few])
+    everywhere = March(pack_occupancy(torch.ones_like(shell), 0.5), 8 * step)
+    through = replace(towards, jitter=torch.zeros_like(near))[:few]
 
     def render(_: None = None) -> Sequence[Tensor]:
         no_gradients()
-        seen = render_rays(*through, everywhere, 8 * step, 0.0, table, weights, shape, half, 0.0, 0.0)
-        return seen.color, seen.opacity, seen.depth
+        rendered = render_rays(through, everywhere, network, Cutoffs(0.0, 0.0))
+        return rendered.color, rendered.opacity, rendered.depth
 
     to_colors = [random(few, 3)]
     yield Case("render_rays forward", render)

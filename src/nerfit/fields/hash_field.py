@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nerfit.kernels.field import field, field_density
 from nerfit.kernels.intervals import density_along
-from nerfit.kernels.layouts import FieldShape, GridLayout
+from nerfit.kernels.layouts import FieldShape, GridLayout, Network, RaySet
 from nerfit.kernels.memory import in_large_pages
 
 
@@ -22,11 +22,15 @@ class HashField(nn.Module):
         self.weights = nn.Parameter(torch.cat([w.flatten() for w in _initial(shape)]))
 
     def forward(self, x: Float[Tensor, "n 3"], d: Float[Tensor, "n 3"], half: bool) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
-        """Density per unit length of the cube, and colour in [0, 1], seen along unit directions."""
-        return field(x, d, self.table, self.weights, self.shape, half)
+        """Density [n] per unit length of the cube, and colour [n, 3] in [0, 1] along unit directions."""
+        return field(x, d, self.network(half))
+
+    def network(self, half: bool, opened: Float[Tensor, "levels"] | None = None) -> Network:
+        """Table and weights as kernels take them; ``opened`` scales each grid level's features, from 0 to 1."""
+        return Network(self.table, self.weights_behind(opened), self.shape, half)
 
     def weights_behind(self, opened: Float[Tensor, "levels"] | None) -> Tensor:
-        """The networks' weights where the grid's levels count with the weights ``opened``: the first matrix's columns take them."""
+        """The networks' weights for grid levels scaled by ``opened``: the scales go into the columns of the first matrix."""
         if opened is None:
             return self.weights
         rows, columns = self.shape.matrices[0]
@@ -37,14 +41,14 @@ class HashField(nn.Module):
 
     def density(self, x: Float[Tensor, "n 3"], half: bool, opened: Float[Tensor, "levels"] | None = None) -> Float[Tensor, "n"]:
         """Density alone, differentiable in positions at most."""
-        table, weights = self.table.detach(), self.weights_behind(opened).detach()
+        network = Network(self.table.detach(), self.weights_behind(opened).detach(), self.shape, half)
         if torch.is_grad_enabled() and x.requires_grad:
-            return field(x, torch.zeros_like(x), table, weights, self.shape, half)[0]
-        return field_density(x, table, weights, self.shape, half)
+            return field(x, torch.zeros_like(x), network)[0]
+        return field_density(x, network)
 
 
 class HashDensity(nn.Module):
-    """Density alone in contracted space, from a small hash grid and one hidden layer: a proposal for where a field is to be looked at."""
+    """Density alone in contracted space, from a small hash grid and one hidden layer: it proposes where a field is sampled."""
 
     def __init__(self, grid: GridLayout, width: int = 32) -> None:
         super().__init__()
@@ -54,15 +58,13 @@ class HashDensity(nn.Module):
         out[1:] = 0
         self.weights = nn.Parameter(torch.cat([hidden.flatten(), out.flatten()]))
 
-    def forward(
-        self, origins: Float[Tensor, "rays 3"], directions: Float[Tensor, "rays 3"], edges: Float[Tensor, "rays samples+1"], half: bool
-    ) -> Float[Tensor, "rays samples"]:
+    def forward(self, rays: RaySet, edges: Float[Tensor, "rays samples+1"], half: bool) -> Float[Tensor, "rays samples"]:
         """Density per side of the unit box in the middles of intervals of rays in cascade coordinates, with gradients."""
-        return density_along(origins, directions, edges, self.table, self.weights, self.shape, half)
+        return density_along(rays, edges, Network(self.table, self.weights, self.shape, half))
 
 
 def _initial(shape: FieldShape) -> list[Tensor]:
-    """He-uniform matrices; columns and rows that stand for nothing are zero."""
+    """He-uniform matrices; unused columns and rows are zero."""
     found = []
     for number, (rows, columns) in enumerate(shape.matrices):
         w = torch.empty(rows, columns).uniform_(-1, 1) * math.sqrt(6 / columns)

@@ -33,11 +33,11 @@ def as_row(pieces: Sequence[FactoredGradient]) -> FactoredGradient | None:
         return None
     from nerfit.kernels.cpu.matmul import LANES
 
-    places, features = [], []
+    positions, features = [], []
     for piece in pieces:
         for row, count in enumerate(piece.count):
             room = -(-count // LANES) * LANES
-            places.append(piece.places[row, : 3 * room])
+            positions.append(piece.positions[row, : 3 * room])
             features.append(piece.features[row, : piece.layout.depth * room])
-    joined = np.concatenate(places)[None], np.concatenate(features)[None]
+    joined = np.concatenate(positions)[None], np.concatenate(features)[None]
     return FactoredGradient(*joined, [joined[0].size // 3], pieces[0].layout)

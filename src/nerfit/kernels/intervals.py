@@ -1,4 +1,4 @@
-"""Intervals along rays in contracted space: densities in their middles, and the colours of rays whose samples are given."""
+"""Given intervals along rays in contracted space: densities in their middles, and colours of the rays."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ from nerfit.kernels.dispatch import backend
 from nerfit.kernels.factored import give_factored
 from nerfit.kernels.field import field_density
 from nerfit.kernels.hash_grid import encode_grid
-from nerfit.kernels.layouts import HIGHEST_RAW, FactoredGradient, FieldShape, Samples, contract
+from nerfit.kernels.layouts import HIGHEST_RAW, Cutoffs, FactoredGradient, Network, RaySet, Samples, contract
 from nerfit.kernels.marching import keep_visible
 from nerfit.kernels.rendering import Rendered, render_samples, render_slots
 
@@ -26,55 +26,47 @@ def warm_up(device: torch.device) -> None:
         intervals_api.warm_up()
 
 
-def density_along(
-    origins: Float[Tensor, "rays 3"],
-    directions: Float[Tensor, "rays 3"],
-    edges: Float[Tensor, "rays samples+1"],
-    table: Float[Tensor, "size"],
-    weights: Float[Tensor, "weights"],
-    shape: FieldShape,
-    half: bool = False,
-) -> Float[Tensor, "rays samples"]:
-    """Density in the middles of intervals of rays o + t·d (in cascade coordinates), of a field of contracted space without colours.
+def density_along(rays: RaySet, edges: Float[Tensor, "rays samples+1"], network: Network) -> Float[Tensor, "rays samples"]:
+    """Densities [rays, samples] in the middles of intervals, of a field of contracted space without colours.
 
-    ``weights`` are the first two matrices of ``shape``, of which the second's first row makes the raw density. Differentiable in table
-    and weights, as `field` is.
+    Args:
+        rays: Rays in cascade coordinates; only origins and directions are read.
+        edges: Distances t of the intervals' ends, ascending.
+        network: The field; its weights are the first two matrices of its shape, and the second's first row gives the raw density.
+
+    Differentiable in table and weights, as `field` is.
     """
-    if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
-        return _Density.apply(table, weights, origins, directions, edges, shape, half)
-    return density_along_reference(origins, directions, edges, table, weights, shape)
+    if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
+        return _Density.apply(network.table, network.weights, rays, edges, network)
+    return density_along_reference(rays, edges, network)
 
 
-def density_along_reference(
-    origins: Tensor, directions: Tensor, edges: Tensor, table: Tensor, weights: Tensor, shape: FieldShape
-) -> Tensor:
+def density_along_reference(rays: RaySet, edges: Tensor, network: Network) -> Tensor:
     """`density_along` in PyTorch, in any precision."""
+    shape, weights = network.shape, network.weights
     (width, depth), channels = shape.matrices[0], 4 * shape.grid.levels
     hidden, out = weights[: width * depth].reshape(width, depth), weights[width * depth :][:width]
-    features = encode_grid(middles_in_cube(origins, directions, edges), table, shape.grid)
+    features = encode_grid(middles_in_cube(rays, edges), network.table, shape.grid)
     raw = torch.relu(features @ hidden[:, :channels].T) @ out
     return torch.exp(raw.clamp(max=HIGHEST_RAW)).reshape(len(edges), edges.shape[1] - 1)
 
 
-def middles_in_cube(origins: Tensor, directions: Tensor, edges: Float[Tensor, "rays samples+1"]) -> Float[Tensor, "rays*samples 3"]:
+def middles_in_cube(rays: RaySet, edges: Float[Tensor, "rays samples+1"]) -> Float[Tensor, "rays*samples 3"]:
     """Middles of intervals as positions in the field's cube (`contract`), ray after ray."""
     t = 0.5 * (edges[:, 1:] + edges[:, :-1])
-    return contract((origins[:, None] + t[..., None] * directions[:, None]).reshape(-1, 3), 2)
+    return contract((rays.origins[:, None] + t[..., None] * rays.directions[:, None]).reshape(-1, 3), 2)
 
 
 class _Density(torch.autograd.Function):
     """The CPU kernel; with gradients, the features stay for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, table: Tensor, weights: Tensor, rays: RaySet, edges: Tensor, network: Network) -> Tensor:
         from nerfit.kernels.cpu import intervals_api
 
-        origins, directions, edges, shape, half = rest
-        density, ctx.places, ctx.features = intervals_api.density(
-            origins, directions, edges, table, weights, shape, half, any(ctx.needs_input_grad)
-        )
+        density, ctx.positions, ctx.features = intervals_api.density(rays, edges, network, any(ctx.needs_input_grad))
         ctx.save_for_backward(table, weights)
-        ctx.shape, ctx.half = shape, half
+        ctx.network = network
         return density
 
     @staticmethod
@@ -82,71 +74,61 @@ class _Density(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         from nerfit.kernels.cpu import intervals_api
 
-        table, weights = ctx.saved_tensors
-        places, features, ctx.features = ctx.places, ctx.features, None
+        table, _ = ctx.saved_tensors
+        positions, features, ctx.features = ctx.positions, ctx.features, None
         if features is None:
             raise RuntimeError("densities go backward once: their kept features have become their own gradients.")
-        g_weights = intervals_api.density_backward(features, weights, ctx.shape, ctx.half, gradients[0])
-        count = [gradients[0].numel()]
-        factored = FactoredGradient(places.reshape(1, -1).numpy(), features.reshape(1, -1).numpy(), count, ctx.shape.grid)
-        return give_factored(factored, table), g_weights, *([None] * 5)
+        g_weights = intervals_api.density_backward(features, ctx.network, gradients[0])
+        count, grid = [gradients[0].numel()], ctx.network.shape.grid
+        factored = FactoredGradient(positions.reshape(1, -1).numpy(), features.reshape(1, -1).numpy(), count, grid)
+        return give_factored(factored, table), g_weights, None, None, None
 
 
 def render_intervals(
-    origins: Float[Tensor, "rays 3"],
-    directions: Float[Tensor, "rays 3"],
-    viewdirs: Float[Tensor, "rays 3"],
+    rays: RaySet,
     edges: Float[Tensor, "rays samples+1"],
-    table: Float[Tensor, "size"],
-    weights: Float[Tensor, "weights"],
-    shape: FieldShape,
-    half: bool,
-    min_weight: float,
-    early_stop: float,
+    network: Network,
+    cutoffs: Cutoffs,
     near_falloff: float = 0.0,
     packed: bool = False,
 ) -> tuple[Rendered, Float[Tensor, "rays samples"]]:
-    """What rays see through the `field` of contracted space in given intervals, and the weights of all of these, without gradients.
+    """A rendering of the `field` of contracted space in given intervals, and the weights [rays, samples] of all of them without gradients.
 
-    As `render_rays`: intervals of less than ``min_weight``, and those behind which less than ``early_stop`` is left, have no colour
-    and no gradient.
+    Args:
+        rays: Rays in cascade coordinates; only origins, directions and view directions are read.
+        edges: Distances t of the intervals' ends, ascending.
+        network: The field.
+        cutoffs: Intervals of less weight, and those behind a transmittance of less, get no colour and no gradient.
+        near_falloff: As in `render_rays`.
+        packed: Return the visible intervals and their weights too.
+
+    Differentiable as `render_rays` is.
     """
-    if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
+    if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
         from nerfit.kernels.cpu import intervals_api
 
-        given = (origins, directions, viewdirs, edges, table, weights, shape, half, min_weight, early_stop)
-        drawn: list[Tensor] = []
+        all_weights: list[Tensor] = []
 
         def draw(keep: bool) -> Any:
-            slots, all_weights = intervals_api.render(*given, keep)
-            drawn.append(all_weights)
+            slots, weights = intervals_api.render(rays, edges, network, cutoffs, keep)
+            all_weights.append(weights)
             return slots
 
-        return render_slots(draw, table, weights, origins, directions, shape, half, near_falloff, 2, packed), drawn[0]
-    visible, shares = _visible(origins, directions, edges, table, weights, shape, half, min_weight, early_stop)
-    found = render_samples(visible, origins, directions, viewdirs, table, weights, shape, half, early_stop, near_falloff, 2)
-    return (found if packed else replace(found, samples=None, weights=None)), shares
+        return render_slots(draw, rays, network, 2, near_falloff, packed), all_weights[0]
+    visible, weights = _visible(rays, edges, network, cutoffs)
+    rendered = render_samples(visible, rays, network, 2, cutoffs.early_stop, near_falloff)
+    return (rendered if packed else replace(rendered, samples=None, weights=None)), weights
 
 
 @torch.no_grad()
-def _visible(
-    origins: Tensor,
-    directions: Tensor,
-    edges: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    shape: FieldShape,
-    half: bool,
-    min_weight: float,
-    early_stop: float,
-) -> tuple[Samples, Tensor]:
-    """The intervals that are worth a colour, and the weights of all."""
+def _visible(rays: RaySet, edges: Tensor, network: Network, cutoffs: Cutoffs) -> tuple[Samples, Tensor]:
+    """The visible intervals as packed samples, and the weights [rays, samples] of all."""
     n, samples = len(edges), edges.shape[1] - 1
     ray = torch.arange(n, dtype=torch.int32, device=edges.device).repeat_interleave(samples)
     offsets = torch.arange(0, n * samples + 1, samples, device=edges.device)
-    x, norm = middles_in_cube(origins, directions, edges), directions.norm(dim=-1)
+    x, norm = middles_in_cube(rays, edges), rays.directions.norm(dim=-1)
     every = Samples(ray, edges[:, :-1].flatten(), edges[:, 1:].flatten(), x, offsets, n * samples)
-    density = field_density(x, table, weights, shape, half)
+    density = field_density(x, network)
     optical = density.reshape(n, samples) * edges.diff() * norm[:, None]
-    light = torch.exp(-(optical.cumsum(-1) - optical))
-    return keep_visible(every, density, norm, min_weight, early_stop), light * -torch.expm1(-optical)
+    transmittance = torch.exp(-(optical.cumsum(-1) - optical))
+    return keep_visible(every, density, norm, cutoffs), transmittance * -torch.expm1(-optical)

@@ -1,7 +1,7 @@
 """The data that kernels share: shapes of grids and networks, occupancy grids, packed samples, sparse gradients."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from nerfit.errors import ConfigError
 FEATURES = 4
 """Numbers per table entry: one 16-byte load."""
 PRIMES = (1, 2654435761, 805459861)
-CODE = 16
+GEO_FEATURES = 16
 """Outputs of the density network; the first is the raw density."""
 HIGHEST_RAW = 15.0
 """exp of more is cut off."""
@@ -89,7 +89,7 @@ class FieldShape:
     def matrices(self) -> list[tuple[int, int]]:
         """Rows and columns of the five weight matrices; the last has 16 rows, of which 3 are used."""
         w = self.width
-        return [(w, self.grid.depth), (CODE, w), (w, 2 * CODE), (w, w), (CODE, w)]
+        return [(w, self.grid.depth), (GEO_FEATURES, w), (w, 2 * GEO_FEATURES), (w, w), (GEO_FEATURES, w)]
 
     @property
     def size(self) -> int:
@@ -106,7 +106,45 @@ class FieldShape:
     def flops(self) -> int:
         """Floating-point operations of the networks, per sample, forward: two per weight in use."""
         w = self.width
-        return 2 * (w * 4 * self.grid.levels + CODE * w + 2 * CODE * w + w * w + 3 * w)
+        return 2 * (w * 4 * self.grid.levels + GEO_FEATURES * w + 2 * GEO_FEATURES * w + w * w + 3 * w)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The parameters of a field: hash table and weight matrices, with their sizes."""
+
+    table: Float[Tensor, "size"]
+    """Entries of all levels of the hash grid, flat, `FEATURES` numbers an entry."""
+    weights: Float[Tensor, "weights"]
+    """`FieldShape.matrices` one after another, flat; of a field without colours only the first two."""
+    shape: FieldShape
+    half: bool = False
+    """Matrix products take bfloat16 inputs on hardware that has them; sums stay float32."""
+
+
+@dataclass(frozen=True)
+class RaySet:
+    """Rays o + t·d in cascade coordinates (`Occupancy`)."""
+
+    origins: Float[Tensor, "rays 3"]
+    directions: Float[Tensor, "rays 3"]
+    """Of any length: distances t are in units of it."""
+    viewdirs: Float[Tensor, "rays 3"]
+    """Unit directions."""
+    near: Float[Tensor, "rays"]
+    far: Float[Tensor, "rays"]
+    jitter: Float[Tensor, "rays"]
+    """March steps, from 0 to 1, between a ray's entry and its first sample."""
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index: Any) -> "RaySet":
+        return self.each(lambda t: t[index])
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "RaySet":
+        """The same rays after ``function`` of each tensor."""
+        return RaySet(*(function(getattr(self, f.name)) for f in fields(self)))
 
 
 @dataclass
@@ -126,6 +164,27 @@ class Occupancy:
         return len(self.distance) // BLOCKS**3
 
 
+@dataclass(frozen=True)
+class March:
+    """How rays are sampled: at occupied cells, in steps ``step`` long, or t·``cone_angle`` if that is more."""
+
+    occupancy: Occupancy
+    step: float
+    """In sides of the unit cube."""
+    cone_angle: float = 0.0
+    """Step growth per unit distance."""
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    """Which samples get a colour and a gradient."""
+
+    min_weight: float
+    """Least rendering weight of a sample."""
+    early_stop: float
+    """Transmittance below which a ray stops."""
+
+
 @dataclass
 class Samples:
     """Packed samples: those of ray i are offsets[i] … offsets[i + 1] - 1, front to back."""
@@ -137,7 +196,7 @@ class Samples:
     """Middles, as positions in the field's cube (`contract`)."""
     offsets: Int[Tensor, "rays_plus_1"]
     evaluated: int = 0
-    """Densities that were asked for on the way."""
+    """Densities that were evaluated to find them."""
 
     def __len__(self) -> int:
         return len(self.t_starts)
@@ -154,12 +213,12 @@ class Samples:
 
 @dataclass
 class FactoredGradient:
-    """A hash table's gradient as positions and the gradients of their features, to be summed where it is used (CPU kernels).
+    """A hash table's gradient as positions and the gradients of their features, summed by the optimiser (CPU kernels).
 
-    Made for parameters with a list ``factored_gradients``, in place of ``grad``; a sum over a whole table costs more than all else.
+    Parameters with a list ``factored_gradients`` get it there instead of in ``grad``: a sum over the whole table costs more than all else.
     """
 
-    places: Any
+    positions: Any
     """[rows, 3·room] positions in blocks of channels, as the kernels keep them."""
     features: Any
     """[rows, depth·room] gradients of the features there."""

@@ -1,4 +1,4 @@
-"""Occupancy grids: bits that say where matter may be, the march of rays through them, and what of it can be seen."""
+"""Occupancy grids: one bit per cell that may hold matter, the march of rays through them, and the visible samples."""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,12 +7,31 @@ from torch import Tensor
 from nerfit.kernels.compositing import light_before
 from nerfit.kernels.dispatch import backend, implementation
 from nerfit.kernels.field import field_density
-from nerfit.kernels.layouts import BLOCKS, FARTHEST, RESOLUTION, FieldShape, Occupancy, Samples, contract, occupied_box
+from nerfit.kernels.layouts import (
+    BLOCKS,
+    FARTHEST,
+    RESOLUTION,
+    Cutoffs,
+    March,
+    Network,
+    Occupancy,
+    RaySet,
+    Samples,
+    contract,
+    occupied_box,
+)
 
 
 @torch.no_grad()
 def fade_and_raise(grid: Float[Tensor, "cells"], decay: float, cells: Int[Tensor, "n"], found: Float[Tensor, "n"]) -> float:
-    """grid = max(decay·grid, found) in place, where ``cells`` (int64) says which cell each found value is of; returns the mean."""
+    """Update an occupancy grid's densities in place, grid = max(decay·grid, found), and return their mean.
+
+    Args:
+        grid: Value of every cell [cells], changed in place.
+        decay: Factor of all cells.
+        cells: Indices [n] (int64) of the updated cells; one may occur several times.
+        found: Their new values [n].
+    """
     if backend(grid.device) == "cpu" and grid.dtype == torch.float32:
         from nerfit.kernels.cpu import api
 
@@ -22,7 +41,12 @@ def fade_and_raise(grid: Float[Tensor, "cells"], decay: float, cells: Int[Tensor
 
 
 def pack_occupancy(grid: Float[Tensor, "cells"], threshold: float) -> Occupancy:
-    """The occupancy of cells whose value lies above a threshold; ``grid`` holds cascade after cascade, x fastest."""
+    """The occupancy of cells whose value lies above a threshold.
+
+    Args:
+        grid: Values [cascades·128³], cascade after cascade, x fastest.
+        threshold: A cell at the threshold is empty.
+    """
     if backend(grid.device) == "cpu":
         from nerfit.kernels.cpu import api
 
@@ -40,52 +64,35 @@ def pack_occupancy(grid: Float[Tensor, "cells"], threshold: float) -> Occupancy:
     return Occupancy(bits, distance.flatten(), occupied_box(distance.flatten()))
 
 
-def march(
-    origins: Float[Tensor, "rays 3"],
-    directions: Float[Tensor, "rays 3"],
-    near: Float[Tensor, "rays"],
-    far: Float[Tensor, "rays"],
-    jitter: Float[Tensor, "rays"],
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float = 0.0,
-    limit: int = 1024,
-) -> Samples:
-    """All samples of rays o + t·d (in cascade coordinates, d of any length) whose middles lie in occupied cells.
+def march_rays(rays: RaySet, march: March, limit: int = 1024) -> Samples:
+    """All samples of rays whose middles lie in occupied cells (instant-ngp, appendix E).
 
-    A ray starts where it enters the box, plus ``jitter`` steps; steps are ``step`` long, or t·``cone_angle`` where that is more, at
-    most a cell of the coarsest cascade. A sample belongs to the finest cascade that holds its middle and whose cells are no
-    smaller than it is long. At most ``limit`` samples a ray.
+    Args:
+        rays: Rays in cascade coordinates. A ray starts where it enters the occupancy's box, plus ``jitter`` steps.
+        march: Occupancy and steps: ``step`` long, or t·``cone_angle`` if that is more, at most a cell of the coarsest cascade. A sample
+            belongs to the finest cascade that holds its middle and whose cells are no smaller than it is long.
+        limit: Most samples of a ray.
     """
-    if backend(origins.device) == "reference" or origins.dtype != torch.float32:
-        return march_reference(origins, directions, near, far, jitter, occupancy, step, cone_angle, limit)
-    return implementation(origins.device, "marching").march(origins, directions, near, far, jitter, occupancy, step, cone_angle, limit)
+    if backend(rays.origins.device) == "reference" or rays.origins.dtype != torch.float32:
+        return march_rays_reference(rays, march, limit)
+    return implementation(rays.origins.device, "marching").march_rays(rays, march, limit)
 
 
-def march_reference(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
-    jitter: Tensor,
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float,
-    limit: int,
-) -> Samples:
-    """`march` in PyTorch: every sample of every ray is looked at, occupied or not."""
+def march_rays_reference(rays: RaySet, march: March, limit: int = 1024) -> Samples:
+    """`march_rays` in PyTorch, which tests every sample of every ray."""
+    origins, directions, occupancy, cone_angle = rays.origins, rays.directions, march.occupancy, march.cone_angle
     box = occupancy.box.to(origins)
     a, b = (box[0] - origins) / directions, (box[1] - origins) / directions
     inside = ((origins >= box[0]) & (origins <= box[1])) | (directions.abs() >= 1e-12)
     a, b = torch.where(directions.abs() < 1e-12, -torch.inf, a), torch.where(directions.abs() < 1e-12, torch.inf, b)
-    first = torch.maximum(near, torch.minimum(a, b).amax(-1))
-    last = torch.minimum(far, torch.maximum(a, b).amin(-1))
+    first = torch.maximum(rays.near, torch.minimum(a, b).amax(-1))
+    last = torch.minimum(rays.far, torch.maximum(a, b).amin(-1))
     last = torch.where(inside.all(-1), last, -torch.inf)
     norm = directions.norm(dim=-1)
     coarsest = 2.0 ** (occupancy.cascades - 1)
-    least, most = step / norm, torch.maximum(coarsest / (RESOLUTION * norm), step / norm)
-    now = first + jitter * torch.maximum(least, first * cone_angle)
-    rays, starts, ends, places = [], [], [], []
+    least, most = march.step / norm, torch.maximum(coarsest / (RESOLUTION * norm), march.step / norm)
+    now = first + rays.jitter * torch.maximum(least, first * cone_angle)
+    indices, starts, ends, positions = [], [], [], []
     count = torch.zeros(len(origins), dtype=torch.long, device=origins.device)
     while bool((alive := (now < last) & (count < limit)).any()):
         i = alive.nonzero().flatten()
@@ -93,19 +100,19 @@ def march_reference(
         middle = origins[i] + (now[i] + 0.5 * dt)[:, None] * directions[i]
         hit = _occupied(middle, dt * norm[i], occupancy)
         kept = i[hit]
-        rays.append(kept)
+        indices.append(kept)
         starts.append(now[kept])
         ends.append(now[kept] + dt[hit])
-        places.append(contract(middle[hit], occupancy.cascades))
+        positions.append(contract(middle[hit], occupancy.cascades))
         count[kept] += 1
         now[i] = now[i] + dt
-    if not rays:
+    if not indices:
         empty = origins.new_zeros(0)
-        rays, starts, ends, places = [count.new_zeros(0)], [empty], [empty], [origins.new_zeros(0, 3)]
-    ray = torch.cat(rays)
+        indices, starts, ends, positions = [count.new_zeros(0)], [empty], [empty], [origins.new_zeros(0, 3)]
+    ray = torch.cat(indices)
     order = torch.argsort(ray, stable=True)
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    return Samples(ray[order].int(), torch.cat(starts)[order], torch.cat(ends)[order], torch.cat(places)[order], offsets)
+    return Samples(ray[order].int(), torch.cat(starts)[order], torch.cat(ends)[order], torch.cat(positions)[order], offsets)
 
 
 def _occupied(x: Tensor, length: Tensor, occupancy: Occupancy) -> Tensor:
@@ -119,44 +126,37 @@ def _occupied(x: Tensor, length: Tensor, occupancy: Occupancy) -> Tensor:
     return (occupancy.bits[index >> 3].long() >> (index & 7) & 1).bool()
 
 
-def visible_samples(
-    origins: Float[Tensor, "rays 3"],
-    directions: Float[Tensor, "rays 3"],
-    near: Float[Tensor, "rays"],
-    far: Float[Tensor, "rays"],
-    jitter: Float[Tensor, "rays"],
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float,
-    table: Tensor,
-    weights: Tensor,
-    shape: FieldShape,
-    half: bool,
-    min_weight: float,
-    early_stop: float,
-) -> Samples:
-    """Those samples of `march` whose weight in the field's own light reaches ``min_weight``.
+@torch.no_grad()
+def visible_samples(rays: RaySet, march: March, network: Network, cutoffs: Cutoffs) -> Samples:
+    """Those samples of `march_rays` whose rendering weight reaches ``cutoffs.min_weight`` in the field itself, without gradients.
 
-    Rays end where their transmittance falls below ``early_stop``. No gradients.
+    Args:
+        rays: Rays in cascade coordinates, which stop at a transmittance of ``cutoffs.early_stop``.
+        march: Occupancy and steps.
+        network: The field, of which only the density is evaluated.
+        cutoffs: Least weight and least transmittance.
     """
-    with torch.no_grad():
-        if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
-            from nerfit.kernels.cpu import rendering_api
+    if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
+        from nerfit.kernels.cpu import rendering_api
 
-            return rendering_api.visible_samples(
-                origins, directions, near, far, jitter, occupancy, step, cone_angle, table, weights, shape, half, min_weight, early_stop
-            )
-        samples = march(origins, directions, near, far, jitter, occupancy, step, cone_angle)
-        density = field_density(samples.x, table, weights, shape, half)
-        return keep_visible(samples, density, directions.norm(dim=-1), min_weight, early_stop)
+        return rendering_api.visible_samples(rays, march, network, cutoffs)
+    samples = march_rays(rays, march)
+    return keep_visible(samples, field_density(samples.x, network), rays.directions.norm(dim=-1), cutoffs)
 
 
-def keep_visible(samples: Samples, density: Tensor, norm: Tensor, min_weight: float, early_stop: float) -> Samples:
-    """The samples whose weight reaches ``min_weight`` before their ray's light falls below ``early_stop``; ``norm`` is |d|."""
+def keep_visible(samples: Samples, density: Float[Tensor, "samples"], norm: Float[Tensor, "rays"], cutoffs: Cutoffs) -> Samples:
+    """The samples whose weight reaches ``min_weight`` before the transmittance of their ray falls below ``early_stop``.
+
+    Args:
+        samples: Packed samples.
+        density: Their densities [samples].
+        norm: Lengths [rays] of the rays' directions.
+        cutoffs: Least weight and least transmittance.
+    """
     ray = samples.ray_indices.long()
     optical = density * samples.lengths(norm)
-    light = light_before(optical, ray, samples.offsets)
-    keep = (light * -torch.expm1(-optical) >= min_weight) & (light >= early_stop)
+    transmittance = light_before(optical, ray, samples.offsets)
+    keep = (transmittance * -torch.expm1(-optical) >= cutoffs.min_weight) & (transmittance >= cutoffs.early_stop)
     counts = torch.zeros(len(samples.offsets) - 1, dtype=torch.long, device=ray.device).index_add(0, ray, keep.long())
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     ray_indices, t_starts, t_ends = samples.ray_indices[keep], samples.t_starts[keep], samples.t_ends[keep]

@@ -1,4 +1,4 @@
-"""From rays to colours in one kernel: march, densities, light, colours; forward and backward."""
+"""From rays to colours in one kernel: march, densities, transmittance, colours; forward and backward."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,13 +12,13 @@ from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.factored import give_factored
 from nerfit.kernels.field import field
-from nerfit.kernels.layouts import FactoredGradient, FieldShape, Occupancy, Samples, contract
+from nerfit.kernels.layouts import Cutoffs, FactoredGradient, March, Network, RaySet, Samples, contract
 from nerfit.kernels.marching import visible_samples
 
 
 @dataclass
 class Rendered:
-    """What rays see."""
+    """Colours of rays, and what a loss needs beside them."""
 
     color: Float[Tensor, "rays 3"]
     opacity: Float[Tensor, "rays"]
@@ -29,83 +29,73 @@ class Rendered:
     evaluated: int
     """Samples that got a density."""
     samples: Samples | None = None
-    """Those with a colour, by ray, where they were asked for."""
+    """Those with a colour, by ray, on request."""
     weights: Float[Tensor, "samples"] | None = None
-    """Their weights."""
+    """Their rendering weights, on request."""
 
 
 def render_rays(
-    origins: Float[Tensor, "rays 3"],
-    directions: Float[Tensor, "rays 3"],
-    viewdirs: Float[Tensor, "rays 3"],
-    near: Float[Tensor, "rays"],
-    far: Float[Tensor, "rays"],
-    jitter: Float[Tensor, "rays"],
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float,
-    table: Float[Tensor, "size"],
-    weights: Float[Tensor, "weights"],
-    shape: FieldShape,
-    half: bool,
-    min_weight: float,
-    early_stop: float,
-    near_falloff: float = 0.0,
-    packed: bool = False,
+    rays: RaySet, march: March, network: Network, cutoffs: Cutoffs, near_falloff: float = 0.0, packed: bool = False
 ) -> Rendered:
-    """`visible_samples`, their `field` and `composite_packed`, differentiable in table and weights.
+    """Colour, opacity and depth of rays: `visible_samples`, their `field`, `composite_packed`.
 
-    Where ``origins`` want gradients, so it is in origins and directions too: the samples stay at their distances t and move
-    with their rays; what the colours owe to ``viewdirs`` is left out.
+    Args:
+        rays: Rays in cascade coordinates.
+        march: Occupancy and steps.
+        network: The field. A table that has a ``grad`` gets its gradient added there directly.
+        cutoffs: Samples of less weight, and those behind a transmittance of less, get no colour and no gradient.
+        near_falloff: Distance along a ray below which the gradients of density and colour shrink with its square: there are more samples
+            near a camera than elsewhere (Philip and Deschaintre 2023).
+        packed: Return the samples and their weights too.
 
-    ``viewdirs`` are unit directions. A table that has a ``grad`` gets its gradient added there directly. Nearer than
-    ``near_falloff`` along a ray, the gradients of a sample's density and colour shrink with the square of the distance: there are more
-    samples near a camera than anywhere else (Philip and Deschaintre 2023). ``packed`` asks for the samples and their weights.
+    Differentiable in table and weights. If ``rays.origins`` require gradients, also in origins and directions: samples stay at their
+    distances t and move with their rays. The colours' dependence on ``viewdirs`` has no gradient.
     """
-    march = (near, far, jitter, occupancy, step, cone_angle, table, weights, shape, half, min_weight, early_stop)
-    if backend(origins.device) == "cpu" and origins.dtype == torch.float32:
+    cascades = march.occupancy.cascades
+    if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
         from nerfit.kernels.cpu import rendering_api
 
-        given = ((origins, directions, viewdirs, near, far, jitter), *march[3:], True)
-        draw = lambda keep: rendering_api.render(*given, keep)  # noqa: E731
-        return render_slots(draw, table, weights, origins, directions, shape, half, near_falloff, occupancy.cascades, packed)
-    samples = visible_samples(origins.detach(), directions.detach(), *march)
-    found = render_samples(
-        samples, origins, directions, viewdirs, table, weights, shape, half, early_stop, near_falloff, occupancy.cascades
-    )
-    return found if packed else replace(found, samples=None, weights=None)
+        draw = lambda keep: rendering_api.render(rays, march, network, cutoffs, True, keep)  # noqa: E731
+        return render_slots(draw, rays, network, cascades, near_falloff, packed)
+    samples = visible_samples(rays.each(Tensor.detach), march, network, cutoffs)
+    rendered = render_samples(samples, rays, network, cascades, cutoffs.early_stop, near_falloff)
+    return rendered if packed else replace(rendered, samples=None, weights=None)
 
 
 def render_samples(
-    samples: Samples,
-    origins: Float[Tensor, "rays 3"],
-    directions: Float[Tensor, "rays 3"],
-    viewdirs: Float[Tensor, "rays 3"],
-    table: Float[Tensor, "size"],
-    weights: Float[Tensor, "weights"],
-    shape: FieldShape,
-    half: bool,
-    early_stop: float,
-    near_falloff: float,
-    cascades: int,
+    samples: Samples, rays: RaySet, network: Network, cascades: int, early_stop: float, near_falloff: float = 0.0
 ) -> Rendered:
-    """`field` at samples of rays and `composite_packed`, differentiable as `render_rays` is."""
-    ray, norm, middle = samples.ray_indices.long(), directions.norm(dim=-1), samples.middles
-    if torch.is_grad_enabled() and origins.requires_grad:
-        samples.x = contract(origins[ray] + middle[:, None] * directions[ray], cascades)
-    density, rgb = _evaluate(samples, viewdirs[ray], table, weights, shape, half)
+    """`field` at given samples of rays and `composite_packed`, differentiable as `render_rays` is.
+
+    Args:
+        samples: Packed samples of the rays.
+        rays: Rays in cascade coordinates.
+        network: The field.
+        cascades: Number of cascades; with several, the field's cube is contracted space (`contract`).
+        early_stop: Transmittance below which a ray stops.
+        near_falloff: As in `render_rays`.
+    """
+    ray, norm, middle = samples.ray_indices.long(), rays.directions.norm(dim=-1), samples.middles
+    if torch.is_grad_enabled() and rays.origins.requires_grad:
+        samples.x = contract(rays.origins[ray] + middle[:, None] * rays.directions[ray], cascades)
+    density, rgb = _evaluate(samples.x, rays.viewdirs[ray], network)
     density, length = with_lengths(density, samples, norm)
     if near_falloff > 0:
         share = (middle / near_falloff).square().clamp(max=1)
         density, rgb = _with_gradient(density, share), _with_gradient(rgb, share[:, None])
-    color, opacity, depth, light = composite_packed(density, rgb, length, middle, samples.offsets, early_stop)
-    return Rendered(color, opacity, depth, len(samples), samples.evaluated, samples, light)
+    color, opacity, depth, weights = composite_packed(density, rgb, length, middle, samples.offsets, early_stop)
+    return Rendered(color, opacity, depth, len(samples), samples.evaluated, samples, weights)
 
 
 def with_lengths(density: Float[Tensor, "samples"], samples: Samples, norm: Float[Tensor, "rays"]) -> tuple[Tensor, Tensor]:
-    """Densities and the samples' lengths, for `composite_packed`, through which only the densities have a gradient.
+    """Densities and lengths of samples for `composite_packed`, through which only the densities have a gradient.
 
-    Light depends on their product alone, so the densities take over what is due to ``norm``, the length of the directions.
+    Transmittance depends on their product alone, so the densities take over the gradient of the directions' length.
+
+    Args:
+        density: Densities [samples].
+        samples: Packed samples.
+        norm: Lengths [rays] of the rays' directions.
     """
     if norm.requires_grad:
         density = density * (norm / norm.detach())[samples.ray_indices.long()]
@@ -120,39 +110,40 @@ def _with_gradient(value: Tensor, share: Tensor) -> Tensor:
 _PIECE = 1 << 18
 
 
-def _evaluate(samples: Samples, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> tuple[Tensor, Tensor]:
-    """Density and colour of the samples; without gradients in pieces, since a young field may see millions."""
-    if torch.is_grad_enabled() or len(samples) <= _PIECE:
-        return field(samples.x, d, table, weights, shape, half)
-    found = [field(*piece, table, weights, shape, half) for piece in zip(samples.x.split(_PIECE), d.split(_PIECE), strict=True)]
-    return torch.cat([density for density, _ in found]), torch.cat([rgb for _, rgb in found])
+def _evaluate(x: Tensor, d: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    """Density and colour of samples; without gradients in pieces, since a young field may have millions."""
+    if torch.is_grad_enabled() or len(x) <= _PIECE:
+        return field(x, d, network)
+    pieces = [field(*piece, network) for piece in zip(x.split(_PIECE), d.split(_PIECE), strict=True)]
+    return torch.cat([density for density, _ in pieces]), torch.cat([rgb for _, rgb in pieces])
 
 
-def render_slots(
-    draw: Callable[[bool], Any],
-    table: Tensor,
-    weights: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    shape: FieldShape,
-    half: bool,
-    near_falloff: float,
-    cascades: int,
-    packed: bool,
-) -> Rendered:
-    """What a CPU kernel renders into slots, which ``draw`` keeps for the way back if told so; differentiable as `render_rays` is."""
-    color, opacity, depth, light, slots = _Render.apply(table, weights, origins, directions, draw, shape, half, near_falloff, cascades)
-    samples, order = slots.samples() if packed else (None, None)
-    found = None if order is None else light.reshape(-1)[order]
-    return Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated, samples, found)
+def render_slots(draw: Callable[[bool], Any], rays: RaySet, network: Network, cascades: int, near_falloff: float, packed: bool) -> Rendered:
+    """A rendering by a CPU kernel; differentiable as `render_rays` is.
+
+    Args:
+        draw: Renders the rays into slots (`nerfit.kernels.cpu.slots`); they keep what the gradients need if its argument is True.
+        rays: The rays.
+        network: The field.
+        cascades: Number of cascades, as in `render_samples`.
+        near_falloff: As in `render_rays`.
+        packed: Return the samples and their weights too.
+    """
+    leaves = network.table, network.weights, rays.origins, rays.directions
+    color, opacity, depth, weights, slots = _Render.apply(*leaves, draw, network, near_falloff, cascades)
+    rendered = Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated)
+    if packed:
+        rendered.samples, order = slots.samples()
+        rendered.weights = weights.reshape(-1)[order]
+    return rendered
 
 
 class _Render(torch.autograd.Function):
-    """The CPU kernel; what backward needs stays in its slots."""
+    """The CPU kernel; its slots keep what backward needs."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, weights: Tensor, origins: Tensor, directions: Tensor, *rest: Any) -> Any:
-        draw, ctx.shape, ctx.half, ctx.near_falloff, ctx.cascades = rest
+        draw, ctx.network, ctx.near_falloff, ctx.cascades = rest
         ctx.save_for_backward(table, weights, origins, directions)
         ctx.slots = slots = draw(any(ctx.needs_input_grad))
         ctx.set_materialize_grads(False)
@@ -163,13 +154,14 @@ class _Render(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         from nerfit.kernels.cpu import rendering_api
 
-        table, weights, origins, directions = ctx.saved_tensors
+        table, _, origins, directions = ctx.saved_tensors
+        network, grid = ctx.network, ctx.network.shape.grid
         slots, ctx.slots = ctx.slots, None
         if slots is None:
             raise RuntimeError("rendering goes backward once: its kept features have become their own gradients.")
         learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        g_weights = rendering_api.render_backward(slots, weights, ctx.shape, ctx.half, ctx.near_falloff, learned, *gradients[:4])
-        g_rays = rendering_api.ray_gradients(slots, origins, directions, table, ctx.shape.grid, ctx.cascades) if learned else (None, None)
-        factored = FactoredGradient(slots.places, slots.features, slots.kept, ctx.shape.grid)
+        g_weights = rendering_api.render_backward(slots, network, ctx.near_falloff, learned, *gradients[:4])
+        g_rays = rendering_api.ray_gradients(slots, origins, directions, network, ctx.cascades) if learned else (None, None)
+        factored = FactoredGradient(slots.positions, slots.features, slots.kept, grid)
         g_table = give_factored(factored, table) if ctx.needs_input_grad[0] else None
-        return g_table, g_weights, *g_rays, *([None] * 5)
+        return g_table, g_weights, *g_rays, *([None] * 4)

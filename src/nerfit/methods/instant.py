@@ -14,7 +14,7 @@ from nerfit.cameras.learned import CameraConfig, learned_cameras
 from nerfit.fields.frequency import opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
-from nerfit.kernels.layouts import FieldShape, GridLayout, contract
+from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, contract
 from nerfit.kernels.rendering import render_rays
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
 from nerfit.methods.batches import random_pixels, rays_for_samples
@@ -123,22 +123,22 @@ class Instant(Method):
         return math.sqrt(3) / (c.first_march_steps ** (1 - self.progress) * c.march_steps**self.progress)
 
     def before_step(self, step: int) -> None:
-        """Look at some cells of the occupancy grid from time to time."""
+        """Update some cells of the occupancy grid from time to time."""
         self.space.step_length = self.step_length
         self.space.update(step, self._density, self.seed, self.config.occupancy_every, self.config.occupancy_probes)
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Rays, densities asked for, samples kept."""
-        return self.space.seen
+        """Rays, densities evaluated, samples kept."""
+        return self.space.counts
 
     @counts.setter
     def counts(self, sums: tuple[int, ...]) -> None:
-        self.space.count_anew(*sums)
+        self.space.counts = sums
 
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples, by at most a half."""
-        rays, _, kept = self.space.seen
+        rays, _, kept = self.space.counts
         self.rays.fill_(rays_for_samples(self.config.samples, rays, kept))
 
     def _density(self, x: Tensor) -> Tensor:
@@ -155,31 +155,15 @@ class Instant(Method):
         c, rays, space = self.config, batch.rays, self.space
         assert rays is not None
         training = batch.generator is not None
-        origins, directions, near, far, jitter = space.ways(rays, batch.uniform(len(rays)))
-        seen = render_rays(
-            origins,
-            directions,
-            rays.viewdirs,
-            near,
-            far,
-            jitter,
-            space.grid.occupancy(),
-            self.step_length,
-            space.cone_angle,
-            self.field.table,
-            self.field.weights_behind(self._opened()),
-            self.field.shape,
-            self.half_precision,
-            c.min_weight,
-            c.early_stop,
-            self.near_falloff,
-            training and self.distortion > 0,
-        )
-        space.count(len(rays), seen.evaluated, seen.kept)
-        rendering = over_background(seen.color, seen.opacity, seen.depth, batch.background)
-        if seen.samples is not None and seen.weights is not None:
-            s0, s1 = (self._along(t) for t in (seen.samples.t_starts, seen.samples.t_ends))
-            rendering.extras["distortion"] = distortion_packed(seen.weights, s0, s1, seen.samples.offsets)
+        march = March(space.grid.occupancy(), self.step_length, space.cone_angle)
+        network, cutoffs = self.field.network(self.half_precision, self._opened()), Cutoffs(c.min_weight, c.early_stop)
+        packed = training and self.distortion > 0
+        rendered = render_rays(space.to_grid(rays, batch.uniform(len(rays))), march, network, cutoffs, self.near_falloff, packed)
+        space.count(len(rays), rendered.evaluated, rendered.kept)
+        rendering = over_background(rendered.color, rendered.opacity, rendered.depth, batch.background)
+        if (samples := rendered.samples) is not None and rendered.weights is not None:
+            s0, s1 = self._along(samples.t_starts), self._along(samples.t_ends)
+            rendering.extras["distortion"] = distortion_packed(rendered.weights, s0, s1, samples.offsets)
         return rendering
 
     def _along(self, t: Tensor) -> Tensor:
@@ -195,7 +179,7 @@ class Instant(Method):
         return losses
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
-        """Samples per ray, asked for and kept, and how much of space is occupied."""
+        """Samples per ray, evaluated and kept, and the share of space that is occupied."""
         return self.space.scalars()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -218,7 +202,7 @@ class Instant(Method):
         return torch.where(inside, density / self.space.side, 0.0), rgb
 
     def samples_per_ray(self) -> int:
-        """Densities asked for, of the latest step."""
+        """Densities evaluated in the latest step."""
         return round(self.space.scalars()["samples_per_ray"])
 
     def floats_per_ray(self) -> int:

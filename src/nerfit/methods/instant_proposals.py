@@ -14,7 +14,7 @@ from nerfit.errors import ConfigError
 from nerfit.fields.hash_field import HashDensity, HashField
 from nerfit.kernels.dispatch import kernels_take_threads
 from nerfit.kernels.intervals import render_intervals, warm_up
-from nerfit.kernels.layouts import FieldShape, GridLayout, contract
+from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, RaySet, contract
 from nerfit.kernels.rendering import Rendered
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
 from nerfit.methods.batches import random_pixels, rays_for_samples
@@ -84,7 +84,7 @@ class InstantProposalsConfig(CaptureConfig):
 
 
 class InstantProposals(Method):
-    """A fused hash-grid field of all of space, looked at where cheap densities propose, which learn from its weights."""
+    """A fused hash-grid field of all of space, sampled where cheap densities propose, which learn from its weights."""
 
     Config = InstantProposalsConfig
     default_steps: ClassVar[int] = 20_000
@@ -146,27 +146,27 @@ class InstantProposals(Method):
         self.rays.fill_(rays_for_samples(self.config.samples, int(self.rays), self.kept))
 
     def render(self, batch: Batch) -> Rendering:
-        """What the field's few intervals show; of training rays also the losses on the histograms of all levels."""
+        """Render the field's few intervals; of training rays also the losses on the histograms of all levels."""
         warm_up(self.device)
-        rays, training = batch.rays, batch.generator is not None
-        assert rays is not None
+        assert batch.rays is not None
+        rays, training = self._to_grid(batch.rays), batch.generator is not None
         levels, now = self._propose(rays, batch)
-        seen, weights = self._look(rays, now, training)
-        self.kept += seen.kept
-        rendering = over_background(seen.color, seen.opacity, seen.depth, batch.background)
+        rendered, weights = self._render(rays, now, training)
+        self.kept += rendered.kept
+        rendering = over_background(rendered.color, rendered.opacity, rendered.depth, batch.background)
         if training:
             n = self._learners(batch)
             bounds = torch.stack([interlevel(now.s[:n], weights[:n], edges.s[:n], proposed[:n]) for edges, proposed in levels])
-            assert seen.samples is not None and seen.weights is not None
-            s0, s1 = (t / (t + 0.5 * self.side) for t in (seen.samples.t_starts, seen.samples.t_ends))
-            distortion = distortion_packed(seen.weights, s0, s1, seen.samples.offsets)
+            assert (samples := rendered.samples) is not None and rendered.weights is not None
+            s0, s1 = (t / (t + 0.5 * self.side) for t in (samples.t_starts, samples.t_ends))
+            distortion = distortion_packed(rendered.weights, s0, s1, samples.offsets)
             rendering.extras = {"interlevel": bounds.sum(0), "distortion": distortion}
         return rendering
 
-    def _look(self, rays: Rays, now: Intervals, packed: bool) -> tuple[Rendered, Tensor]:
-        """What the field shows in intervals, and their weights."""
-        c, net = self.config, (self.field.table, self.field.weights, self.field.shape, self.half_precision)
-        return render_intervals(*self._ways(rays), rays.viewdirs, now.t, *net, c.min_weight, c.early_stop, c.near_falloff, packed)
+    def _render(self, rays: RaySet, now: Intervals, packed: bool) -> tuple[Rendered, Tensor]:
+        """The field's rendering in intervals, and their weights."""
+        c, network = self.config, self.field.network(self.half_precision)
+        return render_intervals(rays, now.t, network, Cutoffs(c.min_weight, c.early_stop), c.near_falloff, packed)
 
     def _learners(self, batch: Batch) -> int:
         """How many rays, the first ones of the whole batch, the proposals learn from."""
@@ -175,22 +175,22 @@ class InstantProposals(Method):
         whole = math.ceil(self.config.trained_rays * batch.whole)
         return whole if batch.part is None else int((batch.part.places < whole).sum())
 
-    def _ways(self, rays: Rays) -> tuple[Tensor, Tensor]:
-        """Origins and directions in cascade coordinates, in which distances stay what they are."""
-        return (rays.origins - self.origin) / self.side, rays.directions / self.side
+    def _to_grid(self, rays: Rays) -> RaySet:
+        """Rays in cascade coordinates, with the same distances."""
+        origins, directions = (rays.origins - self.origin) / self.side, rays.directions / self.side
+        return RaySet(origins, directions, rays.viewdirs, rays.near, rays.far, torch.zeros_like(rays.near))
 
-    def _propose(self, rays: Rays, batch: Batch) -> tuple[list[tuple[Intervals, Tensor]], Intervals]:
+    def _propose(self, rays: RaySet, batch: Batch) -> tuple[list[tuple[Intervals, Tensor]], Intervals]:
         """Each proposal's intervals and their weights, those of learners with gradients, and the intervals of the field."""
         c, n = self.config, self._learners(batch)
-        origins, directions = self._ways(rays)
-        norm, ends = directions.norm(dim=-1), self.ladder.ends(rays.near, rays.far)
+        norm, ends = rays.directions.norm(dim=-1), self.ladder.ends(rays.near, rays.far)
         exponent = bias(self.progress, c.anneal) if c.anneal else 1.0
         levels: list[tuple[Intervals, Tensor]] = []
         now = self.ladder.even(*ends, c.proposal_samples[0], self._jitter(batch))
         for proposal, samples in zip(self.proposals, (*c.proposal_samples[1:], c.intervals), strict=True):
-            learning = proposal(origins[:n], directions[:n], now.t[:n], self.half_precision)
+            learning = proposal(rays[:n], now.t[:n], self.half_precision)
             with torch.no_grad():
-                density = torch.cat([learning, proposal(origins[n:], directions[n:], now.t[n:], self.half_precision)])
+                density = torch.cat([learning, proposal(rays[n:], now.t[n:], self.half_precision)])
             padding = c.padding / density.shape[1]
             weights, following = self.ladder.draw(*ends, now, density, norm, samples, self._jitter(batch), exponent, padding)
             learned = render_weights(learning, now.t[:n].diff() * norm[:n, None])
@@ -205,10 +205,10 @@ class InstantProposals(Method):
 
     def histograms(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Of the proposals and of the field, on the scale that samples are spaced on."""
-        rays = batch.rays
-        assert rays is not None
+        assert batch.rays is not None
+        rays = self._to_grid(batch.rays)
         levels, now = self._propose(rays, batch)
-        return [(edges.s, weights) for edges, weights in levels] + [(now.s, self._look(rays, now, False)[1])]
+        return [(edges.s, weights) for edges, weights in levels] + [(now.s, self._render(rays, now, False)[1])]
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
         """Huber loss of the colours, proposals above the field's weights, and one surface on each ray."""
@@ -248,7 +248,7 @@ class InstantProposals(Method):
         return density / self.side, rgb
 
     def samples_per_ray(self) -> int:
-        """Densities asked for, of all levels."""
+        """Densities evaluated, of all levels."""
         return sum(self.config.proposal_samples) + self.config.intervals
 
     def floats_per_ray(self) -> int:

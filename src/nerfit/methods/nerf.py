@@ -17,7 +17,7 @@ from nerfit.fields.mlp import NerfMLP, unused_skips
 from nerfit.fields.siren import SirenMLP
 from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.layouts import Samples
+from nerfit.kernels.layouts import Cutoffs, Samples
 from nerfit.kernels.marching import keep_visible
 from nerfit.methods.base import Batch, CaptureConfig, Method, require_inverse_depth, require_model_min
 from nerfit.methods.batches import colour_error, mean_area, pixel_batch
@@ -27,10 +27,8 @@ from nerfit.sampling.along_rays import stratified
 from nerfit.sampling.space import OccupiedSpace
 from nerfit.scenes.scene import Scene
 
-MIN_WEIGHT = 1e-4
-"""Samples of less weight get no colour and no gradient, where an occupancy grid is used."""
-EARLY_STOP = 1e-3
-"""There a ray ends where its transmittance is less."""
+CUTOFFS = Cutoffs(min_weight=1e-4, early_stop=1e-3)
+"""Samples that get a colour and a gradient, with an occupancy grid."""
 WARMUP_DECAY = 0.6
 """What the grid keeps in each update at first: its updates are few, since the network is slow."""
 _PIECE = 1 << 16
@@ -226,14 +224,14 @@ class Nerf(Method):
         marched = space.march(rays, jitter, None if batch.generator is None else self._most_samples())
         norm = rays.directions.norm(dim=-1)
         with torch.no_grad():
-            samples = keep_visible(marched, self._densities(_middles(rays, marched)), norm, MIN_WEIGHT, EARLY_STOP)
+            samples = keep_visible(marched, self._densities(_middles(rays, marched)), norm, CUTOFFS)
         space.count(len(rays), samples.evaluated, len(samples))
         points, viewdirs = _middles(rays, samples), rays.viewdirs[samples.ray_indices.long()]
         pieces = zip(points.split(_PIECE), viewdirs.split(_PIECE), strict=True)
         normal = None if (g := batch.generator) is None else lambda *shape: torch.randn(shape, generator=g, device=g.device)
         found = [self._evaluate(self.coarse, p[:, None], d, normal) for p, d in pieces]
         density, rgb = (torch.cat(parts)[:, 0] for parts in zip(*found, strict=True))
-        return render_packed(density, rgb, samples, norm, batch.background, EARLY_STOP)
+        return render_packed(density, rgb, samples, norm, batch.background, CUTOFFS.early_stop)
 
     def _densities(self, points: Tensor) -> Tensor:
         """Network densities in pieces, for cells and samples of young fields are many."""
@@ -253,12 +251,12 @@ class Nerf(Method):
     @property
     def counts(self) -> tuple[int, ...]:
         """Rays and samples of the march."""
-        return () if self.space is None else self.space.seen
+        return () if self.space is None else self.space.counts
 
     @counts.setter
     def counts(self, sums: tuple[int, ...]) -> None:
         if self.space is not None:
-            self.space.count_anew(*sums)
+            self.space.counts = sums
 
     def scalars(self, rendering: Rendering, batch: Batch) -> dict[str, float]:
         """PSNR of the coarse network, or how many samples the march took."""

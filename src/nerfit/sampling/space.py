@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from nerfit.cameras import Rays
 from nerfit.cameras.poses import rays_meet
-from nerfit.kernels.layouts import Samples
-from nerfit.kernels.marching import march
+from nerfit.kernels.layouts import March, RaySet, Samples
+from nerfit.kernels.marching import march_rays
 from nerfit.sampling.occupancy import OccupancyGrid, seen_blocks
 from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene
@@ -51,16 +51,19 @@ class OccupiedSpace(nn.Module):
         cameras = scene.cameras[scene.splits["train"]]
         seen = None if bounded else seen_blocks(cameras, scene.near, self.origin, self.side, self.cascades)
         self.grid = OccupancyGrid(self.cascades, threshold, warmup_decay=warmup_decay, seen=seen)
-        self.seen = (0, 0, 0)
-        """Rays, densities that were asked for, samples that were kept, since the step began."""
+        self.counts: tuple[int, ...] = (0, 0, 0)
+        """Rays, densities evaluated and samples kept since the step began."""
 
-    def ways(self, rays: Rays, jitter: Float[Tensor, "rays"] | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Origins and directions of rays in cascade coordinates, in which distances stay what they are, near, far and jitter.
+    def to_grid(self, rays: Rays, jitter: Float[Tensor, "rays"] | None) -> RaySet:
+        """Rays in cascade coordinates, with the same distances.
 
-        ``jitter`` moves a ray's samples by so many steps; None is half a step.
+        Args:
+            rays: Rays of the scene.
+            jitter: March steps from 0 to 1 by which each ray's samples move; None = half a step.
         """
         jitter = torch.full_like(rays.near, 0.5) if jitter is None else jitter
-        return (rays.origins - self.origin) / self.side, rays.directions / self.side, rays.near, rays.far, jitter
+        origins, directions = (rays.origins - self.origin) / self.side, rays.directions / self.side
+        return RaySet(origins, directions, rays.viewdirs, rays.near, rays.far, jitter)
 
     def to_cascades(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n 3"], Bool[Tensor, "n"]]:
         """Points of the scene in cascade coordinates, and whether they lie in the outermost cascade."""
@@ -72,39 +75,40 @@ class OccupiedSpace(nn.Module):
         return x * self.side + self.origin
 
     def update(self, step: int, density: Callable[[Tensor], Tensor], seed: int, every: int = 16, probes: int = 65_536) -> None:
-        """Begin a step; every so many of them look at some cells' density, per side of the box, at cascade coordinates.
+        """Begin a step, and in every ``every``-th of them update some cells of the grid.
 
-        They are ``probes`` with one cascade, and half as many more for each further one.
+        Args:
+            step: Number of the step.
+            density: Density [n] per side of the box at cascade coordinates [n, 3].
+            seed: The cells are a function of it and the step.
+            every: Steps between updates.
+            probes: Cells of an update with one cascade; half as many more for each further cascade.
         """
-        self.seen = (0, 0, 0)
+        self.counts = (0, 0, 0)
         if step % every == 0:
             generator = torch.Generator(self.origin.device).manual_seed(mix(seed, step, 0x0CC))
             self.grid.update(density, self.step_length, probes * (self.cascades + 1) // 2, generator)
 
     @torch.no_grad()
     def march(self, rays: Rays, jitter: Float[Tensor, "rays"] | None, most: int | None = None) -> Samples:
-        """All samples of rays in occupied cells; where they are more than ``most`` a ray on average, in steps longer by that much.
+        """All samples of rays in occupied cells.
 
-        A young field is thin everywhere, so that long steps do.
+        More than ``most`` per ray on average are thinned out by longer steps, which suffice for a young field: it is thin everywhere.
         """
-        ways, occupancy = self.ways(rays, jitter), self.grid.occupancy()
-        samples = march(*ways, occupancy, self.step_length, self.cone_angle)
+        grid_rays, occupancy = self.to_grid(rays, jitter), self.grid.occupancy()
+        samples = march_rays(grid_rays, March(occupancy, self.step_length, self.cone_angle))
         if most is None or len(samples) <= most * len(rays):
             return samples
         longer = len(samples) / (most * len(rays))
-        return march(*ways, occupancy, longer * self.step_length, longer * self.cone_angle)
+        return march_rays(grid_rays, March(occupancy, longer * self.step_length, longer * self.cone_angle))
 
     def count(self, rays: int, evaluated: int, kept: int) -> None:
-        """Take note of some rays, the densities asked for along them, and their visible samples."""
-        self.seen = self.seen[0] + rays, self.seen[1] + evaluated, self.seen[2] + kept
-
-    def count_anew(self, rays: int, evaluated: int, kept: int) -> None:
-        """Put other numbers in place of what was counted."""
-        self.seen = rays, evaluated, kept
+        """Add some rays, the densities evaluated along them, and their visible samples to ``counts``."""
+        self.counts = self.counts[0] + rays, self.counts[1] + evaluated, self.counts[2] + kept
 
     def scalars(self) -> dict[str, float]:
-        """Samples per ray, asked for and kept, and how much of space is occupied."""
-        rays, evaluated, kept = self.seen
+        """Samples per ray, evaluated and kept, and the share of space that is occupied."""
+        rays, evaluated, kept = self.counts
         occupied = float((self.grid.distance == 0).float().mean())
         return {"samples_per_ray": evaluated / max(rays, 1), "visible_per_ray": kept / max(rays, 1), "occupied_blocks": occupied}
 

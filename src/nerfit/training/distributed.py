@@ -255,14 +255,14 @@ def _gather_factors(tables: list[nn.Parameter]) -> list[nn.Parameter]:
             table.factored_gradients = []  # pyright: ignore[reportAttributeAccessIssue]
             continue
         all_rows = []
-        for values, width in ((row.places, 3), (row.features, depth)):
+        for values, width in ((row.positions, 3), (row.features, depth)):
             own, rows_of_all = torch.zeros(room * width), torch.empty(world, room * width)
             own[: values.size] = torch.from_numpy(values[0])
             dist.all_gather(list(rows_of_all.unbind()), own)
             sent += (world - 1) * own.nbytes
             all_rows.append(rows_of_all.numpy())
-        places, features = all_rows
+        positions, features = all_rows
         table.grad = None
-        table.factored_gradients = [FactoredGradient(places, features, counts, row.layout)]  # pyright: ignore[reportAttributeAccessIssue]
+        table.factored_gradients = [FactoredGradient(positions, features, counts, row.layout)]  # pyright: ignore[reportAttributeAccessIssue]
         together.append(table)
     return together

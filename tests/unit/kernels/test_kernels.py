@@ -17,7 +17,7 @@ from nerfit.kernels.cpu import api, matmul
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import field, field_density, field_reference
 from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
-from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape, GridLayout
+from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape, GridLayout, Network
 from nerfit.kernels.spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
 
 SIZES = pytest.mark.parametrize("n", [0, 1, 7, 1000])
@@ -98,10 +98,11 @@ def test_the_reference_runs_where_it_is_asked_for(monkeypatch):
         monkeypatch.setattr(api, name, None)
     shape = FieldShape(layout_of(2), 32)
     x, d, table, weights = places(9), directions(9), torch.rand(shape.grid.size), torch.rand(shape.size)
+    network = Network(table, weights, shape)
     assert torch.equal(encode_grid(x, table, shape.grid), encode_grid_reference(x, table, shape.grid))
-    found, expected = field(x, d, table, weights, shape), field_reference(x, d, table, weights, shape)
+    found, expected = field(x, d, network), field_reference(x, d, network)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert torch.equal(field_density(x, table, weights, shape), expected[0])
+    assert torch.equal(field_density(x, network), expected[0])
     packed = torch.rand(9), torch.rand(9, 3), torch.rand(9), torch.rand(9), torch.tensor([0, 4, 9])
     found, expected = composite_packed(*packed, 1e-4), composite_packed_reference(*packed, 1e-4)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -284,7 +285,7 @@ def test_field_follows_its_twin():
     shape = FieldShape(layout_of(3), 32)
     x, table, weights = (v.double() for v in field_inputs(9, shape))
     d = directions(9).double()
-    density, rgb = field_reference(x, d, table, weights, shape)
+    density, rgb = field_reference(x, d, Network(table, weights, shape))
     sizes = [(32, 32), (16, 32), (32, 32), (32, 32), (16, 32)]
     assert shape.matrices == sizes
     ends = np.cumsum([0, *(a * b for a, b in sizes)])
@@ -303,12 +304,13 @@ def test_field_follows_its_twin():
 def test_field_and_its_gradients_match_float64(levels, width, n):
     shape = FieldShape(layout_of(levels), width)
     inputs, d = field_inputs(n, shape), directions(n)
-    found = both(lambda x, t, w: field(x, d.to(x.dtype), t, w, shape), inputs, field_upstream(n))
+    found = both(lambda x, t, w: field(x, d.to(x.dtype), Network(t, w, shape)), inputs, field_upstream(n))
     assert_all_close(found)
-    alone = field_density(*inputs, shape=shape)
+    alone = field_density(inputs[0], Network(*inputs[1:], shape))
     assert alone.shape == (n,)
     assert_close(alone, found[1][0], CLOSE)
-    assert_close(field_density(*(v.double() for v in inputs), shape=shape), found[1][0], 1e-12)
+    x, *parameters = (v.double() for v in inputs)
+    assert_close(field_density(x, Network(*parameters, shape)), found[1][0], 1e-12)
 
 
 def test_gradients_of_the_table_are_added_where_there_are_some():
@@ -316,10 +318,10 @@ def test_gradients_of_the_table_are_added_where_there_are_some():
     x, table, weights = field_inputs(9, shape)
     d, upstream = directions(9), field_upstream(9)
     table.requires_grad_()
-    torch.autograd.backward(field(x, d, table, weights, shape), upstream)
+    torch.autograd.backward(field(x, d, Network(table, weights, shape)), upstream)
     assert table.grad is not None
     once, kept = table.grad.clone(), table.grad
-    torch.autograd.backward(field(x, d, table, weights, shape), upstream)
+    torch.autograd.backward(field(x, d, Network(table, weights, shape)), upstream)
     assert table.grad is kept
     assert_close(kept, 2 * once, 1e-6)
     assert weights.grad is None
@@ -330,17 +332,17 @@ def test_density_and_its_gradient_end_at_the_highest():
     shape = FieldShape(GridLayout(1, 8, 1, 1), 32)
     table = torch.ones(shape.grid.size)
     weights = torch.zeros(shape.size)
-    hidden, to_code, *_ = shape.split(weights)
+    hidden, to_geo_features, *_ = shape.split(weights)
     hidden[:, 0] = 1  # all features are 1, so all hidden numbers are, and raw is the sum of the first row
     x, d = torch.full((3, 3), 0.3), directions(3)
     for raw in (HIGHEST_RAW - 1, HIGHEST_RAW + 5, 200.0, -200.0):
-        to_code[0] = raw / 32
-        found = both(lambda w: field(x.to(w.dtype), d.to(w.dtype), table.to(w.dtype), w, shape)[0], [weights], [torch.ones(3)])
+        to_geo_features[0] = raw / 32
+        found = both(lambda w: field(x.to(w.dtype), d.to(w.dtype), Network(table.to(w.dtype), w, shape))[0], [weights], [torch.ones(3)])
         expected = math.exp(min(raw, HIGHEST_RAW)) if raw > -87 else 0
         for density, gradient in found:
             assert density.tolist() == pytest.approx([expected] * 3, rel=1e-5, abs=1e-30)
-            of_code = list(shape.split(gradient))[1]
-            assert of_code[0].tolist() == pytest.approx([3 * expected * (raw <= HIGHEST_RAW)] * 32, rel=1e-5, abs=1e-30)
+            of_geo_features = list(shape.split(gradient))[1]
+            assert of_geo_features[0].tolist() == pytest.approx([3 * expected * (raw <= HIGHEST_RAW)] * 32, rel=1e-5, abs=1e-30)
 
 
 def test_widths():
@@ -372,9 +374,9 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def rounded_field(x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape) -> tuple[Tensor, Tensor]:
-    hidden, to_code, color1, color2, out = shape.split(weights)
+    hidden, to_geo_features, color1, color2, out = shape.split(weights)
     features = encode_grid_reference(x, table, shape.grid)
-    code = Rounded.apply(torch.relu(Rounded.apply(features, hidden[:, : features.shape[1]])), to_code)
+    code = Rounded.apply(torch.relu(Rounded.apply(features, hidden[:, : features.shape[1]])), to_geo_features)
     joint = torch.cat([code, spherical_harmonics_reference(d)], -1)
     color = Rounded.apply(torch.relu(Rounded.apply(torch.relu(Rounded.apply(joint, color1)), color2)), out[:3])
     return torch.exp(code[:, 0]), torch.sigmoid(color)
@@ -390,13 +392,13 @@ def test_tiles_round_their_inputs_to_bfloat16_and_nothing_else(levels, width, n)
 
     def either(x: Tensor, t: Tensor, w: Tensor) -> Any:
         if x.dtype == torch.float32:
-            return field(x, d, t, w, shape, half=True)
+            return field(x, d, Network(t, w, shape, half=True))
         return rounded_field(x, d.double(), t, w, shape)
 
     found = both(either, inputs, field_upstream(n))
     assert_all_close(found, 5e-3)  # rarely, a number within float32's error of a tie is rounded the other way
-    assert_close(field_density(*inputs, shape=shape, half=True), found[0][0], 1e-6)
-    exact = both(lambda x, t, w: field(x, d.to(x.dtype), t, w, shape), inputs, field_upstream(n))
+    assert_close(field_density(inputs[0], Network(*inputs[1:], shape, half=True)), found[0][0], 1e-6)
+    exact = both(lambda x, t, w: field(x, d.to(x.dtype), Network(t, w, shape)), inputs, field_upstream(n))
     for value, reference in zip(found[0], exact[1], strict=True):
         assert (value - reference).norm() <= 0.1 * reference.norm()
     if n == 1000:
@@ -407,9 +409,9 @@ def test_half_without_tiles_is_float32(monkeypatch):
     shape = FieldShape(layout_of(2), 32)
     inputs, d = field_inputs(9, shape), directions(9)
     x, table, weights = inputs
-    exact = field(x, d, table, weights, shape)
+    exact = field(x, d, Network(table, weights, shape))
     monkeypatch.setattr(matmul, "has_tiles", lambda: False)
-    assert all(torch.equal(a, b) for a, b in zip(field(x, d, table, weights, shape, half=True), exact, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(field(x, d, Network(table, weights, shape, half=True)), exact, strict=True))
 
 
 # --- Compositing ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 # pyright: reportCallIssue=false
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.kernels.cpu import runtime
 from nerfit.kernels.intervals import density_along, render_intervals
-from nerfit.kernels.layouts import FieldShape, GridLayout
+from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, Network, RaySet
 from nerfit.sampling.proposals import Ladder, inverse_power_ladder, power_ladder
 
 SHAPE = FieldShape(GridLayout(5, 10, 4, 64), 32)
@@ -32,10 +33,11 @@ def uniform(*size: int, seed: int = 0) -> Tensor:
     return torch.rand(*size, generator=torch.Generator().manual_seed(seed))
 
 
-def rays(n: int, samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Origins, directions of several lengths, unit directions and edges of intervals, far out of the unit box too."""
-    directions = 2 * uniform(n, 3, seed=1) - 1
-    return uniform(n, 3), directions, torch.nn.functional.normalize(directions, dim=-1), (2 * uniform(n, samples + 1, seed=2)).cumsum(-1)
+def rays(n: int, samples: int) -> tuple[RaySet, Tensor]:
+    """Rays with directions of several lengths, and edges of intervals, far out of the unit box too."""
+    directions, unused = 2 * uniform(n, 3, seed=1) - 1, torch.zeros(n)
+    viewdirs = torch.nn.functional.normalize(directions, dim=-1)
+    return RaySet(uniform(n, 3), directions, viewdirs, unused, unused, unused), (2 * uniform(n, samples + 1, seed=2)).cumsum(-1)
 
 
 def networks(matrices: int) -> tuple[Tensor, Tensor]:
@@ -51,11 +53,11 @@ def exact(*tensors: Tensor) -> list[Tensor]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("n, samples", [(0, 3), (1, 2), (50, 7), (300, 64)])
 def test_densities_and_their_gradients_follow_the_definition(n: int, samples: int) -> None:
-    origins, directions, _, edges = rays(n, samples)
+    given, edges = rays(n, samples)
     found = []
     for make in (lambda *t: [v.clone() for v in t], exact):
         table, weights = (v.requires_grad_() for v in make(*networks(2)))
-        density = density_along(*make(origins, directions, edges), table, weights, SHAPE)
+        density = density_along(given.each(lambda t, make=make: make(t)[0]), make(edges)[0], Network(table, weights, SHAPE))
         signs = torch.cos(torch.arange(n * samples).to(density)).reshape(n, samples)
         (signs * density / (1 + density.detach())).sum().backward()
         assert table.grad is not None and weights.grad is not None
@@ -69,28 +71,30 @@ def test_densities_and_their_gradients_follow_the_definition(n: int, samples: in
 @pytest.mark.parametrize("n, samples", [(0, 3), (1, 2), (60, 7), (130, 40)])
 def test_rendered_intervals_and_all_gradients_follow_the_definition(n: int, samples: int) -> None:
     """Also those of rays; an interval whose weight is about the least one would be a toss-up, so none is left out here."""
-    origins, directions, viewdirs, edges = rays(n, samples)
+    given, edges = rays(n, samples)
     found = []
     for make in (lambda *t: [v.clone() for v in t], exact):
-        leaves = [v.requires_grad_() for v in make(*networks(5), origins, directions)]
-        seen, shares = render_intervals(leaves[2], leaves[3], *make(viewdirs, edges), *leaves[:2], SHAPE, False, 0.0, 0.0, 0.7, True)
-        assert seen.weights is not None and seen.kept == n * samples
-        assert_close(seen.weights.detach(), shares.flatten(), 1e-6)
-        loss = seen.color.square().sum() + seen.opacity.sum() + 0.1 * seen.depth.sum() + seen.weights.square().sum()
+        table, weights, origins, directions = leaves = [v.requires_grad_() for v in make(*networks(5), given.origins, given.directions)]
+        mine = replace(given.each(lambda t, make=make: make(t)[0]), origins=origins, directions=directions)
+        network = Network(table, weights, SHAPE)
+        rendered, every = render_intervals(mine, make(edges)[0], network, Cutoffs(0.0, 0.0), 0.7, True)
+        assert rendered.weights is not None and rendered.kept == n * samples
+        assert_close(rendered.weights.detach(), every.flatten(), 1e-6)
+        loss = rendered.color.square().sum() + rendered.opacity.sum() + 0.1 * rendered.depth.sum() + rendered.weights.square().sum()
         loss.backward()
-        found.append([seen.color.detach(), seen.depth.detach(), shares, *(v.grad for v in leaves)])
+        found.append([rendered.color.detach(), rendered.depth.detach(), every, *(v.grad for v in leaves)])
     for mine, true in zip(*found, strict=True):
         assert_close(mine, true, 1e-4)
 
 
 def test_intervals_of_little_weight_are_left_out_of_colours_but_not_of_the_weights() -> None:
-    origins, directions, viewdirs, edges = rays(40, 12)
+    given, network = rays(40, 12), Network(*networks(5), SHAPE)
     with torch.no_grad():
-        every, shares = render_intervals(origins, directions, viewdirs, edges, *networks(5), SHAPE, False, 0.0, 0.0)
-        seen, again = render_intervals(origins, directions, viewdirs, edges, *networks(5), SHAPE, False, 0.05, 0.0)
-    assert torch.equal(shares, again)
-    assert 0 < seen.kept == int((shares >= 0.05).sum()) < every.kept == 480
-    assert_close(seen.opacity, every.opacity, 12 * 0.05)
+        every, weights = render_intervals(*given, network, Cutoffs(0.0, 0.0))
+        visible, again = render_intervals(*given, network, Cutoffs(0.05, 0.0))
+    assert torch.equal(weights, again)
+    assert 0 < visible.kept == int((weights >= 0.05).sum()) < every.kept == 480
+    assert_close(visible.opacity, every.opacity, 12 * 0.05)
 
 
 @given(st.sampled_from([1.0, 0.5, 0.0, -0.25, -1.0, -1.5]), st.floats(0, 50))

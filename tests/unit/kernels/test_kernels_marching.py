@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
@@ -13,8 +14,21 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.kernels.cpu import rendering_api
 from nerfit.kernels.field import field_density
-from nerfit.kernels.layouts import BLOCKS, FARTHEST, RESOLUTION, FieldShape, GridLayout, Occupancy, Samples, occupied_box
-from nerfit.kernels.marching import keep_visible, march, march_reference, pack_occupancy, visible_samples
+from nerfit.kernels.layouts import (
+    BLOCKS,
+    FARTHEST,
+    RESOLUTION,
+    Cutoffs,
+    FieldShape,
+    GridLayout,
+    March,
+    Network,
+    Occupancy,
+    RaySet,
+    Samples,
+    occupied_box,
+)
+from nerfit.kernels.marching import keep_visible, march_rays, march_rays_reference, pack_occupancy, visible_samples
 
 CASCADES = pytest.mark.parametrize("cascades", [1, 3])
 FILLS = pytest.mark.parametrize("fill", ["empty", "full", "random", "lumps"])
@@ -108,11 +122,8 @@ def test_the_box_holds_all_matter_and_no_more():
 
 # --- March ----------------------------------------------------------------------------------------------------------
 
-Rays = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Origins, directions, near, far, jitter."""
 
-
-def rays_of(n: int, cascades: int) -> Rays:
+def rays_of(n: int, cascades: int) -> RaySet:
     """Rays from inside and outside, with directions of any length; of every 8, one is axis-parallel and three lie in a plane,
     one begins after it ends, one misses."""
     generator = torch.Generator().manual_seed(n + cascades)
@@ -130,20 +141,14 @@ def rays_of(n: int, cascades: int) -> Rays:
     far[6::8] = 0.5 * near[6::8]
     far[1::8] = torch.rand(len(far[1::8]), generator=generator)
     directions[7::8] = origins[7::8] - 0.5
-    return origins, directions, near, far, torch.rand(n, generator=generator)
+    return RaySet(origins, directions, directions, near, far, torch.rand(n, generator=generator))
 
 
-def exact(rays: Rays) -> Rays:
-    """The same in float64."""
-    origins, directions, near, far, jitter = (v.double() for v in rays)
-    return origins, directions, near, far, jitter
-
-
-def walk(rays: Rays, i: int, occupied: np.ndarray, box: np.ndarray, step: float, cone_angle: float) -> tuple[np.ndarray, ...]:
+def walk(rays: RaySet, i: int, occupied: np.ndarray, box: np.ndarray, step: float, cone_angle: float) -> tuple[np.ndarray, ...]:
     """Ray i's whole lattice in float64: begins, lengths, middles, whether each is occupied, and how far (in cells, steps or percent)
     anything is from turning out otherwise."""
-    o, d = rays[0][i].double().numpy(), rays[1][i].double().numpy()
-    first, last, jitter = (float(v[i]) for v in rays[2:])
+    o, d = rays.origins[i].double().numpy(), rays.directions[i].double().numpy()
+    first, last, jitter = (float(v[i]) for v in (rays.near, rays.far, rays.jitter))
     for axis in range(3):
         if abs(d[axis]) > 1e-12:
             ends = sorted((box[k, axis] - o[axis]) / d[axis] for k in (0, 1))
@@ -171,9 +176,9 @@ def walk(rays: Rays, i: int, occupied: np.ndarray, box: np.ndarray, step: float,
     return begins, lengths, middles, occupied[level, z, y, x], doubt
 
 
-def check_march(samples: Samples, rays: Rays, occupied: np.ndarray, box: np.ndarray, step: float, cone_angle: float) -> int:
+def check_march(samples: Samples, rays: RaySet, occupied: np.ndarray, box: np.ndarray, step: float, cone_angle: float) -> int:
     """Every sample lies on its ray's lattice, in an occupied cell, in order; and none is missing. Returns how many were certain."""
-    n, certain = len(rays[0]), 0
+    n, certain = len(rays), 0
     offsets = samples.offsets.numpy()
     assert offsets.shape == (n + 1,)
     assert offsets[0] == 0
@@ -218,11 +223,11 @@ def test_march_finds_all_that_a_walk_finds(occupancies, cascades, fill, cone_ang
     occupied, occupancy = occupancies(cascades, fill)
     rays = rays_of(200 if fill == "lumps" else 48, cascades)
     box = occupancy.box.double().numpy()
-    found = march(*rays, occupancy, STEP, cone_angle)
+    found = march_rays(rays, March(occupancy, STEP, cone_angle))
     certain = check_march(found, rays, occupied, box, STEP, cone_angle)
     assert (certain > 100) == (fill != "empty")
     assert len(found) < 1.2 * certain + 1
-    check_march(march_reference(*exact(rays), occupancy, STEP, cone_angle, 1024), rays, occupied, box, STEP, cone_angle)
+    check_march(march_rays_reference(*rays.each(Tensor.double), March(occupancy, STEP, cone_angle)), rays, occupied, box, STEP, cone_angle)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 1000])
@@ -231,8 +236,8 @@ def test_march_finds_all_that_a_walk_finds(occupancies, cascades, fill, cone_ang
 def test_march_matches_its_float64_reference(occupancies, cascades, cone_angle, n):
     _, occupancy = occupancies(cascades, "lumps")
     rays = rays_of(n, cascades)
-    found = march(*rays, occupancy, STEP, cone_angle)
-    reference = march_reference(*exact(rays), occupancy, STEP, cone_angle, 1024)
+    found = march_rays(rays, March(occupancy, STEP, cone_angle))
+    reference = march_rays_reference(*rays.each(Tensor.double), March(occupancy, STEP, cone_angle))
     same = found.offsets.diff() == reference.offsets.diff()
     assert (~same).sum() <= 0.03 * n, "a sample on a cell's wall may be rounded to either side"
     mine, theirs = same[found.ray_indices.long()], same[reference.ray_indices.long()]
@@ -246,12 +251,12 @@ def test_march_matches_its_float64_reference(occupancies, cascades, cone_angle, 
 def test_limits_keep_the_first_samples(occupancies, limit, cone_angle):
     _, occupancy = occupancies(3, "random")
     rays = rays_of(48, 3)
-    whole, found = march(*rays, occupancy, STEP, cone_angle), march(*rays, occupancy, STEP, cone_angle, limit)
+    whole, found = march_rays(rays, March(occupancy, STEP, cone_angle)), march_rays(rays, March(occupancy, STEP, cone_angle), limit)
     first = torch.cat([torch.arange(begin, min(begin + limit, end)) for begin, end in itertools.pairwise(whole.offsets.tolist())])
     assert torch.equal(found.offsets.diff(), whole.offsets.diff().clamp(max=limit))
     for name in ("ray_indices", "t_starts", "t_ends", "x"):
         assert torch.equal(getattr(found, name), getattr(whole, name)[first])
-    reference = march_reference(*exact(rays), occupancy, STEP, cone_angle, limit)
+    reference = march_rays_reference(*rays.each(Tensor.double), March(occupancy, STEP, cone_angle), limit)
     assert reference.offsets.diff().max() == limit
     assert (reference.offsets.diff() == found.offsets.diff()).float().mean() > 0.95
 
@@ -259,9 +264,8 @@ def test_limits_keep_the_first_samples(occupancies, limit, cone_angle):
 def test_marches_take_views(occupancies):
     _, occupancy = occupancies(1, "random")
     rays = rays_of(24, 1)
-    whole = march(*rays, occupancy, STEP)
-    origins, directions, near, far, jitter = (v[::2] for v in rays)
-    even = march(origins, directions, near, far, jitter, occupancy, STEP)
+    whole = march_rays(rays, March(occupancy, STEP))
+    even = march_rays(rays[::2], March(occupancy, STEP))
     assert len(even)
     assert torch.equal(even.t_starts, whole.t_starts[whole.ray_indices % 2 == 0])
 
@@ -275,8 +279,9 @@ def test_axis_parallel_rays_leap_as_others_do(occupancies):
         directions[:, axis] = 1.0
         origins = torch.rand(2000, 3) * 0.8 + 0.1
         origins[:, axis] = -0.5
+        rays = RaySet(origins, directions, directions, torch.zeros(2000), torch.full((2000,), 9.0), torch.rand(2000))
         start = perf_counter()
-        assert not len(march(origins, directions, torch.zeros(2000), torch.full((2000,), 9.0), torch.rand(2000), occupancy, 1e-5, limit=1))
+        assert not len(march_rays(rays, March(occupancy, 1e-5), limit=1))
         assert perf_counter() - start < 0.5
 
 
@@ -285,24 +290,22 @@ def test_axis_parallel_rays_leap_as_others_do(occupancies):
 SHAPE = FieldShape(GridLayout(4, 12, 4, 64), 32)
 
 
-def matter(strength: float) -> tuple[Tensor, Tensor]:
-    """Table and weights of a field with densities around ``strength``, varied."""
+def matter(strength: float) -> Network:
+    """A field with densities around ``strength``, varied."""
     generator = torch.Generator().manual_seed(5)
     table = torch.randn(SHAPE.grid.size, generator=generator)
     weights = torch.randn(SHAPE.size, generator=generator) * 0.2
-    hidden, to_code, *_ = SHAPE.split(weights)
+    hidden, to_geo_features, *_ = SHAPE.split(weights)
     table[0::4] = 1.0  # a constant feature: the bias that the networks lack
     hidden[0, : 4 * SHAPE.grid.levels : 4], hidden[0, 1:4] = 1.0 / SHAPE.grid.levels, 0.0
     for channel in range(4 * SHAPE.grid.levels):
         if channel % 4:
             hidden[0, channel] = 0.0
-    to_code[0, 0] = math.log(strength)
-    return table, weights
+    to_geo_features[0, 0] = math.log(strength)
+    return Network(table, weights, SHAPE)
 
 
-def visible_twin(
-    samples: Samples, density: np.ndarray, norm: np.ndarray, min_weight: float, early_stop: float
-) -> tuple[list[bool], list[float]]:
+def visible_twin(samples: Samples, density: np.ndarray, norm: np.ndarray, cutoffs: Cutoffs) -> tuple[list[bool], list[float]]:
     """Which samples are kept, one after another, and how far (relatively) each is from the opposite."""
     keep, doubt = [], []
     for i, (begin, end) in enumerate(itertools.pairwise(samples.offsets.tolist())):
@@ -310,8 +313,8 @@ def visible_twin(
         for s in range(begin, end):
             left = light * math.exp(-density[s] * float(samples.t_ends[s] - samples.t_starts[s]) * norm[i])
             weight = light - left
-            keep.append(weight >= min_weight and light >= early_stop)
-            doubt.append(min(abs(weight / min_weight - 1), abs(light / early_stop - 1)))
+            keep.append(weight >= cutoffs.min_weight and light >= cutoffs.early_stop)
+            doubt.append(min(abs(weight / cutoffs.min_weight - 1), abs(light / cutoffs.early_stop - 1)))
             light = left
     return keep, doubt
 
@@ -322,19 +325,18 @@ def visible_twin(
 def test_visible_samples_follow_their_twin(monkeypatch, occupancies, strength, cascades, cone_angle):
     _, occupancy = occupancies(cascades, "full" if cascades == 1 else "random")
     rays = rays_of(200, cascades)
-    table, weights = matter(strength)
-    norm = rays[1].norm(dim=-1)
-    everything = march(*rays, occupancy, STEP, cone_angle)
-    density = field_density(everything.x, table, weights, SHAPE)
-    min_weight, early_stop = 1e-3, 1e-2
-    true = field_density(everything.x.double(), table.double(), weights.double(), SHAPE).numpy()
-    keep, doubt = (np.array(v) for v in visible_twin(everything, true, norm.double().numpy(), min_weight, early_stop))
+    network, march, cutoffs = matter(strength), March(occupancy, STEP, cone_angle), Cutoffs(1e-3, 1e-2)
+    exact = replace(network, table=network.table.double(), weights=network.weights.double())
+    norm = rays.directions.norm(dim=-1)
+    everything = march_rays(rays, march)
+    density = field_density(everything.x, network)
+    true = field_density(everything.x.double(), exact).numpy()
+    keep, doubt = (np.array(v) for v in visible_twin(everything, true, norm.double().numpy(), cutoffs))
     if strength == 20:
         assert 0.1 < keep.mean() < 0.95
-    kept = keep_visible(everything, density, norm, min_weight, early_stop)
+    kept = keep_visible(everything, density, norm, cutoffs)
     assert kept.evaluated == len(everything)
-    arguments = (*rays, occupancy, STEP, cone_angle, table, weights, SHAPE, False, min_weight, early_stop)
-    found = visible_samples(*arguments)
+    found = visible_samples(rays, march, network, cutoffs)
     assert len(found) <= found.evaluated <= len(everything)
     if strength == 2000 and cascades == 1:
         assert found.evaluated < 0.9 * len(everything), "what lies in the dark is not looked at"
@@ -349,11 +351,11 @@ def test_visible_samples_follow_their_twin(monkeypatch, occupancies, strength, c
         seen[at] = True
         assert not ((seen != keep) & (doubt > 1e-3)).any()
     monkeypatch.setattr(rendering_api, "_room", 16)
-    again = visible_samples(*arguments)
+    again = visible_samples(rays, march, network, cutoffs)
     assert rendering_api._room > 16
     assert torch.equal(again.t_starts, found.t_starts)
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
-    reference = visible_samples(*exact(rays), *arguments[5:8], table.double(), weights.double(), *arguments[10:])
+    reference = visible_samples(rays.each(Tensor.double), march, exact, cutoffs)
     assert abs(len(reference) - len(found)) <= 0.01 * len(found) + 1
 
 
@@ -363,9 +365,8 @@ def test_thin_matter_is_kept_whole(occupancies, fill, n):
     """With no least weight, what is seen is all that is marched: also where rays wait for a place among those followed."""
     _, occupancy = occupancies(1, fill)
     rays = rays_of(n, 1)
-    table, weights = matter(1e-3)
-    found = visible_samples(*rays, occupancy, STEP, 0.0, table, weights, SHAPE, False, 0.0, 0.0)
-    everything = march(*rays, occupancy, STEP)
+    found = visible_samples(rays, March(occupancy, STEP), matter(1e-3), Cutoffs(0.0, 0.0))
+    everything = march_rays(rays, March(occupancy, STEP))
     for name in ("ray_indices", "t_starts", "t_ends", "x", "offsets"):
         assert torch.equal(getattr(found, name), getattr(everything, name)), name
     assert found.evaluated == len(everything)

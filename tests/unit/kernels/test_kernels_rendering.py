@@ -3,6 +3,7 @@
 # pyright: reportCallIssue=false
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,19 @@ from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed_reference
 from nerfit.kernels.cpu import rendering_api, runtime
 from nerfit.kernels.field import field_reference
-from nerfit.kernels.layouts import RESOLUTION, FactoredGradient, FieldShape, GridLayout, Occupancy, contract
-from nerfit.kernels.marching import march, pack_occupancy
+from nerfit.kernels.layouts import (
+    RESOLUTION,
+    Cutoffs,
+    FactoredGradient,
+    FieldShape,
+    GridLayout,
+    March,
+    Network,
+    Occupancy,
+    RaySet,
+    contract,
+)
+from nerfit.kernels.marching import march_rays, pack_occupancy
 from nerfit.kernels.rendering import Rendered, render_rays
 
 SHAPE = FieldShape(GridLayout(4, 10, 4, 64), 32)
@@ -28,30 +40,37 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     yield request.param
 
 
-def scene(n: int, fill: str, cascades: int) -> tuple[tuple[Tensor, ...], Occupancy, Tensor, Tensor]:
-    """n rays (origins, directions of several lengths, unit directions, near, far, jitter), what they march through, table and weights."""
+def scene(n: int, fill: str, cascades: int) -> tuple[RaySet, Occupancy, Network]:
+    """n rays with directions of several lengths, the occupancy that they march through, and a field."""
     generator = torch.Generator().manual_seed(n)
 
     def uniform(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator)
 
     towards = torch.nn.functional.normalize(uniform(n, 3) - 0.5, dim=-1)
-    rays = (0.5 - towards + 0.3 * (uniform(n, 3) - 0.5), towards * (0.5 + uniform(n, 1)), towards, 0.1 * uniform(n), 1 + 2 * uniform(n))
+    origins, directions = 0.5 - towards + 0.3 * (uniform(n, 3) - 0.5), towards * (0.5 + uniform(n, 1))
+    near, far = 0.1 * uniform(n), 1 + 2 * uniform(n)
     share = {"empty": 0.0, "random": 0.3, "full": 1.0}[fill]
     occupancy = pack_occupancy((uniform(cascades * RESOLUTION**3) < share).float(), 0.5)
     weights = torch.cat([((uniform(r, c) - 0.5) * 3 / c**0.5).flatten() for r, c in SHAPE.matrices])
-    return (*rays, uniform(n)), occupancy, uniform(SHAPE.grid.size) * 2 - 1, weights
+    rays = RaySet(origins, directions, towards, near, far, uniform(n))
+    return rays, occupancy, Network(uniform(SHAPE.grid.size) * 2 - 1, weights, SHAPE)
 
 
-def gradients_of(seen: Rendered, table: Tensor, weights: Tensor) -> list[Tensor]:
+def leaves_of(network: Network, kind: torch.dtype = torch.float32) -> Network:
+    """The same field as a leaf of gradients."""
+    return replace(network, **{k: getattr(network, k).detach().clone().to(kind).requires_grad_() for k in ("table", "weights")})
+
+
+def gradients_of(rendered: Rendered, network: Network) -> list[Tensor]:
     """Of a loss that reads every output."""
-    assert seen.weights is not None
-    sign = torch.cos(torch.arange(seen.color.numel())).reshape(seen.color.shape).to(seen.color)
-    loss = (sign * seen.color).sum() + seen.opacity.square().sum() + (0.3 * seen.depth).sum() + seen.weights.square().sum()
-    loss.backward()
-    assert table.grad is not None
-    assert weights.grad is not None
-    return [table.grad, weights.grad]
+    assert rendered.weights is not None
+    sign = torch.cos(torch.arange(rendered.color.numel())).reshape(rendered.color.shape).to(rendered.color)
+    loss = (sign * rendered.color).sum() + rendered.opacity.square().sum() + (0.3 * rendered.depth).sum()
+    (loss + rendered.weights.square().sum()).backward()
+    assert network.table.grad is not None
+    assert network.weights.grad is not None
+    return [network.table.grad, network.weights.grad]
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 1000])
@@ -60,27 +79,26 @@ def gradients_of(seen: Rendered, table: Tensor, weights: Tensor) -> list[Tensor]
 def test_values_and_gradients_follow_the_definitions(n, fill, cascades, cone_angle):
     if n == 1000 and fill == "full":
         n = 100
-    rays, occupancy, table, weights = scene(n, fill, cascades)
-    table.requires_grad_()
-    weights.requires_grad_()
-    mine = render_rays(*rays, occupancy, STEP, cone_angle, table, weights, SHAPE, False, 0.0, 0.0, near_falloff=0.7, packed=True)
-    mine_g = gradients_of(mine, table, weights)
+    rays, occupancy, network = scene(n, fill, cascades)
+    march, network = March(occupancy, STEP, cone_angle), leaves_of(network)
+    mine = render_rays(rays, march, network, Cutoffs(0.0, 0.0), near_falloff=0.7, packed=True)
+    mine_g = gradients_of(mine, network)
     samples = mine.samples
     assert samples is not None
-    assert len(samples) == mine.kept == mine.evaluated == len(march(*rays[:2], *rays[3:], occupancy, STEP, cone_angle))
-    exact = [v.detach().double().requires_grad_() for v in (table, weights)]
+    assert len(samples) == mine.kept == mine.evaluated == len(march_rays(rays, march))
+    exact = leaves_of(network, torch.float64)
     ray = samples.ray_indices.long()
-    density, rgb = field_reference(samples.x.double(), rays[2][ray].double(), *exact, SHAPE)
+    density, rgb = field_reference(samples.x.double(), rays.viewdirs[ray].double(), exact)
     t = 0.5 * (samples.t_starts + samples.t_ends).double()
     share = (t / 0.7).square().clamp(max=1)
     density.register_hook(lambda g: g * share)
     rgb.register_hook(lambda g: g * share[:, None])
-    length = (samples.t_ends - samples.t_starts).double() * rays[1].double().norm(dim=-1)[ray]
+    length = (samples.t_ends - samples.t_starts).double() * rays.directions.double().norm(dim=-1)[ray]
     true = Rendered(*composite_packed_reference(density, rgb, length, t, samples.offsets, 0.0)[:3], 0, 0)
     true.weights = composite_packed_reference(density, rgb, length, t, samples.offsets, 0.0)[3]
     for name in ("color", "opacity", "depth", "weights"):
         assert_close(getattr(mine, name), getattr(true, name), 1e-4)
-    for a, b in zip(mine_g, gradients_of(true, *exact), strict=True):
+    for a, b in zip(mine_g, gradients_of(true, exact), strict=True):
         assert_close(a, b, 1e-4)
     if fill == "empty" or n == 0:
         assert mine.kept == 0
@@ -91,16 +109,15 @@ def test_values_and_gradients_follow_the_definitions(n, fill, cascades, cone_ang
 @pytest.mark.parametrize("near_falloff", [0.0, 1.5])
 def test_samples_that_matter_little_are_left_out_of_colours_and_gradients_alike(near_falloff):
     """The chain of CPU kernels that each have tests of their own is the twin: it leaves out the same samples."""
-    rays, occupancy, table, weights = scene(400, "random", 1)
-    settings = (occupancy, STEP, 0.0)
+    rays, occupancy, network = scene(400, "random", 1)
     found = []
     for fused in (True, False):
-        parameters = [v.clone().requires_grad_() for v in (table, weights)]
+        leaves = leaves_of(network)
         with pytest.MonkeyPatch.context() as patch:
             if not fused:
                 patch.setattr("nerfit.kernels.rendering.backend", lambda _: "reference")
-            seen = render_rays(*rays, *settings, *parameters, SHAPE, False, 0.02, 0.1, near_falloff, True)
-        found.append((seen, gradients_of(seen, *parameters)))
+            rendered = render_rays(rays, March(occupancy, STEP), leaves, Cutoffs(0.02, 0.1), near_falloff, True)
+        found.append((rendered, gradients_of(rendered, leaves)))
     (mine, mine_g), (chain, chain_g) = found
     assert mine.kept == chain.kept < 0.7 * mine.evaluated
     assert mine.samples is not None
@@ -112,13 +129,12 @@ def test_samples_that_matter_little_are_left_out_of_colours_and_gradients_alike(
         assert_close(a, b, 1e-5)
 
 
-def test_judging_gives_the_picture_that_training_sees(monkeypatch):
+def test_evaluation_gives_the_picture_of_training(monkeypatch):
     """Without gradients nothing is kept; with too few slots everything is done again."""
-    rays, occupancy, table, weights = scene(300, "random", 1)
-    settings = (occupancy, STEP, 0.0, table, weights, SHAPE, False, 1e-3, 1e-3)
-    plain = render_rays(*rays, *settings)
+    rays, occupancy, network = scene(300, "random", 1)
+    plain = render_rays(rays, March(occupancy, STEP), network, Cutoffs(1e-3, 1e-3))
     monkeypatch.setattr(rendering_api, "_room", 1)
-    kept = render_rays(*rays, *settings[:3], table.clone().requires_grad_(), *settings[4:])
+    kept = render_rays(rays, March(occupancy, STEP), leaves_of(network), Cutoffs(1e-3, 1e-3))
     assert rendering_api._room > 1
     assert plain.kept == kept.kept
     for name in ("color", "opacity", "depth"):
@@ -126,11 +142,11 @@ def test_judging_gives_the_picture_that_training_sees(monkeypatch):
 
 
 def test_rendering_goes_backward_once():
-    rays, occupancy, table, weights = scene(20, "random", 1)
-    seen = render_rays(*rays, occupancy, STEP, 0.0, table.requires_grad_(), weights, SHAPE, False, 0.0, 0.0)
-    seen.color.sum().backward(retain_graph=True)
+    rays, occupancy, network = scene(20, "random", 1)
+    rendered = render_rays(rays, March(occupancy, STEP), leaves_of(network), Cutoffs(0.0, 0.0))
+    rendered.color.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
-        seen.color.sum().backward()
+        rendered.color.sum().backward()
 
 
 @pytest.mark.parametrize("by_level", [False, True])
@@ -138,7 +154,7 @@ def test_rendering_goes_backward_once():
 def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries, by_level):
     """Bit by bit, over several steps: the first leaves its working space as it found it."""
     shape = FieldShape(GridLayout(levels, log2_entries, 4, 256), 32)
-    rays, occupancy, _, _ = scene(200, "random", 1)
+    rays, occupancy, _ = scene(200, "random", 1)
     generator = torch.Generator().manual_seed(1)
     start, weights = (torch.rand(size, generator=generator) - 0.5 for size in (shape.grid.size, shape.size))
     found = []
@@ -148,9 +164,9 @@ def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries, 
         for step in range(1, 4):
             if factored:
                 setattr(table, "factored_gradients", [])  # noqa: B010
-            few = [r[:: step + 1] for r in rays]
-            seen = render_rays(*few, occupancy, STEP, 0.0, table, weights, shape, False, 1e-3, 1e-3)
-            seen.color.square().sum().backward()
+            network = Network(table, weights, shape)
+            rendered = render_rays(rays[:: step + 1], March(occupancy, STEP), network, Cutoffs(1e-3, 1e-3))
+            rendered.color.square().sum().backward()
             gradient: Tensor | FactoredGradient | None = table.grad
             if factored:
                 assert table.grad is None

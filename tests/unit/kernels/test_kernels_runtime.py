@@ -52,8 +52,8 @@ from nerfit.kernels.cpu.vectors import (
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.field import field
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.layouts import FieldShape, GridLayout
-from nerfit.kernels.marching import march, pack_occupancy, visible_samples
+from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, Network, RaySet
+from nerfit.kernels.marching import march_rays, pack_occupancy, visible_samples
 from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 
 
@@ -297,7 +297,7 @@ def everything() -> list[Tensor]:
         )
     )
     d = torch.nn.functional.normalize(torch.randn(n, 3, generator=generator), dim=-1)
-    density, rgb = field(x, d, table, weights, shape)
+    density, rgb = field(x, d, Network(table, weights, shape))
     offsets = torch.arange(0, n + 1, 5)
     color, opacity, depth, light = composite_packed(density, rgb, torch.full((n,), 0.1), torch.rand(n, generator=generator), offsets)
     (color.sum() + (opacity * depth).sum() + light.square().sum()).backward()
@@ -309,14 +309,14 @@ def everything() -> list[Tensor]:
     sparse_adam(p, table.grad, m, v, 1, 0.01, (0.9, 0.99), 1e-10, 0.0)
     occupancy = pack_occupancy((torch.rand(2 * 128**3, generator=generator) < 0.05).float(), 0.5)
     near, far, jitter = torch.zeros(n), torch.full((n,), 9.0), torch.rand(n, generator=generator)
-    rays = (d * -2 + 0.5, d, near, far, jitter, occupancy, 0.01)
-    samples = march(*rays)
-    seen = visible_samples(*rays, 0.0, table.detach(), weights.detach(), shape, False, 1e-2, 1e-2)
-    assert 0 < len(seen) < len(samples)
+    rays, march = RaySet(d * -2 + 0.5, d, d, near, far, jitter), March(occupancy, 0.01)
+    samples = march_rays(rays, march)
+    visible = visible_samples(rays, march, Network(table.detach(), weights.detach(), shape), Cutoffs(1e-2, 1e-2))
+    assert 0 < len(visible) < len(samples)
     edges, numbers = torch.rand(n, 9, generator=generator).sort().values, torch.rand(n, 30, generator=generator)
     distances = sample_pdf(edges, torch.rand(n, 8, generator=generator), 30, numbers)
     outputs = [density, rgb, color, opacity, depth, light, *gradients, p, m, v, distances]
-    for s in (samples, seen):
+    for s in (samples, visible):
         outputs += [s.ray_indices, s.t_starts, s.t_ends, s.x, s.offsets]
     return [o.detach() for o in outputs]
 

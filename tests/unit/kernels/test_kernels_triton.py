@@ -20,8 +20,20 @@ from nerfit.kernels.compositing import composite_packed, composite_packed_refere
 from nerfit.kernels.field import field, field_density, field_reference
 from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
 from nerfit.kernels.inverse_cdf import sample_pdf, sample_pdf_reference
-from nerfit.kernels.layouts import BLOCKS, HIGHEST_RAW, RESOLUTION, FieldShape, GridLayout, Occupancy, Samples
-from nerfit.kernels.marching import march, march_reference, pack_occupancy, visible_samples
+from nerfit.kernels.layouts import (
+    BLOCKS,
+    HIGHEST_RAW,
+    RESOLUTION,
+    Cutoffs,
+    FieldShape,
+    GridLayout,
+    March,
+    Network,
+    Occupancy,
+    RaySet,
+    Samples,
+)
+from nerfit.kernels.marching import march_rays, march_rays_reference, pack_occupancy, visible_samples
 from nerfit.kernels.spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -107,9 +119,12 @@ def test_spherical_harmonics(n):
 def test_field_in_float32(n, levels, width):
     shape, d = FieldShape(GridLayout(levels, 10, 4, 64), width), unit(n)
     leaves = [places(n), torch.randn(shape.grid.size), torch.randn(shape.size) * 0.15]
-    check(lambda x, *v: field(x, d.to(DEVICE), *v, shape), lambda x, *v: field_reference(x, d.double(), *v, shape), leaves)
-    density, _ = field_reference(*(v.double() for v in (leaves[0], d, *leaves[1:])), shape)
-    assert_close(field_density(*(v.detach().to(DEVICE) for v in leaves), shape), density, CLOSE)
+    check(
+        lambda x, *v: field(x, d.to(DEVICE), Network(*v, shape)), lambda x, *v: field_reference(x, d.double(), Network(*v, shape)), leaves
+    )
+    x, *parameters = (v.detach() for v in leaves)
+    density, _ = field_reference(x.double(), d.double(), Network(*(v.double() for v in parameters), shape))
+    assert_close(field_density(x.to(DEVICE), Network(*(v.to(DEVICE) for v in parameters), shape)), density, CLOSE)
 
 
 @on_device
@@ -125,10 +140,11 @@ def test_field_in_half_precision(n, width):
         if matrix == 2:
             view[:, 16:] *= 0.01
     leaves = [places(n), torch.rand(shape.grid.size), weights]
-    reference = lambda x, *v: field_reference(x, d.double(), *v, shape)  # noqa: E731
-    check(lambda x, *v: field(x, d.to(DEVICE), *v, shape, half=True), reference, leaves, HALF_CLOSE)
+    reference = lambda x, *v: field_reference(x, d.double(), Network(*v, shape))  # noqa: E731
+    check(lambda x, *v: field(x, d.to(DEVICE), Network(*v, shape, half=True)), reference, leaves, HALF_CLOSE)
     density, _ = reference(*(v.double() for v in leaves))
-    assert_close(field_density(*(v.detach().to(DEVICE) for v in leaves), shape, half=True), density, HALF_CLOSE)
+    x, *parameters = (v.detach().to(DEVICE) for v in leaves)
+    assert_close(field_density(x, Network(*parameters, shape, half=True)), density, HALF_CLOSE)
 
 
 @on_device
@@ -138,7 +154,7 @@ def test_field_adds_to_the_gradient_that_a_table_has():
     table.requires_grad_()
     gradients = []
     for _ in range(2):
-        field(x, d, table, weights, shape)[1].sum().backward()
+        field(x, d, Network(table, weights, shape))[1].sum().backward()
         assert table.grad is not None
         gradients.append(table.grad.clone())
     assert_close(gradients[1], 2 * gradients[0])
@@ -149,7 +165,7 @@ def test_density_is_cut_off_and_constant_there():
     shape = FieldShape(GridLayout(1, 10, 4, 64), 32)
     x, d, table, weights = places(3), unit(3), torch.full((shape.grid.size,), 4.0), torch.full((shape.size,), 0.2)
     leaves = [x.to(DEVICE).requires_grad_(), d.to(DEVICE), table.to(DEVICE).requires_grad_(), weights.to(DEVICE)]
-    density, _ = field(*leaves, shape)
+    density, _ = field(*leaves[:2], Network(*leaves[2:], shape))
     assert_close(density, torch.full((3,), HIGHEST_RAW, dtype=torch.float64).exp(), CLOSE)
     density.sum().backward()
     assert leaves[2].grad is not None
@@ -218,13 +234,13 @@ def occupancies() -> Callable[[int, str], Occupancy]:
     return get
 
 
-def rays_of(n: int) -> list[Tensor]:
+def rays_of(n: int) -> RaySet:
     """Origins (outside the second cascade), directions of any length, near, far, jitter; a quarter along an axis, a quarter going away."""
     aims, origins = 0.5 + 0.7 * (torch.rand(n, 3) - 0.5), 0.5 + 1.2 * unit(n)
     directions = (aims - origins) * (0.3 + torch.rand(n, 1))
     origins[1::4], directions[1::4] = aims[1::4] - torch.tensor([0, 1.2, 0]), torch.tensor([0, 0.7, -0.0])
     directions[2::4] *= -1
-    return [origins, directions, 0.1 * torch.rand(n), 1.5 / directions.norm(dim=-1), torch.rand(n)]
+    return RaySet(origins, directions, directions, 0.1 * torch.rand(n), 1.5 / directions.norm(dim=-1), torch.rand(n))
 
 
 def assert_same_samples(found: Samples, reference: Samples) -> None:
@@ -244,9 +260,9 @@ def assert_same_samples(found: Samples, reference: Samples) -> None:
 @pytest.mark.parametrize("cone_angle", [0.0, 1 / 100])
 def test_march(occupancies, n, cascades, fill, cone_angle):
     occupancy, rays = occupancies(cascades, fill), rays_of(n)
-    found = march(*(v.to(DEVICE) for v in rays), occupancy, STEP[cascades], cone_angle)
+    found = march_rays(rays.each(lambda t: t.to(DEVICE)), March(occupancy, STEP[cascades], cone_angle))
     known = Occupancy(occupancy.bits.cpu(), occupancy.distance.cpu(), occupancy.box.cpu())
-    reference = march_reference(*(v.double() for v in rays), known, STEP[cascades], cone_angle, 1024)
+    reference = march_rays_reference(rays.each(Tensor.double), March(known, STEP[cascades], cone_angle))
     assert (len(reference) > n) == (n > 0 and fill != "empty")
     assert_same_samples(found, reference)
 
@@ -255,9 +271,9 @@ def test_march(occupancies, n, cascades, fill, cone_angle):
 @pytest.mark.parametrize("cascades", [1, 3])
 def test_march_through_fullness_stops_at_the_limit(occupancies, cascades):
     rays, occupancy = rays_of(9), occupancies(cascades, "full")
-    found = march(*(v.to(DEVICE) for v in rays), occupancy, STEP[cascades], 0.01, limit=30)
+    found = march_rays(rays.each(lambda t: t.to(DEVICE)), March(occupancy, STEP[cascades], 0.01), limit=30)
     known = Occupancy(occupancy.bits.cpu(), occupancy.distance.cpu(), occupancy.box.cpu())
-    reference = march_reference(*(v.double() for v in rays), known, STEP[cascades], 0.01, 30)
+    reference = march_rays_reference(rays.each(Tensor.double), March(known, STEP[cascades], 0.01), 30)
     assert found.offsets.diff().amax() == 30
     assert_same_samples(found, reference)
 
@@ -268,13 +284,13 @@ def test_visible_samples(monkeypatch, occupancies):
     occupancy, rays = occupancies(1, "lumps"), rays_of(20)
     table, weights = torch.randn(shape.grid.size), torch.randn(shape.size)
     list(shape.split(weights))[1][0] = 0.15  # neither glass nor stone
-    rest = (STEP[1], 0.0, table.to(DEVICE), weights.to(DEVICE), shape, False, 0.01, 0.5)
-    there = [v.to(DEVICE) for v in rays]
-    found, marched = visible_samples(*there, occupancy, *rest), march(*there, occupancy, STEP[1])
+    there, march, cutoffs = rays.each(lambda t: t.to(DEVICE)), March(occupancy, STEP[1]), Cutoffs(0.01, 0.5)
+    found = visible_samples(there, march, Network(table.to(DEVICE), weights.to(DEVICE), shape), cutoffs)
+    marched = march_rays(there, march)
     assert found.evaluated == len(marched)
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
     known = Occupancy(occupancy.bits.cpu(), occupancy.distance.cpu(), occupancy.box.cpu())
-    reference = visible_samples(*rays, known, STEP[1], 0.0, table, weights, shape, False, 0.01, 0.5)
+    reference = visible_samples(rays, March(known, STEP[1]), Network(table, weights, shape), cutoffs)
     assert 0 < len(reference) < 0.9 * len(marched)
     assert_same_samples(found, reference)
 
@@ -337,14 +353,16 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(monkeypatch):
     table, weights = torch.rand(shape.grid.size), torch.rand(shape.size)
     hash_grid.encode_backward(x, table, hash_grid.encode(x, table, shape.grid), shape.grid, True, True)
     harmonics.spherical_harmonics(x)
-    fields.density(x, table, weights, shape, True)
-    density, rgb, features = fields.field_forward(x, x, table, weights, shape, True)
-    fields.field_backward(x, features, weights, shape, True, density, rgb)
+    network = Network(table, weights, shape, half=True)
+    fields.density(x, network)
+    density, rgb, features = fields.field_forward(x, x, network)
+    fields.field_backward(x, features, network, density, rgb)
     color, opacity, depth, w = compositing.composite_forward(t, x, t, t, offsets, 1e-4)
     compositing.composite_backward(t, x, t, t, offsets, w, 1e-4, color, opacity, depth, w)
     adam.sparse_adam(t, t, t, t, 0.1, (0.9, 0.99), 1e-8, 1.0, 0.0)
     inverse_cdf.sample_pdf(x, x[:, :2].contiguous(), x, 1e-5)
     bits = torch.zeros(3 * RESOLUTION**3 // 8, dtype=torch.uint8)
     monkeypatch.setattr(torch.Tensor, "__int__", lambda _: 5, raising=False)
-    marching.march(x, x, t, t, t, Occupancy(bits, bits[: 3 * BLOCKS**3], torch.rand(2, 3)), 0.1, 0.0, 9)
+    occupancy = Occupancy(bits, bits[: 3 * BLOCKS**3], torch.rand(2, 3))
+    marching.march_rays(RaySet(x, x, x, t, t, t), March(occupancy, 0.1), 9)
     assert len(compiled) == 12

@@ -11,8 +11,8 @@ from nerfit.kernels import layouts
 from nerfit.kernels.cpu import adam, compositing, field, hash_grid, inverse_cdf, pixels, sampling
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
-from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network, occupied
-from nerfit.kernels.layouts import ATTEMPTS, LEAST_SHARE, FactoredGradient, FieldShape, GridLayout, Occupancy, Samples
+from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, grid, march_arrays, matrices
+from nerfit.kernels.layouts import ATTEMPTS, LEAST_SHARE, FactoredGradient, GridLayout, March, Network, Occupancy, RaySet, Samples
 
 
 def encode(x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
@@ -71,34 +71,31 @@ def spherical_harmonics(d: Tensor) -> Tensor:
     return out
 
 
-def density(x: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Tensor:
+def density(x: Tensor, network: Network) -> Tensor:
     """Densities [n]."""
     out = torch.empty(blocks_of(len(x)) * LANES)
     if len(x):
-        run_parallel(field.density, array(x), array(table), *grid(shape.grid), *network(weights, shape, half), array(out))
+        run_parallel(field.density, array(x), *field_arrays(network), array(out))
     return out[: len(x)]
 
 
-def field_forward(x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+def field_forward(x: Tensor, d: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
     """Densities, colours and the blocked features."""
-    blocks, depth = blocks_of(len(x)), shape.grid.depth
-    features = torch.empty(blocks * depth * LANES) if depth == 4 * shape.grid.levels else torch.zeros(blocks * depth * LANES)
+    grid = network.shape.grid
+    blocks, depth = blocks_of(len(x)), grid.depth
+    features = torch.empty(blocks * depth * LANES) if depth == 4 * grid.levels else torch.zeros(blocks * depth * LANES)
     sigma, rgb = torch.empty(len(x)), torch.empty(len(x), 3)
     if len(x):
-        net = network(weights, shape, half)
-        out = (array(features), array(sigma), array(rgb))
-        run_parallel(field.field_forward, array(x), array(d), array(table), *grid(shape.grid), *net, *out)
+        run_parallel(field.field_forward, array(x), array(d), *field_arrays(network), array(features), array(sigma), array(rgb))
     return sigma, rgb, features
 
 
-def field_backward(
-    d: Tensor, features: Tensor, weights: Tensor, shape: FieldShape, half: bool, g_density: Tensor, g_rgb: Tensor
-) -> tuple[Tensor, Tensor]:
+def field_backward(d: Tensor, features: Tensor, network: Network, g_density: Tensor, g_rgb: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the blocked features, in their place, and of the weights."""
-    sums = torch.zeros(part_count(), len(weights))
+    sums = torch.zeros(part_count(), len(network.weights))
     if len(d):
-        net = network(weights, shape, half)
-        run_parallel(field.field_backward, array(d), array(features), *net, array(g_density), array(g_rgb), array(sums))
+        arrays = map(array, (g_density, g_rgb, sums))
+        run_parallel(field.field_backward, array(d), array(features), *matrices(network), *arrays)
     return features, sums.sum(0)
 
 
@@ -148,7 +145,7 @@ def sparse_adam_factored(
 ) -> None:
     """One step in place, with a penalty's factor for each level."""
     numbers = map(f32, (rate, *betas, eps, correction2))
-    rows = (g.places, np.array(g.count), g.features)
+    rows = (g.positions, np.array(g.count), g.features)
     scratch = _level_sums(part_count(), g.layout.entries)
     run_parallel(
         adam.scatter_adam, *rows, *grid(g.layout), g.layout.depth, *map(array, (p, m, v)), *numbers, np.array(decays, f32), *scratch
@@ -171,34 +168,24 @@ def pack_occupancy(grid: Tensor, threshold: float) -> Occupancy:
     return Occupancy(bits, distance, layouts.occupied_box(distance))
 
 
-def march(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
-    jitter: Tensor,
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float,
-    limit: int,
-) -> Samples:
+def march_rays(rays: RaySet, march: March, limit: int) -> Samples:
     """All samples in occupied cells."""
-    n = len(origins)
+    n = len(rays)
     room = blocks_of(max(n * limit, 1)) * LANES
     t0, t1, x = np.empty(room, f32), np.empty(room, f32), np.empty(3 * room, f32)
     count = torch.zeros(n, dtype=torch.long)
-    rays = [array(a.contiguous()) for a in (origins, directions, near, far, jitter)]
-    run_parallel(sampling.march, *rays, *occupied(occupancy), f32(step), f32(cone_angle), limit, t0, t1, x, array(count))
+    given = [array(a.contiguous()) for a in (rays.origins, rays.directions, rays.near, rays.far, rays.jitter)]
+    run_parallel(sampling.march, *given, *march_arrays(march), limit, t0, t1, x, array(count))
     ray = torch.repeat_interleave(torch.arange(n), count)
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
     at = (torch.arange(len(ray)) - offsets[ray] + ray * limit).numpy()
-    places = x.reshape(-1, 3, LANES)[at // LANES, :, at % LANES]
-    return Samples(ray.int(), torch.from_numpy(t0[at]), torch.from_numpy(t1[at]), torch.from_numpy(places), offsets)
+    positions = x.reshape(-1, 3, LANES)[at // LANES, :, at % LANES]
+    return Samples(ray.int(), torch.from_numpy(t0[at]), torch.from_numpy(t1[at]), torch.from_numpy(positions), offsets)
 
 
 def scatter_rows(g: FactoredGradient, into: Tensor) -> None:
     """Add the table's gradient to ``into``."""
-    run_parallel(hash_grid.scatter, g.places, np.array(g.count), g.features, *grid(g.layout), array(into), g.layout.depth)
+    run_parallel(hash_grid.scatter, g.positions, np.array(g.count), g.features, *grid(g.layout), array(into), g.layout.depth)
 
 
 def sample_pdf(edges: Tensor, weights: Tensor, numbers: Tensor, padding: float) -> Tensor:

@@ -10,66 +10,43 @@ from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.rendering import POOL, WAVE
 from nerfit.kernels.cpu.rendering_api import Slots
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
-from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network
+from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, matrices
 from nerfit.kernels.cpu.warm import announced
-from nerfit.kernels.layouts import FieldShape, GridLayout
+from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, Network, RaySet
 
 
-def density(
-    origins: Tensor, directions: Tensor, edges: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def density(rays: RaySet, edges: Tensor, network: Network, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Densities [rays, samples], and with ``keep`` the blocked positions and features."""
     n, samples = len(edges), edges.shape[1] - 1
-    blocks, depth = blocks_of(n * samples), shape.grid.depth
+    blocks, depth = blocks_of(n * samples), network.shape.grid.depth
     out = torch.empty(blocks * LANES)
-    places, features = torch.empty(3 * LANES * blocks if keep else 0), torch.zeros(depth * LANES * blocks if keep else 0)
+    positions, features = torch.empty(3 * LANES * blocks if keep else 0), torch.zeros(depth * LANES * blocks if keep else 0)
     if n:
-        given = [array(a.contiguous()) for a in (origins, directions, edges, table)]
-        found = map(array, (places, features, out))
-        run_parallel(intervals.density_along, *given, *grid(shape.grid), *network(weights, shape, half), *found)
-    return out[: n * samples].reshape(n, samples), places, features
+        given = [array(a.contiguous()) for a in (rays.origins, rays.directions, edges)]
+        run_parallel(intervals.density_along, *given, *field_arrays(network), *map(array, (positions, features, out)))
+    return out[: n * samples].reshape(n, samples), positions, features
 
 
-def density_backward(features: Tensor, weights: Tensor, shape: FieldShape, half: bool, gradient: Tensor) -> Tensor:
+def density_backward(features: Tensor, network: Network, gradient: Tensor) -> Tensor:
     """Turn the features into their gradients; the networks' gradients."""
-    sums = torch.zeros(part_count(), len(weights))
-    padded = torch.zeros(len(features) // shape.grid.depth)
+    sums = torch.zeros(part_count(), len(network.weights))
+    padded = torch.zeros(len(features) // network.shape.grid.depth)
     padded[: gradient.numel()] = gradient.flatten()
-    run_parallel(intervals.density_along_backward, array(features), *network(weights, shape, half), array(padded), array(sums))
+    run_parallel(intervals.density_along_backward, array(features), *matrices(network), array(padded), array(sums))
     return sums.sum(0)
 
 
-def render(
-    origins: Tensor,
-    directions: Tensor,
-    viewdirs: Tensor,
-    edges: Tensor,
-    table: Tensor,
-    weights: Tensor,
-    shape: FieldShape,
-    half: bool,
-    min_weight: float,
-    early_stop: float,
-    keep: bool,
-) -> tuple[Slots, Tensor]:
-    """What rays see, in slots that hold their visible samples with ``keep``, and the weights [rays, samples] of all intervals."""
+def render(rays: RaySet, edges: Tensor, network: Network, cutoffs: Cutoffs, keep: bool) -> tuple[Slots, Tensor]:
+    """A rendering in slots that hold its visible samples with ``keep``, and the weights [rays, samples] of all intervals."""
     n, samples = len(edges), edges.shape[1] - 1
     most = samples * -(-n // part_count()) if keep else max(POOL * WAVE, samples)
-    slots = Slots.make(n, blocks_of(most) * LANES, shape.grid.depth, keep)
+    slots = Slots.make(n, blocks_of(most) * LANES, network.shape.grid.depth, keep)
     slots.evaluated = n * samples
-    shares = torch.empty(n, samples)
-    slots.kept = run_parallel(
-        intervals.render_along,
-        *(array(a.contiguous()) for a in (origins, directions, viewdirs, edges, table)),
-        *grid(shape.grid),
-        *network(weights, shape, half),
-        f32(min_weight),
-        f32(early_stop),
-        keep,
-        array(shares),
-        *slots.arrays(),
-    )
-    return slots, shares
+    weights = torch.empty(n, samples)
+    given = [array(a.contiguous()) for a in (rays.origins, rays.directions, rays.viewdirs, edges)]
+    least = f32(cutoffs.min_weight), f32(cutoffs.early_stop)
+    slots.kept = run_parallel(intervals.render_along, *given, *field_arrays(network), *least, keep, array(weights), *slots.arrays())
+    return slots, weights
 
 
 def draw(
@@ -100,8 +77,9 @@ def warm_up() -> None:
     with announced():
         shape = FieldShape(GridLayout(1, 8, 2, 2), 32)
         table, weights, one = torch.zeros(shape.grid.size), torch.zeros(shape.size), torch.ones(1)
-        ray, edges = (torch.ones(1, 3), torch.ones(1, 3)), torch.tensor([[0.0, 0.5, 1.0]])
-        found, _, features = density(*ray, edges, table, weights, shape, False, True)
-        density_backward(features, weights, shape, False, found)
-        render(*ray, ray[1], edges, table, weights, shape, False, 0.0, 0.0, True)
+        along, edges = torch.ones(1, 3), torch.tensor([[0.0, 0.5, 1.0]])
+        ray, network = RaySet(along, along, along, one, one, one), Network(table, weights, shape)
+        found, _, features = density(ray, edges, network, True)
+        density_backward(features, network, found)
+        render(ray, edges, network, Cutoffs(0.0, 0.0), True)
         draw(edges, edges, found, one, 0 * one, one, 2, one[:, None], 1.0, 0.1, 0.0, 1.0)

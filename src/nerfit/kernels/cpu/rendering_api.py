@@ -12,13 +12,13 @@ from nerfit.kernels.cpu import rendering
 from nerfit.kernels.cpu.api import gradients_by_place
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
-from nerfit.kernels.cpu.tensors import array, blocks_of, f32, grid, network, occupied
-from nerfit.kernels.layouts import FieldShape, GridLayout, Occupancy, Samples
+from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, march_arrays, matrices
+from nerfit.kernels.layouts import Cutoffs, March, Network, RaySet, Samples
 
 
 @dataclass
 class Slots:
-    """What rays see, and the samples that it is made of: row p of each [parts, slots] array belongs to thread p.
+    """A rendering and its visible samples: row p of each [parts, slots] array belongs to thread p.
 
     PyTorch makes the arrays: its memory begins at cache lines.
     """
@@ -31,9 +31,9 @@ class Slots:
     t1: Any
     length: Any
     weight: Tensor
-    light_after: Any
-    places: Any
-    looks: Any
+    transmittance: Any
+    positions: Any
+    directions: Any
     features: Any
     kept: list[int] = field(default_factory=list)
     evaluated: int = 0
@@ -55,17 +55,27 @@ class Slots:
             t1=empty(room),
             length=empty(room),
             weight=torch.empty(parts, room),
-            light_after=empty(room),
-            places=empty(3 * room),
-            looks=empty(3 * room),
+            transmittance=empty(room),
+            positions=empty(3 * room),
+            directions=empty(3 * room),
             features=empty(depth * room if keep else 0),
         )
 
     def arrays(self) -> tuple[Any, ...]:
         """What a rendering kernel fills: colour, opacity and depth of rays, then the samples' arrays."""
-        seen = (array(t) for t in (self.color, self.opacity, self.depth))
-        samples = (self.ray, self.t0, self.t1, self.length, array(self.weight), self.light_after, self.places, self.looks, self.features)
-        return *seen, *samples
+        rendered = (array(t) for t in (self.color, self.opacity, self.depth))
+        samples = (
+            self.ray,
+            self.t0,
+            self.t1,
+            self.length,
+            array(self.weight),
+            self.transmittance,
+            self.positions,
+            self.directions,
+            self.features,
+        )
+        return *rendered, *samples, self.positions, self.directions, self.features
 
     def samples(self) -> tuple[Samples, Tensor]:
         """The kept samples by ray, and their slots' numbers in that order."""
@@ -75,7 +85,7 @@ class Slots:
         ray = self.ray.reshape(-1)[slot]
         count = np.bincount(ray, minlength=len(self.opacity))
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(count)]))
-        x = self.places.reshape(-1, 3, LANES)[slot // LANES, :, slot % LANES]
+        x = self.positions.reshape(-1, 3, LANES)[slot // LANES, :, slot % LANES]
         arrays = (ray, self.t0.reshape(-1)[slot], self.t1.reshape(-1)[slot], x)
         found = [torch.from_numpy(a) for a in arrays]
         return Samples(found[0], found[1], found[2], found[3], offsets, self.evaluated), torch.from_numpy(slot)
@@ -84,41 +94,16 @@ class Slots:
 _room = 1 << 14
 
 
-def render(
-    rays: tuple[Tensor, ...],
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float,
-    table: Tensor,
-    weights: Tensor,
-    shape: FieldShape,
-    half: bool,
-    min_weight: float,
-    early_stop: float,
-    colors: bool,
-    keep: bool,
-) -> Slots:
-    """Origins, directions, unit directions, near, far, jitter to colours; repeated with more room in the rare case that it is short."""
+def render(rays: RaySet, march: March, network: Network, cutoffs: Cutoffs, colors: bool, keep: bool) -> Slots:
+    """Slots with the rendering; repeated with more room in the rare case that it is short."""
     global _room
-    arrays = [array(a.contiguous()) for a in rays]
+    arrays = [array(a.contiguous()) for a in (rays.origins, rays.directions, rays.viewdirs, rays.near, rays.far, rays.jitter)]
+    least = f32(cutoffs.min_weight), f32(cutoffs.early_stop)
+    given = (*arrays, *march_arrays(march), *field_arrays(network), *least)
     while True:
         room = blocks_of(_room) * LANES if keep else rendering.POOL * rendering.WAVE
-        slots = Slots.make(len(rays[0]), room, shape.grid.depth, keep)
-        done = run_parallel(
-            rendering.render,
-            *arrays,
-            *occupied(occupancy),
-            f32(step),
-            f32(cone_angle),
-            array(table),
-            *grid(shape.grid),
-            *network(weights, shape, half),
-            f32(min_weight),
-            f32(early_stop),
-            colors,
-            keep,
-            *slots.arrays(),
-        )
+        slots = Slots.make(len(rays), room, network.shape.grid.depth, keep)
+        done = run_parallel(rendering.render, *given, colors, keep, *slots.arrays())
         if not any(full for _, _, full in done):
             break
         _room *= 2
@@ -126,16 +111,14 @@ def render(
     return slots
 
 
-def render_backward(
-    slots: Slots, weights: Tensor, shape: FieldShape, half: bool, near_falloff: float, stretch: bool, *gradients: Tensor | None
-) -> Tensor:
+def render_backward(slots: Slots, network: Network, near_falloff: float, stretch: bool, *gradients: Tensor | None) -> Tensor:
     """Turn the slots' features into their gradients; the networks' gradients. With ``stretch`` what `ray_gradients` needs is kept."""
     n, parts = len(slots.opacity), len(slots.kept)
     g_color, g_opacity, g_depth, g_weight = gradients
     g_color = torch.zeros(n, 3) if g_color is None else g_color.contiguous()
     g_opacity, g_depth = (torch.zeros(n) if g is None else g.contiguous() for g in (g_opacity, g_depth))
     g_weight = torch.empty(parts, 0) if g_weight is None else g_weight.contiguous()
-    sums = torch.zeros(parts, len(weights))
+    sums = torch.zeros(parts, len(network.weights))
     run_parallel(
         rendering.render_backward,
         np.array(slots.kept),
@@ -144,10 +127,10 @@ def render_backward(
         slots.t1,
         slots.length,
         array(slots.weight),
-        slots.light_after,
-        slots.looks,
+        slots.transmittance,
+        slots.directions,
         slots.features,
-        *network(weights, shape, half),
+        *matrices(network),
         *map(array, (g_color, g_opacity, g_depth, g_weight)),
         f32(near_falloff),
         stretch,
@@ -156,13 +139,12 @@ def render_backward(
     return sums.sum(0)
 
 
-def ray_gradients(
-    slots: Slots, origins: Tensor, directions: Tensor, table: Tensor, layout: GridLayout, cascades: int
-) -> tuple[Tensor, Tensor]:
+def ray_gradients(slots: Slots, origins: Tensor, directions: Tensor, network: Network, cascades: int) -> tuple[Tensor, Tensor]:
     """Gradients [n, 3] of rays whose samples stay at their distances, after `render_backward` with ``stretch``."""
-    by_place = torch.cat(gradients_by_place(slots.places, np.array(slots.kept), slots.features, table, layout, layout.depth))
+    grid = network.shape.grid
+    by_place = torch.cat(gradients_by_place(slots.positions, np.array(slots.kept), slots.features, network.table, grid, grid.depth))
     kept = list(enumerate(slots.kept))
-    arrays = (slots.ray, slots.t0, slots.t1, slots.light_after)
+    arrays = (slots.ray, slots.t0, slots.t1, slots.transmittance)
     ray, t0, t1, stretch = (torch.cat([torch.from_numpy(a[r, :n]) for r, n in kept]) for a in arrays)
     with torch.enable_grad():
         o, d = (v.detach().requires_grad_() for v in (origins, directions))
@@ -173,22 +155,6 @@ def ray_gradients(
     return g_origins, g_directions
 
 
-def visible_samples(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
-    jitter: Tensor,
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float,
-    table: Tensor,
-    weights: Tensor,
-    shape: FieldShape,
-    half: bool,
-    min_weight: float,
-    early_stop: float,
-) -> Samples:
-    """The samples that can be seen."""
-    rays = (origins, directions, directions, near, far, jitter)
-    return render(rays, occupancy, step, cone_angle, table, weights, shape, half, min_weight, early_stop, False, True).samples()[0]
+def visible_samples(rays: RaySet, march: March, network: Network, cutoffs: Cutoffs) -> Samples:
+    """The visible samples."""
+    return render(rays, march, network, cutoffs, False, True).samples()[0]

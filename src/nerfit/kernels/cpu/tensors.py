@@ -8,7 +8,7 @@ from torch import Tensor
 from nerfit.kernels import layouts
 from nerfit.kernels.cpu import matmul
 from nerfit.kernels.cpu.matmul import LANES
-from nerfit.kernels.layouts import FieldShape, GridLayout, Occupancy
+from nerfit.kernels.layouts import GridLayout, March, Network
 
 f32 = np.float32
 
@@ -28,12 +28,18 @@ def grid(layout: GridLayout) -> tuple[Any, Any, int]:
     return layout.resolutions, layout.offsets, layout.entries
 
 
-def network(weights: Tensor, shape: FieldShape, half: bool) -> tuple[Any, int, int, bool]:
+def matrices(network: Network) -> tuple[Any, int, int, bool]:
     """Weights, depth of the features, width, and whether products use the processor's bf16 tiles."""
-    return array(weights), shape.grid.depth, shape.width, half and matmul.has_tiles()
+    shape = network.shape
+    return array(network.weights), shape.grid.depth, shape.width, network.half and matmul.has_tiles()
 
 
-def occupied(occupancy: Occupancy) -> tuple[Any, Any, Any, int, int]:
-    """Box, bits, distances, cascades and resolution."""
-    o = occupancy
-    return array(o.box), array(o.bits), array(o.distance), o.cascades, layouts.RESOLUTION
+def field_arrays(network: Network) -> tuple[Any, ...]:
+    """Table, `grid` and `matrices`."""
+    return array(network.table), *grid(network.shape.grid), *matrices(network)
+
+
+def march_arrays(march: March) -> tuple[Any, ...]:
+    """Box, bits, distances, cascades, resolution, step and cone angle."""
+    o = march.occupancy
+    return array(o.box), array(o.bits), array(o.distance), o.cascades, layouts.RESOLUTION, f32(march.step), f32(march.cone_angle)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.field import field_density
-from nerfit.kernels.layouts import RESOLUTION, FieldShape, GridLayout
+from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, GridLayout, March, Network, RaySet
 from nerfit.kernels.marching import fade_and_raise, pack_occupancy
 from nerfit.kernels.pixels import camera_rays, draw_pixels
 from nerfit.kernels.rendering import render_rays
@@ -55,11 +55,10 @@ def warm_up() -> None:
         occupancy = pack_occupancy(torch.ones(RESOLUTION**3), 0.5)
         start, along = torch.tensor([[0.0, 0.5, 0.5]]), torch.tensor([[1.0, 0.0, 0.0]])
         table.factored_gradients = []  # pyright: ignore[reportAttributeAccessIssue]
-        seen = render_rays(
-            start, along, along, torch.zeros(1), torch.ones(1), torch.zeros(1), occupancy, 0.5, 0.0, table, weights, shape, False, 0.0, 1e-4
-        )
-        seen.color.sum().backward()
-        field_density(start, table, weights, shape)
+        ray = RaySet(start, along, along, torch.zeros(1), torch.ones(1), torch.zeros(1))
+        network = Network(table, weights, shape)
+        render_rays(ray, March(occupancy, 0.5), network, Cutoffs(0.0, 1e-4)).color.sum().backward()
+        field_density(start, network)
         assert weights.grad is not None
         gradients = {table: table.factored_gradients[0], weights: weights.grad}  # pyright: ignore[reportAttributeAccessIssue]
         with torch.no_grad():

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape
+from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape, Network
 from nerfit.kernels.triton.hash_grid import encode, position_gradient, scatter
 from nerfit.kernels.triton.runtime import jit, launch
 from nerfit.kernels.triton.spherical_harmonics import harmonics
@@ -16,37 +16,35 @@ TOP = tl.constexpr(HIGHEST_RAW)
 FLOAT32 = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
 """How tensor cores multiply float32: as three TF32 products that together lose nothing."""
 CHUNK = 2**18
-"""Samples whose features stay in the cache while their density is asked for."""
+"""Samples whose features stay in the cache while their density is evaluated."""
 SUMS = 64
 """Partial sums of the weights' gradient, for programs that add to the same number wait for one another."""
 
 
-def density(x: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> Tensor:
+def density(x: Tensor, network: Network) -> Tensor:
     """Densities [n]."""
-    out, dtype = x.new_empty(len(x)), _dtype(x, half)
+    out, dtype, shape = x.new_empty(len(x)), _dtype(x, network.half), network.shape
     for part, into in zip(x.split(CHUNK), out.split(CHUNK), strict=True):
-        features = encode(part, table, shape.grid, shape.grid.depth, dtype)
-        launch(_density, (triton.cdiv(len(part), _block(dtype)),), features, weights, len(part), into, **_sizes(shape, dtype))
+        features = encode(part, network.table, shape.grid, shape.grid.depth, dtype)
+        launch(_density, (triton.cdiv(len(part), _block(dtype)),), features, network.weights, len(part), into, **_sizes(shape, dtype))
     return out
 
 
-def field_forward(x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: FieldShape, half: bool) -> tuple[Tensor, Tensor, Tensor]:
+def field_forward(x: Tensor, d: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
     """Densities, colours and the features [n, depth], in the precision of the products."""
-    n, dtype = len(x), _dtype(x, half)
-    features = encode(x, table, shape.grid, shape.grid.depth, dtype)
+    n, dtype, shape = len(x), _dtype(x, network.half), network.shape
+    features = encode(x, network.table, shape.grid, shape.grid.depth, dtype)
     sigma, rgb = x.new_empty(n), x.new_empty(n, 3)
-    launch(_forward, (triton.cdiv(n, _block(dtype)),), features, d, weights, n, sigma, rgb, **_sizes(shape, dtype))
+    launch(_forward, (triton.cdiv(n, _block(dtype)),), features, d, network.weights, n, sigma, rgb, **_sizes(shape, dtype))
     return sigma, rgb, features
 
 
-def field_backward(
-    d: Tensor, features: Tensor, weights: Tensor, shape: FieldShape, half: bool, g_density: Tensor, g_rgb: Tensor
-) -> tuple[Tensor, Tensor]:
+def field_backward(d: Tensor, features: Tensor, network: Network, g_density: Tensor, g_rgb: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of the features and of the weights."""
-    n, dtype = len(d), features.dtype
+    n, dtype, weights = len(d), features.dtype, network.weights
     g_features, sums = torch.empty_like(features, dtype=torch.float32), weights.new_zeros(SUMS, len(weights))
     args = (features, d, weights, n, g_density, g_rgb, g_features, sums, SUMS)
-    launch(_backward, (triton.cdiv(n, _block(dtype)),), *args, **_sizes(shape, dtype))
+    launch(_backward, (triton.cdiv(n, _block(dtype)),), *args, **_sizes(network.shape, dtype))
     return g_features, sums.sum(0)
 
 
@@ -73,8 +71,8 @@ def _density(
 ):
     s = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = _features(features, s, n, DEPTH, DEEP)
-    _, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
-    tl.store(out + s, tl.exp(tl.minimum(_raw(code), TOP)), s < n)
+    _, geo_features = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
+    tl.store(out + s, tl.exp(tl.minimum(_raw(geo_features), TOP)), s < n)
 
 
 @jit
@@ -93,10 +91,10 @@ def _forward(
 ):
     s = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = _features(features, s, n, DEPTH, DEEP)
-    _, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
-    tl.store(sigma + s, tl.exp(tl.minimum(_raw(code), TOP)), s < n)
+    _, geo_features = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
+    tl.store(sigma + s, tl.exp(tl.minimum(_raw(geo_features), TOP)), s < n)
     sh = harmonics(d, s, n).to(f.dtype)
-    _, _, color = _color_network(code.to(f.dtype), sh, weights + WIDTH * (DEPTH + 16), WIDTH, WIDE)
+    _, _, color = _color_network(geo_features.to(f.dtype), sh, weights + WIDTH * (DEPTH + 16), WIDTH, WIDE)
     c = tl.arange(0, 16)[None, :]
     tl.store(rgb + 3 * s[:, None] + c, color, (s[:, None] < n) & (c < 3))
 
@@ -127,16 +125,16 @@ def _backward(
     s, c, k = program * BLOCK + tl.arange(0, BLOCK), tl.arange(0, 16)[None, :], tl.arange(0, DEEP)[None, :]
     sums += program % parts * (at4 + 16 * WIDTH)
     f = _features(features, s, n, DEPTH, DEEP)
-    hidden, code = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
-    raw, code, sh = _raw(code), code.to(f.dtype), harmonics(d, s, n).to(f.dtype)
-    color1, color2, color = _color_network(code, sh, weights + at2, WIDTH, WIDE)
+    hidden, geo_features = _density_network(f, weights, WIDTH, DEPTH, WIDE, DEEP)
+    raw, geo_features, sh = _raw(geo_features), geo_features.to(f.dtype), harmonics(d, s, n).to(f.dtype)
+    color1, color2, color = _color_network(geo_features, sh, weights + at2, WIDTH, WIDE)
     g = tl.load(g_rgb + 3 * s[:, None] + c, (s[:, None] < n) & (c < 3), 0.0)
     g = (g * color * (1 - color)).to(f.dtype)
     _add(sums + at4, g, color2, 16, WIDTH, WIDTH)
     g = _gate(_product(g, _matrix(weights + at4, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)), color2)
     _add(sums + at3, g, color1, WIDTH, WIDTH, WIDTH)
     g = _gate(_product(g, _matrix(weights + at3, WIDTH, WIDTH, WIDTH, WIDE, WIDE, f.dtype)), color1)
-    _add(sums + at2, g, code, WIDTH, 16, 32)
+    _add(sums + at2, g, geo_features, WIDTH, 16, 32)
     _add(sums + at2 + 16, g, sh, WIDTH, 16, 32)
     g = _product(g, _matrix(weights + at2, WIDTH, 16, 32, WIDE, 16, f.dtype))
     g_raw = tl.load(g_sigma + s, s < n, 0.0) * tl.where(raw <= TOP, tl.exp(tl.minimum(raw, TOP)), 0.0)
@@ -150,18 +148,18 @@ def _backward(
 
 @jit
 def _density_network(f, weights, WIDTH: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, DEEP: tl.constexpr):
-    """Hidden activations [block, width] and the code [block, 16], this one in float32."""
+    """Hidden activations [block, width] and the geometry features [block, 16], these in float32."""
     w0, w1 = weights, weights + WIDTH * DEPTH
     hidden = _relu(_product(f, tl.trans(_matrix(w0, WIDTH, DEPTH, DEPTH, WIDE, DEEP, f.dtype))), f.dtype)
     return hidden, _product(hidden, tl.trans(_matrix(w1, 16, WIDTH, WIDTH, 16, WIDE, f.dtype)))
 
 
 @jit
-def _color_network(code, sh, weights, WIDTH: tl.constexpr, WIDE: tl.constexpr):
+def _color_network(geo_features, sh, weights, WIDTH: tl.constexpr, WIDE: tl.constexpr):
     """Activations of both hidden layers and the colour [block, 16], of which 3 columns count; ``weights`` begin with its own."""
-    half: tl.constexpr = code.dtype
+    half: tl.constexpr = geo_features.dtype
     w2, w3, w4 = weights, weights + 32 * WIDTH, weights + WIDTH * (32 + WIDTH)
-    color1 = _product(code, tl.trans(_matrix(w2, WIDTH, 16, 32, WIDE, 16, half)))
+    color1 = _product(geo_features, tl.trans(_matrix(w2, WIDTH, 16, 32, WIDE, 16, half)))
     color1 = _relu(color1 + _product(sh, tl.trans(_matrix(w2 + 16, WIDTH, 16, 32, WIDE, 16, half))), half)
     color2 = _relu(_product(color1, tl.trans(_matrix(w3, WIDTH, WIDTH, WIDTH, WIDE, WIDE, half))), half)
     return color1, color2, tl.sigmoid(_product(color2, tl.trans(_matrix(w4, 16, WIDTH, WIDTH, 16, WIDE, half))))
@@ -207,6 +205,6 @@ def _gate(g, activation):
 
 
 @jit
-def _raw(code):
+def _raw(geo_features):
     """The first column."""
-    return tl.sum(tl.where(tl.arange(0, 16)[None, :] == 0, code, 0.0), 1)
+    return tl.sum(tl.where(tl.arange(0, 16)[None, :] == 0, geo_features, 0.0), 1)

@@ -8,33 +8,23 @@ import triton.language as tl
 from torch import Tensor
 
 from nerfit.kernels import layouts
-from nerfit.kernels.layouts import Occupancy, Samples
+from nerfit.kernels.layouts import March, RaySet, Samples
 from nerfit.kernels.triton.runtime import jit, launch
 
 BLOCK = 32
 CELLS, BLOCKS = tl.constexpr(layouts.RESOLUTION), tl.constexpr(layouts.BLOCKS)
 
 
-def march(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
-    jitter: Tensor,
-    occupancy: Occupancy,
-    step: float,
-    cone_angle: float,
-    limit: int,
-) -> Samples:
+def march_rays(rays: RaySet, march: March, limit: int) -> Samples:
     """All samples in occupied cells: marched once to count them, once more to write them down."""
-    n, o = len(origins), occupancy
-    rays = [a.contiguous() for a in (origins, directions, near, far, jitter)]
+    n, o, origins = len(rays), march.occupancy, rays.origins
+    given = [a.contiguous() for a in (origins, rays.directions, rays.near, rays.far, rays.jitter)]
     count = torch.zeros(n, dtype=torch.int64, device=origins.device)
 
     def run(room: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         t0, t1, x = origins.new_empty(room), origins.new_empty(room), origins.new_empty(room, 3)
         out = count.new_empty(room, dtype=torch.int32), t0, t1, x
-        args = (*rays, o.box, o.bits, o.distance, float(step), float(cone_angle), limit, n, room, offsets, count, *out)
+        args = (*given, o.box, o.bits, o.distance, float(march.step), float(march.cone_angle), limit, n, room, offsets, count, *out)
         launch(_march, (triton.cdiv(n, BLOCK),), *args, CASCADES=o.cascades, BLOCK=BLOCK, num_warps=1)
         return out
 
@@ -139,7 +129,7 @@ def _enter(box, AXIS: tl.constexpr, o, d, first, last):
 
 @jit
 def _contraction(px, py, pz, CASCADES: tl.constexpr):
-    """What takes positions, seen from the centre, into the field's cube: see `contract`."""
+    """Factor that takes positions relative to the centre into the field's cube: see `contract`."""
     reach = 2 * tl.maximum(tl.maximum(tl.abs(px), tl.abs(py)), tl.maximum(tl.abs(pz), 0.5))
     return tl.where(CASCADES > 1, 0.5 * (2 - 1 / reach) / reach, 1.0)
 
