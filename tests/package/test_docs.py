@@ -1,17 +1,25 @@
 """README and docs say nothing that the program does not do: every command in them parses, every file they name exists."""
 
+import dataclasses
+import functools
+import importlib
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import nerfit.commands
 from conftest import ROOT
 from nerfit import cli, config
 from nerfit.plugins import available
 from nerfit.recipes.loading import load_recipe
+from nerfit.runs import default_config
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = {"--nnodes", "--nproc-per-node", "--max-restarts", "--local-addr", "--rdzv-conf", "--rdzv-id", "--scene.grey"}
+"""Flags of torchrun and of the example plug-in that the docs mention alone."""
 
 
 def commands() -> list[str]:
@@ -41,10 +49,49 @@ def test_commands_in_the_docs_exist(command: str) -> None:
         checked_quantities(words[words.index("--what") + 1])
 
 
+@functools.cache
+def known_flags() -> set[str]:
+    """The flags of every command, and of a training of every method on every scene format, as users type them."""
+    keys: set[str] = set()
+    for module in pkgutil.iter_modules(nerfit.commands.__path__, "nerfit.commands."):
+        for kind in vars(importlib.import_module(module.name)).values():
+            if dataclasses.is_dataclass(kind):
+                keys |= {field.name for field in dataclasses.fields(kind)}
+    for method in available("nerfit.methods"):
+        for form in available("nerfit.scenes"):
+            keys |= set(config.keys_of(default_config(method, form)))
+    flags = {"--" + key.replace("_", "-") for key in keys} | {"--help"}
+    return flags | {re.sub(r"\.(?=[^.]*$)", ".no-", flag) for flag in flags if "." in flag} | {f"--no-{flag[2:]}" for flag in flags}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_flags_in_the_docs_exist(page: Path) -> None:
+    text = page.read_text()
+    lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    ours = [line for line in lines if not re.match(r"(pip|pytest|ssh|git|python) ", line)]
+    flags = {flag.rstrip("-") for line in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", line.partition("torchrun")[0])}
+    known = known_flags() | OTHERS
+    unknown = {flag for flag in flags - known if not (flag.endswith(".") and any(other.startswith(flag) for other in known))}
+    assert not unknown, sorted(unknown)
+
+
+def test_the_changelog_names_a_thing_once() -> None:
+    """Every entry is a whole sentence, and no two entries begin alike."""
+    entries = [" ".join(part.split()) for part in re.split(r"^- |^#.*$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)]
+    entries = [entry for entry in entries if entry]
+    assert all(entry.endswith(".") for entry in entries)
+    names = [match.group(1) for entry in entries if (match := re.match(r"(`nerfit [^`]+`)", entry))]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        other = page.parent / target if target else page
+        assert other.exists(), target
+        headings = re.findall(r"^#+ (.*)$", other.read_text(), re.M) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
 
 
 def test_every_command_is_in_the_readme() -> None:
