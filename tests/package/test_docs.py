@@ -6,10 +6,12 @@ import importlib
 import pkgutil
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import nerfit
 import nerfit.commands
 from conftest import ROOT
 from nerfit import cli, config
@@ -98,3 +100,12 @@ def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in cli.COMMANDS:
         assert f"nerfit {name}" in readme or f"`{name}`" in readme, name
+
+
+def test_the_house_has_the_rooms_of_the_import_contract() -> None:
+    """docs/architecture.md lists the layers of pyproject.toml in their order, and each folder or module of the package is one."""
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    house = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.S)[0].splitlines()
+    assert [re.split(r"  +", line)[0] for line in house] == contract["layers"]
+    rooms = {room for layer in contract["layers"] for room in layer.split(" | ")}
+    assert rooms == {module.name for module in pkgutil.iter_modules(nerfit.__path__)} - {"__main__"}
