@@ -36,10 +36,10 @@ def sparse_adam(
         return
     correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
     if isinstance(gradient, FactoredGradient):
-        from nerfit.kernels.cpu import api
+        from nerfit.kernels.cpu.adam import sparse_adam_factored
 
         decays = [weight_decay / (end - begin) for begin, end in pairwise(levels)] or [weight_decay] * gradient.layout.levels
-        api.sparse_adam_factored(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, decays)
+        sparse_adam_factored(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, decays)
         return
     kind = backend(p.device)
     if p.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and p.numel() % 16 == 0)):

@@ -45,7 +45,9 @@ def _has_triton() -> bool:
 
 def implementation(device: torch.device, name: str) -> Any:
     """The module with the bodies of the kernels of module ``name`` for a device whose backend is not the reference."""
-    return import_module(f"nerfit.kernels.triton.{name}" if backend(device) == "cuda" else "nerfit.kernels.cpu.api")
+    if backend(device) == "cuda":
+        return import_module(f"nerfit.kernels.triton.{name}")
+    return import_module(f"nerfit.kernels.cpu.{'api' if name in ('field', 'marching') else name}")
 
 
 @contextlib.contextmanager

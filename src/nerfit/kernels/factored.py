@@ -11,9 +11,9 @@ from nerfit.kernels.layouts import FactoredGradient
 
 def add_factored(gradient: FactoredGradient, dense: Tensor) -> None:
     """Add a gradient to a dense one of the table's shape."""
-    from nerfit.kernels.cpu import api
+    from nerfit.kernels.cpu.hash_grid import scatter_rows
 
-    api.scatter_rows(gradient, dense)
+    scatter_rows(gradient, dense)
 
 
 def give_factored(gradient: FactoredGradient, table: Tensor) -> Tensor | None:

@@ -68,12 +68,12 @@ class _Field(torch.autograd.Function):
             raise RuntimeError("the fused field goes backward once: its kept features have become their own gradients.")
         ctx.done = True
         wants_x, _, wants_table, _, _ = ctx.needs_input_grad
-        network, bodies = ctx.network, implementation(x.device, "field")
-        g_features, g_weights = bodies.field_backward(d, features, network, g_density.contiguous(), g_rgb.contiguous())
+        network, fields, grids = ctx.network, implementation(x.device, "field"), implementation(x.device, "hash_grid")
+        g_features, g_weights = fields.field_backward(d, features, network, g_density.contiguous(), g_rgb.contiguous())
         g_table = None
         if wants_table:
             into = torch.zeros_like(table) if table.grad is None else table.grad
-            bodies.scatter(x, g_features, network.shape.grid, into)
+            grids.scatter(x, g_features, network.shape.grid, into)
             g_table = into if table.grad is None else None
-        g_x = bodies.position_gradient(x, g_features, table, network.shape.grid) if wants_x else None
+        g_x = grids.position_gradient(x, g_features, table, network.shape.grid) if wants_x else None
         return g_x, None, g_table, g_weights, None

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from nerfit.kernels.dispatch import backend
+from nerfit.kernels.dispatch import backend, implementation
 from nerfit.kernels.layouts import ATTEMPTS
 
 
@@ -30,9 +30,8 @@ def draw_pixels(
     """
     threshold = round(min(max(empty, 0.0), 1.0) * 2**32)
     if backend(pixels.device) == "cpu":
-        from nerfit.kernels.cpu import api
-
-        return api.draw_pixels(pixels, starts, width, height, views, count, key, threshold, first, every)
+        bodies = implementation(pixels.device, "pixels")
+        return bodies.draw_pixels(pixels, starts, width, height, views, count, key, threshold, first, every)
     return draw_pixels_reference(pixels, starts, width, height, views, count, key, threshold, first, every)
 
 
@@ -106,6 +105,4 @@ def camera_rays(
     whole = all(t.dtype == torch.int64 and t.is_contiguous() for t in (lens, views, x, y) if t is not None)
     if backend(c2w.device) != "cpu" or not (plain and whole):
         return None
-    from nerfit.kernels.cpu import api
-
-    return api.camera_rays(c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y)
+    return implementation(c2w.device, "pixels").camera_rays(c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y)

@@ -13,7 +13,7 @@ from conftest import assert_close
 from nerfit.errors import ConfigError
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
-from nerfit.kernels.cpu import api, matmul
+from nerfit.kernels.cpu import api, compositing, hash_grid, matmul
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import field, field_density, field_reference
 from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
@@ -94,8 +94,8 @@ def test_dialect_follows_the_device_and_the_environment(monkeypatch):
 
 def test_the_reference_runs_where_it_is_asked_for(monkeypatch):
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
-    for name in ("encode", "field_forward", "density", "composite_forward"):
-        monkeypatch.setattr(api, name, None)
+    for bodies, name in ((hash_grid, "encode"), (api, "field_forward"), (api, "density"), (compositing, "composite_forward")):
+        monkeypatch.setattr(bodies, name, None)
     shape = FieldShape(layout_of(2), 32)
     x, d, table, weights = places(9), directions(9), torch.rand(shape.grid.size), torch.rand(shape.size)
     network = Network(table, weights, shape)

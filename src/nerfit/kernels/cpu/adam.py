@@ -1,10 +1,17 @@
 """Adam on CPUs, sparse: entries without gradient are left alone."""
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from nerfit.kernels.cpu.hash_grid import is_mine, scatter_level
-from nerfit.kernels.cpu.runtime import inlined, kernel
+from nerfit.kernels.cpu.runtime import inlined, kernel, part_count, run_parallel
+from nerfit.kernels.cpu.tensors import array, f32, grid
 from nerfit.kernels.cpu.vectors import any_nonzero, fma, load16, splat16, square_root, store16, where_nonzero
+from nerfit.kernels.layouts import FactoredGradient
 
 
 @inlined
@@ -21,7 +28,7 @@ def _adam16(p, m, v, at, raw, rate, beta1, beta2, eps, correction2, decay):
 
 
 @kernel
-def adam(part, parts, p, g, m, v, rate, beta1, beta2, eps, correction2, decay):
+def _adam(part, parts, p, g, m, v, rate, beta1, beta2, eps, correction2, decay):
     """Update p [n] where g is not zero, then set g to zero. n is a multiple of 16.
 
     ``rate`` is the learning rate over 1 - β₁ᵗ, ``correction2`` 1/(1 - β₂ᵗ), ``decay`` an L2 penalty's factor.
@@ -35,7 +42,7 @@ def adam(part, parts, p, g, m, v, rate, beta1, beta2, eps, correction2, decay):
 
 
 @kernel
-def scatter_adam(
+def _scatter_adam(
     part,
     parts,
     rows,
@@ -75,3 +82,35 @@ def scatter_adam(
                         _adam16(p, m, v, first + 16 * line, load16(sums, 16 * line), rate, beta1, beta2, eps, correction2, decays[level])
                         store16(sums, 16 * line, splat16(np.float32(0)))
                 words[word] = 0
+
+
+def sparse_adam(
+    p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: float, betas: tuple[float, float], eps: float, correction2: float, decay: float
+) -> None:
+    """One step in place."""
+    arrays = [array(a.view(-1)) for a in (p, g, m, v)]
+    run_parallel(_adam, *arrays, *map(f32, (rate, *betas, eps, correction2, decay)))
+
+
+@lru_cache(maxsize=4)
+def _level_sums(parts: int, entries: int) -> tuple[Any, Any]:
+    """Zeros to sum a level's gradient in, for each thread; `_scatter_adam` leaves zeros."""
+    return torch.zeros(parts, 4 * entries).numpy(), torch.zeros(parts, entries // 4, dtype=torch.uint8).numpy()
+
+
+def sparse_adam_factored(
+    p: Tensor,
+    g: FactoredGradient,
+    m: Tensor,
+    v: Tensor,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    correction2: float,
+    decays: list[float],
+) -> None:
+    """One step in place, with a penalty's factor for each level."""
+    numbers = map(f32, (rate, *betas, eps, correction2))
+    rows = (g.positions, np.array(g.count), g.features)
+    scratch = _level_sums(part_count(), g.layout.entries)
+    run_parallel(_scatter_adam, *rows, *grid(g.layout), g.layout.depth, *map(array, (p, m, v)), *numbers, np.array(decays, f32), *scratch)

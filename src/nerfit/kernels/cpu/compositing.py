@@ -1,14 +1,19 @@
 """Packed volume rendering on CPUs, forward and backward."""
 
-import numpy as np
+from typing import Any
 
-from nerfit.kernels.cpu.runtime import kernel
+import numpy as np
+import torch
+from torch import Tensor
+
+from nerfit.kernels.cpu.runtime import kernel, run_parallel
+from nerfit.kernels.cpu.tensors import array, f32
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @kernel
-def composite_forward(part, parts, density, rgb, length, t, offsets, early_stop, color, opacity, depth, weights):
+def _composite_forward(part, parts, density, rgb, length, t, offsets, early_stop, color, opacity, depth, weights):
     """Colour, opacity and depth of the rays, weights of the samples."""
     n = offsets.size - 1
     for i in range(n * part // parts, n * (part + 1) // parts):
@@ -30,7 +35,7 @@ def composite_forward(part, parts, density, rgb, length, t, offsets, early_stop,
 
 
 @kernel
-def composite_backward(
+def _composite_backward(
     part, parts, density, rgb, length, t, offsets, weights, early_stop, g_color, g_opacity, g_depth, g_weights, g_density, g_rgb
 ):
     """Gradients of the densities and colours: dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ), gᵢ = dL/dwᵢ."""
@@ -55,3 +60,22 @@ def composite_backward(
                 g_density[s] = length[s] * (light * g - rest)
             for c in range(3):
                 g_rgb[s, c] = w * g_color[i, c]
+
+
+def composite_forward(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, early_stop: float) -> Any:
+    """Colour, opacity, depth, weights."""
+    rays = len(offsets) - 1
+    out = torch.empty(rays, 3), torch.empty(rays), torch.empty(rays), torch.empty(len(density))
+    arrays = [array(a) for a in (density, rgb, length, t, offsets)]
+    run_parallel(_composite_forward, *arrays, f32(early_stop), *map(array, out))
+    return out
+
+
+def composite_backward(
+    density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, offsets: Tensor, weights: Tensor, early_stop: float, *gradients: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of densities and colours."""
+    g_density, g_rgb = torch.empty_like(density), torch.empty_like(rgb)
+    arrays = [array(a) for a in (density, rgb, length, t, offsets, weights)]
+    run_parallel(_composite_backward, *arrays, f32(early_stop), *map(array, gradients), array(g_density), array(g_rgb))
+    return g_density, g_rgb

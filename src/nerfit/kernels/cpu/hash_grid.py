@@ -3,10 +3,15 @@
 # Level by level over many blocks, so that a level's table stays in cache; the corners of a block are fetched ahead. The
 # gradient is scattered by one thread per level: no atomics, the same sums every time.
 
+from typing import Any
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from nerfit.kernels.cpu.matmul import LANES, aligned
-from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
+from nerfit.kernels.cpu.runtime import kernel, part_of_kernel, run_parallel
+from nerfit.kernels.cpu.tensors import array, blocks_of, grid
 from nerfit.kernels.cpu.vectors import (
     fma,
     join4,
@@ -25,6 +30,7 @@ from nerfit.kernels.cpu.vectors import (
     to_float,
     truncate,
 )
+from nerfit.kernels.layouts import FactoredGradient, GridLayout
 
 _PRIME_Y, _PRIME_Z = np.int32(2654435761 - 2**32), np.int32(805459861)
 CHUNK = 128
@@ -43,7 +49,7 @@ def positions(x, first, blocks, rows):
 
 
 @kernel
-def all_positions(part, parts, x, rows):
+def _all_positions(part, parts, x, rows):
     """`positions` of all blocks."""
     blocks = (x.shape[0] + LANES - 1) // LANES
     low, high = blocks * part // parts, blocks * (part + 1) // parts
@@ -124,7 +130,7 @@ def encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, 
 
 
 @kernel
-def encode(part, parts, x, table, resolutions, offsets, entries, features, depth):
+def _encode(part, parts, x, table, resolutions, offsets, entries, features, depth):
     """``features`` ([blocks, depth, LANES], flat) of positions x [n, 3] in [0, 1]; table flat, 4 floats an entry."""
     blocks = (x.shape[0] + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
@@ -171,7 +177,7 @@ def is_mine(level, levels, part, parts):
 
 
 @kernel
-def scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, table_gradient, depth):
+def _scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, table_gradient, depth):
     """Add the table's gradient for feature gradients, level by level (`scatter_level`)."""
     unmarked = np.empty(0, np.uint8)
     for level in range(resolutions.size):
@@ -206,7 +212,7 @@ def _slopes(entry, i, fraction, table):
 
 
 @kernel
-def position_gradient(part, parts, rows, count, gradient, table, resolutions, offsets, entries, out, depth):
+def _position_gradient(part, parts, rows, count, gradient, table, resolutions, offsets, entries, out, depth):
     """``out`` of the shape of ``rows`` (`scatter_level`'s, as ``count`` and ``gradient``) is dL/dx; zero outside [0, 1)."""
     index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
     each, fraction, sums = aligned(4 * LANES), aligned(3 * LANES), aligned(12 * LANES)
@@ -235,3 +241,57 @@ def position_gradient(part, parts, rows, count, gradient, table, resolutions, of
                     s = sums[12 * i + 4 * axis : 12 * i + 4 * axis + 4]
                     inside = 0 <= p[axis * LANES + i] < 1
                     to[axis * LANES + i] = s[0] + s[1] + s[2] + s[3] if inside else np.float32(0)
+
+
+def encode(x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
+    """Features [n, 4·levels]."""
+    channels = 4 * layout.levels
+    rows = torch.empty(blocks_of(len(x)), channels, LANES)
+    if len(x):
+        run_parallel(_encode, array(x), array(table), *grid(layout), rows.view(-1).numpy(), channels)
+    return rows.transpose(1, 2).reshape(-1, channels)[: len(x)].contiguous()
+
+
+def encode_backward(x: Tensor, table: Tensor, gradient: Tensor, layout: GridLayout, wants_x: bool, wants_table: bool) -> Any:
+    """Gradients of positions and table."""
+    channels = 4 * layout.levels
+    padded = torch.zeros(blocks_of(len(x)) * LANES, channels)
+    padded[: len(x)] = gradient
+    rows = padded.reshape(-1, LANES, channels).transpose(1, 2).contiguous()
+    g_table = torch.zeros_like(table) if wants_table else None
+    if g_table is not None and len(x):
+        run_parallel(_scatter, *_one_row(x, rows), *grid(layout), array(g_table), channels)
+    return position_gradient(x, rows.view(-1), table, layout, channels) if wants_x else None, g_table
+
+
+def position_gradient(x: Tensor, g_features: Tensor, table: Tensor, layout: GridLayout, channels: int | None = None) -> Tensor:
+    """dL/dx [n, 3] from the gradients of blocked features."""
+    if not len(x):
+        return torch.zeros_like(x)
+    depth = layout.depth if channels is None else channels
+    return gradients_by_place(*_one_row(x, g_features), table, layout, depth)[0]
+
+
+def gradients_by_place(rows: Any, count: Any, g_features: Any, table: Tensor, layout: GridLayout, depth: int) -> list[Tensor]:
+    """dL/dx [n, 3] of each row of blocked positions, ``count`` of which are samples."""
+    out = torch.empty(rows.shape)
+    run_parallel(_position_gradient, rows, count, g_features, array(table), *grid(layout), array(out), depth)
+    return [out[r].view(-1, 3, LANES).transpose(1, 2).reshape(-1, 3)[:n] for r, n in enumerate(count.tolist())]
+
+
+def scatter(x: Tensor, g_features: Tensor, layout: GridLayout, into: Tensor) -> None:
+    """Add the table's gradient to ``into``."""
+    if len(x):
+        run_parallel(_scatter, *_one_row(x, g_features), *grid(layout), array(into), layout.depth)
+
+
+def _one_row(x: Tensor, g_features: Tensor) -> tuple[Any, Any, Any]:
+    """Blocked positions, number of samples and gradients, as one row of each."""
+    rows = torch.empty(3 * LANES * blocks_of(len(x))).numpy()
+    run_parallel(_all_positions, array(x), rows)
+    return rows.reshape(1, -1), np.array([len(x)]), array(g_features).reshape(1, -1)
+
+
+def scatter_rows(g: FactoredGradient, into: Tensor) -> None:
+    """Add the table's gradient to ``into``."""
+    run_parallel(_scatter, g.positions, np.array(g.count), g.features, *grid(g.layout), array(into), g.layout.depth)

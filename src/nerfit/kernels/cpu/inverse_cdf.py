@@ -1,12 +1,16 @@
 """Inverse-CDF sampling on CPUs."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from nerfit.kernels.cpu.runtime import kernel
+from nerfit.kernels.cpu.runtime import kernel, run_parallel
+from nerfit.kernels.cpu.tensors import array
+from nerfit.kernels.layouts import LEAST_SHARE
 
 
 @kernel
-def sample_pdf(part, parts, edges, weights, numbers, padding, least_share, out):
+def _sample_pdf(part, parts, edges, weights, numbers, padding, least_share, out):
     """Distances [rays, samples] from numbers [rays, samples] in [0, 1], or [1, samples] for all rays.
 
     The CDF is a sum in float64 that is never divided by its total, so that both its ends are met exactly. All samples of
@@ -37,3 +41,10 @@ def sample_pdf(part, parts, edges, weights, numbers, padding, least_share, out):
             width = cdf[far] - cdf[near]
             share = (u[s] - cdf[near]) / (total if width < resolved else width)
             out[i, s] = edges[i, near] + np.float32(share) * (edges[i, far] - edges[i, near])
+
+
+def sample_pdf(edges: Tensor, weights: Tensor, numbers: Tensor, padding: float) -> Tensor:
+    """Distances [rays, samples] for numbers in [0, 1] of each ray, or one row of them for all."""
+    out = torch.empty(len(edges), numbers.shape[1])
+    run_parallel(_sample_pdf, *map(array, (edges, weights, numbers.double())), padding, LEAST_SHARE, array(out))
+    return out

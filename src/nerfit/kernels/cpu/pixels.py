@@ -1,8 +1,12 @@
 """Random training pixels and their rays on CPUs."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
+from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel, run_parallel
+from nerfit.kernels.cpu.tensors import array, f32
+from nerfit.kernels.layouts import ATTEMPTS
 
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -18,7 +22,7 @@ def _splitmix(key, number):
 
 
 @kernel
-def draw_pixels(part, parts, pixels, starts, width, height, views, count, first, every, key, threshold, attempts, view, x, y, colors):
+def _draw_pixels(part, parts, pixels, starts, width, height, views, count, first, every, key, threshold, attempts, view, x, y, colors):
     """View, column, row and colour of random pixels; see the public function."""
     channels = pixels.shape[1]
     many = np.uint64(views.size)
@@ -71,7 +75,7 @@ def _undistort(ud, vd, k, iterations):
 
 
 @kernel
-def camera_rays(part, parts, c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y, directions, viewdirs, origins):
+def _camera_rays(part, parts, c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y, directions, viewdirs, origins):
     """World rays through pixels of cameras with any lens; `Cameras.directions` defines them."""
     n = views.size
     for i in range(n * part // parts, n * (part + 1) // parts):
@@ -98,3 +102,48 @@ def camera_rays(part, parts, c2w, fx, fy, cx, cy, lens, distortion, offset, iter
         norm = max(np.sqrt(square), np.float32(1e-12))
         for axis in range(3):
             viewdirs[i, axis] = directions[i, axis] / norm
+
+
+def draw_pixels(
+    stored: Tensor,
+    starts: Tensor,
+    width: Tensor,
+    height: Tensor,
+    views: Tensor,
+    count: int,
+    key: int,
+    threshold: int,
+    first: int,
+    every: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """View, column, row and colour."""
+    drawn = len(range(first, count, every))
+    out = tuple(torch.empty(drawn, dtype=torch.long) for _ in range(3)) + (torch.empty(drawn, stored.shape[1]),)
+    arrays = [array(a) for a in (stored, starts, width, height, views)]
+    run_parallel(_draw_pixels, *arrays, count, first, every, key, threshold, ATTEMPTS, *map(array, out))
+    return out[0], out[1], out[2], out[3]
+
+
+def camera_rays(
+    c2w: Tensor,
+    fx: Tensor,
+    fy: Tensor,
+    cx: Tensor,
+    cy: Tensor,
+    lens: Tensor | None,
+    distortion: Tensor | None,
+    offset: float,
+    iterations: int,
+    views: Tensor,
+    x: Tensor,
+    y: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions, unit directions, origins."""
+    optics = (
+        np.empty(0, np.int64) if lens is None else array(lens),
+        np.empty((0, 13), f32) if distortion is None else array(distortion),
+    )
+    out = torch.empty(len(views), 3), torch.empty(len(views), 3), torch.empty(len(views), 3)
+    cameras = [array(a) for a in (c2w, fx, fy, cx, cy)]
+    run_parallel(_camera_rays, *cameras, *optics, f32(offset), iterations, *map(array, (views, x, y)), *map(array, out))
+    return out

@@ -16,12 +16,12 @@ from nerfit.kernels.cpu.field import (
     gradients,
     layers,
     networks,
-    spherical_harmonics_block,
     transposes,
 )
 from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import enter, march_ray
+from nerfit.kernels.cpu.spherical_harmonics import spherical_harmonics_block
 from nerfit.kernels.cpu.vectors import exp16, load16, splat16, store16
 
 POOL = 256

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerfit.kernels import layouts
 from nerfit.kernels.cpu import rendering
-from nerfit.kernels.cpu.api import gradients_by_place
+from nerfit.kernels.cpu.hash_grid import gradients_by_place
 from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, march_arrays, matrices

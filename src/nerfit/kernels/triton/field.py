@@ -6,11 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape, Network
-from nerfit.kernels.triton.hash_grid import encode, position_gradient, scatter
+from nerfit.kernels.triton.hash_grid import encode
 from nerfit.kernels.triton.runtime import jit, launch
 from nerfit.kernels.triton.spherical_harmonics import harmonics
-
-__all__ = ["density", "field_backward", "field_forward", "position_gradient", "scatter"]
 
 TOP = tl.constexpr(HIGHEST_RAW)
 FLOAT32 = tl.constexpr("ieee" if torch.version.hip else "tf32x3")
