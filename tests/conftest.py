@@ -8,12 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from PIL import Image
 from torch import Tensor
 
 settings.register_profile("nerfit", max_examples=30, deadline=None)
 settings.load_profile("nerfit")
+
+if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # processes side by side share the cores
+    THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
+    torch.set_num_threads(THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Plain ``pytest`` runs in a process for each core, file by file; a selection runs in this process, or as ``-n`` says."""
+    option, everything = config.option, config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    chosen = option.keyword or option.usepdb or option.markexpr != "not slow"
+    if everything and not chosen and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses, option.dist, option.loadscopereorder = min(os.cpu_count() or 1, 8), "loadfile", False
 
 
 ROOT = Path(__file__).parents[1]

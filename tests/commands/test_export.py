@@ -24,7 +24,8 @@ from nerfit.scenes.reading.ply import read_ply
 
 TINY = [
     *("--recipe=nerf-small", "--scene.size=24", "--scene.views=12", "--scene.samples=1", "--scene.test-views=1", "--scene.val-views=1"),
-    *("--model.precrop-steps=0", "--threads=1", "--log.image-every=0", "--steps=400"),
+    *("--model.precrop-steps=0", "--model.width=32", "--model.fine-depth=3", "--model.fine-width=64", "--model.rays=256"),
+    *("--model.fine-samples=16", "--threads=1", "--log.image-every=0", "--steps=400"),
 ]
 
 
