@@ -13,6 +13,8 @@ from hypothesis import settings
 from PIL import Image
 from torch import Tensor
 
+import nerfit.kernels.cpu.runtime  # noqa: F401 - the cache of compiled kernels is chosen here, before any test sets NERFIT_CACHE
+
 settings.register_profile("nerfit", max_examples=30, deadline=None)
 settings.load_profile("nerfit")
 
@@ -44,6 +46,13 @@ def data_folder() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"there is no folder of real scenes at {DATA}; set NERFIT_DATA")
     return DATA
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own, for pixels and poses."""
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from PIL import Image
 from conftest import ROOT
 from nerfit.cli import main
 from nerfit.errors import RunError
+from nerfit.outputs.mesh.turntable import write_turntable
 from nerfit.runs import Run
 from nerfit.scenes.images import to_bytes
 from nerfit.scenes.reading.ply import read_ply
@@ -54,13 +55,15 @@ def test_a_page_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert Path(answer["written"]).stat().st_size == pytest.approx(1e6 * answer["megabytes"], abs=5e3) and answer["psnr"][0] > 15
 
 
-def test_a_mesh_is_filmed_and_closed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mesh_is_filmed_and_closed(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert write_turntable.__defaults__ == (90, 480)
+    monkeypatch.setattr(write_turntable, "__defaults__", (6, 96))
     words = ["--resolution", "24", "--views", "4", "--close-holes", "--turntable", "--json"]
     assert main(["export", "mesh", str(run), *words, "--out", str(run / "closed.obj")]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["turntable"] == str(run / "closed.mp4")
     with av.open(answer["turntable"]) as film:
-        assert film.streams.video[0].frames == 90 and film.streams.video[0].width == 960
+        assert film.streams.video[0].frames == 6 and film.streams.video[0].width == 192
     corners = [
         [int(c.split("//")[0]) for c in line.split()[1:]] for line in (run / "closed.obj").read_text().splitlines() if line[0] == "f"
     ]

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import alive, child, import_all
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -387,37 +387,14 @@ def die_at(owner: Any, name: str, when: str, matches: Callable[..., bool]) -> No
     setattr(owner, name, deadly)
 
 
-def child(argv: list[str], prepare: Callable[[], None] = lambda: None) -> int:
-    """Run the command line in a fork of this process, which has imported everything; returns its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 99
-    try:
-        prepare()
-        code = main(argv)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
 def end_of(pid: int) -> str:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return f"exit {code}" if code >= 0 else f"signal {-code}"
 
 
-def alive(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-
 def scenario(kind: str, kills: int, save_every: int, steps: int = 60) -> dict[str, str]:
     """Kill a run again and again, resuming it each time, then let it end; tells how every process ended."""
-    import torch.utils.tensorboard  # noqa: F401  (here, so that the children need not)
-
+    import_all()
     begin = [*TRAIN, "--steps", str(steps), "--log.save-every", str(save_every)]
     ends: dict[str, str] = {}
     if kind == "random":

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import alive, child, import_all
 from PIL import Image
 from test_checkpoints import TINY, TRAIN, assert_same_end, equal, last
 
@@ -490,27 +490,6 @@ def test_kills_at_random_moments_lose_nothing(here: Path, method: str) -> None:
     assert sum(told["deaths"].values()) >= int(kills) and told["finished"] > 3 and told["leftovers"] <= 2
 
 
-def child(argv: list[str]) -> int:
-    """Run the command line in a fork of this process, which has imported everything and computed nothing; returns its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    code = 99
-    try:
-        code = main(argv)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def alive(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-
-
 def spent(pid: int) -> float:
     """Seconds of the processor that a process has had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -595,11 +574,7 @@ class Killer:
 
 
 if __name__ == "__main__":
-    import torch.utils.tensorboard  # noqa: F401  (here, so that the children need not)
-
-    import nerfit.commands.train
-    import nerfit.methods.instant  # noqa: F401
-
+    import_all()
     if sys.argv[1] == "disks":
         live_on_odd_disks()
         sys.exit()

@@ -19,6 +19,7 @@ from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig, SparseAdam
 from nerfit.training.trainer import LoopConfig, Trainer
+from trainings import mean_test_psnr
 
 SMALL = InstantConfig(levels=4, log2_entries=13, finest=128, width=32, samples=4096, march_steps=256, occupancy_probes=4096)
 OPTIM = OptimConfig(optimizer="sparse-adam", lr=2e-2, beta2=0.99, eps=1e-15, schedule="cosine", lr_final=1e-4)
@@ -34,13 +35,6 @@ def trainer(scene: Scene, folder: Path, steps: int, config: InstantConfig = SMAL
     folder.mkdir(exist_ok=True)
     settings = LoopConfig(**({"optim": OPTIM, "log": QUIET, "steps": steps, "device": "cpu"} | choices))
     return Trainer(lambda: Instant(config, scene), scene, settings, folder, quiet=True)
-
-
-def mean_test_psnr(trained: Trainer) -> float:
-    """Mean over the test views."""
-    scene = trained.scene
-    views = scene.splits["test"]
-    return sum(psnr(render_view(trained.method, scene, scene.cameras, v, 4096).rgb, scene.image(v)) for v in views) / len(views)
 
 
 def state(method: torch.nn.Module) -> dict[str, Tensor]:

@@ -9,15 +9,14 @@ import torch
 
 from nerfit.commands import train as jobs
 from nerfit.errors import ConfigError
-from nerfit.methods.base import render_view
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
-from nerfit.metrics.psnr_ssim import psnr
 from nerfit.runs import Plan
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import LoopConfig, Trainer
+from trainings import mean_test_psnr
 
 SMALL = InstantProposalsConfig(
     levels=4, log2_entries=13, coarsest=8, finest=64, width=32, proposal_levels=3, proposal_log2_entries=11, proposal_finest=[16, 32],
@@ -37,12 +36,6 @@ def scene() -> Scene:
 def trainer(scene: Scene, folder: Path, steps: int, **choices: Any) -> Trainer:
     settings = LoopConfig(**({"optim": OPTIM, "log": QUIET, "steps": steps, "device": "cpu"} | choices))
     return Trainer(lambda: InstantProposals(SMALL, scene), scene, settings, folder, quiet=True)
-
-
-def mean_test_psnr(trained: Trainer) -> float:
-    scene = trained.scene
-    views = scene.splits["test"]
-    return sum(psnr(render_view(trained.method, scene, scene.cameras, v, 4096).rgb, scene.image(v)) for v in views) / len(views)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from nerfit.methods.base import Batch, render_view
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.metrics.psnr_ssim import psnr
 from nerfit.outputs.pictures.histograms import HEIGHT, WIDTH, _bars, draw_histograms
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats.procedural import Config, load
@@ -26,6 +25,7 @@ from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import LoopConfig, Trainer
+from trainings import mean_test_psnr
 
 SMALL = MipNerfConfig(depth=3, width=48, skips=[], frequencies=6, view_frequencies=2, samples=20, rays=256, batching="all")
 SMALL360 = MipNerf360Config(
@@ -67,12 +67,6 @@ def of(kind: str, scene: Scene, **changes: Any) -> Any:
     torch.manual_seed(0)
     method, config = KINDS[kind]
     return method(replace(config, **changes), scene)
-
-
-def mean_test_psnr(trained: Trainer) -> float:
-    scene = trained.scene
-    views = scene.splits["test"]
-    return sum(psnr(render_view(trained.method, scene, scene.cameras, v, 4096).rgb, scene.image(v)) for v in views) / len(views)
 
 
 def parameters(method: torch.nn.Module) -> int:

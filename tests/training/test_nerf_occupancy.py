@@ -16,7 +16,6 @@ from nerfit.errors import ConfigError
 from nerfit.methods import nerf
 from nerfit.methods.base import render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import composite_samples, render_weights
 from nerfit.sampling.space import OccupiedSpace
 from nerfit.scenes.formats.procedural import Config, load
@@ -24,6 +23,7 @@ from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import LoopConfig, Trainer
+from trainings import mean_test_psnr
 
 SMALL = NerfConfig(depth=3, width=48, skips=[], frequencies=5, view_frequencies=2, rays=384, batching="all", occupancy=True, march_steps=96)
 OPTIM = OptimConfig(lr=5e-3, schedule="log-linear", lr_final=5e-4, warmup_steps=50)
@@ -51,12 +51,6 @@ def start(tmp_path: Path, scene: Scene) -> Start:
 def space_of(method: Any) -> OccupiedSpace:
     assert isinstance(method, Nerf) and method.space is not None
     return method.space
-
-
-def mean_test_psnr(trained: Trainer) -> float:
-    scene = trained.scene
-    views = scene.splits["test"]
-    return sum(psnr(render_view(trained.method, scene, scene.cameras, v, 4096).rgb, scene.image(v)) for v in views) / len(views)
 
 
 def test_an_object_is_learned_and_empty_space_skipped(start: Start) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import assert_close
 from nerfit.cameras import Cameras
 from nerfit.cameras.paths import PATHS, circle, ellipse, focus_distance, glide, interpolate, make_path, pose_spherical, sphere, spiral
 from nerfit.cameras.poses import look_at, recentre, spherify, to_4x4, transform_poses
@@ -16,12 +17,6 @@ from nerfit.cameras.rotations import axis_angle_to_matrix
 from nerfit.errors import ConfigError, NerfitError, SceneError
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def close(value, reference, tolerance=1e-5):
-    value, reference = np.asarray(value), np.asarray(reference)
-    assert value.shape == reference.shape
-    assert np.abs(value - reference).max() <= tolerance * np.abs(reference).max()
 
 
 def pinholes(c2w):
@@ -47,13 +42,13 @@ def forward_facing(seed, n=12):
 
 def is_rotation(c2w):
     r = c2w[:, :, :3].double()
-    close(r.mT @ r, torch.eye(3, dtype=torch.float64).expand_as(r), 1e-6)
+    assert_close(r.mT @ r, torch.eye(3, dtype=torch.float64).expand_as(r), 1e-6)
     assert torch.linalg.det(r).min() > 0.999
 
 
 def looks_at(c2w, point, tolerance=1e-6):
     to_point = torch.as_tensor(point, dtype=torch.float64) - c2w[:, :, 3]
-    close(-c2w[:, :, 2], to_point / to_point.norm(dim=-1, keepdim=True), tolerance)
+    assert_close(-c2w[:, :, 2], to_point / to_point.norm(dim=-1, keepdim=True), tolerance)
 
 
 # circle
@@ -71,14 +66,14 @@ def test_pose_spherical_is_translation_then_tilt_then_turn_then_axis_change(azim
     turn[0, 0], turn[0, 2], turn[2, 0], turn[2, 2] = math.cos(theta), -math.sin(theta), math.sin(theta), math.cos(theta)
     m = turn @ (tilt @ m)
     m = np.stack([-m[0], m[2], m[1]])
-    close(pose_spherical(azimuth, elevation, radius), m, 1e-12)
+    assert_close(pose_spherical(azimuth, elevation, radius), m, 1e-12)
     looks_at(pose_spherical(azimuth, elevation, radius)[None], [0, 0, 0])
 
 
 def test_cameras_of_a_blender_scene_get_the_classic_circle():
     path, look = make_path("circle", pinholes(dome(0)))
     assert look is None
-    close(path.c2w, torch.stack([pose_spherical(-180 + 9 * i, -30, 4) for i in range(40)]), 1e-6)
+    assert_close(path.c2w, torch.stack([pose_spherical(-180 + 9 * i, -30, 4) for i in range(40)]), 1e-6)
     assert path.c2w[:, 2, 3].tolist() == pytest.approx([2.0] * 40)
 
 
@@ -87,11 +82,11 @@ def test_other_cameras_get_a_circle_of_their_own():
     poses = circle(cameras, frames=7)
     looks_at(poses, [1.0, -2.0, 0.5])
     offset = poses[:, :, 3] - torch.tensor([1.0, -2.0, 0.5])
-    close(offset.norm(dim=-1), [2.0] * 7)
-    close(offset[:, 2], [2 * math.sin(0.5)] * 7)
+    assert_close(offset.norm(dim=-1), [2.0] * 7)
+    assert_close(offset[:, 2], [2 * math.sin(0.5)] * 7)
     assert poses[:, 2, 1].min() > 0
     wider = circle(cameras, frames=7, radius=5.0, elevation=0.0)[:, :, 3] - torch.tensor([1.0, -2.0, 0.5])
-    close(wider.norm(dim=-1), [5.0] * 7)
+    assert_close(wider.norm(dim=-1), [5.0] * 7)
     assert wider[:, 2].abs().max() < 1e-5
 
 
@@ -127,13 +122,13 @@ def test_sphere_of_a_spherified_scene():
         x /= np.linalg.norm(x)
         expected.append(np.stack([x, np.cross(z, x), z, p], 1))
     path, _ = make_path("sphere", pinholes(c2w))
-    close(path.c2w, np.stack(expected))
+    assert_close(path.c2w, np.stack(expected))
 
 
 def test_sphere_needs_no_spherified_scene():
     poses = sphere(dome(5, radius=2.0, centre=(1.0, 2.0, 3.0)), 16)
     looks_at(poses, [1.0, 2.0, 3.0])
-    close((poses[:, :, 3] - torch.tensor([1.0, 2.0, 3.0])).norm(dim=-1), [2.0] * 16)
+    assert_close((poses[:, :, 3] - torch.tensor([1.0, 2.0, 3.0])).norm(dim=-1), [2.0] * 16)
 
 
 # spiral
@@ -165,16 +160,16 @@ def slow_spiral(c2w, near, far, frames, turns, flat):
 def test_spirals_follow_the_slow_formula(seed, near, far):
     c2w = forward_facing(seed)
     cameras = pinholes(c2w)
-    close(make_path("spiral", cameras, depth_range=(near, far))[0].c2w, slow_spiral(c2w, near, far, 120, 2, False))
-    close(make_path("spiral-flat", cameras, depth_range=(near, far))[0].c2w, slow_spiral(c2w, near, far, 60, 1, True))
-    close(make_path("spiral", cameras, 17, (near, far))[0].c2w, slow_spiral(c2w, near, far, 17, 2, False))
+    assert_close(make_path("spiral", cameras, depth_range=(near, far))[0].c2w, slow_spiral(c2w, near, far, 120, 2, False))
+    assert_close(make_path("spiral-flat", cameras, depth_range=(near, far))[0].c2w, slow_spiral(c2w, near, far, 60, 1, True))
+    assert_close(make_path("spiral", cameras, 17, (near, far))[0].c2w, slow_spiral(c2w, near, far, 17, 2, False))
 
 
 def test_a_spiral_moves_with_the_world():
     c2w = forward_facing(1)
     move = to_4x4(torch.cat([axis_angle_to_matrix(torch.tensor([0.4, 2.0, -1.0])), torch.tensor([[5.0], [1.0], [2.0]])], -1))
     moved = spiral(pinholes(transform_poses(c2w, move)), (1.0, 9.0), 10)
-    close(moved, transform_poses(spiral(pinholes(c2w), (1.0, 9.0), 10), move))
+    assert_close(moved, transform_poses(spiral(pinholes(c2w), (1.0, 9.0), 10), move))
 
 
 def test_a_spiral_without_depths_looks_where_the_axes_meet():
@@ -202,16 +197,16 @@ def test_focus_is_finite_for_a_near_bound_of_zero():
 def test_interpolation_passes_through_every_pose_in_order():
     c2w = dome(8, n=5)
     poses = interpolate(c2w, 41)
-    close(poses[::10], c2w, 1e-9)
-    close(poses[4, :, 3], 0.6 * c2w[0, :, 3] + 0.4 * c2w[1, :, 3], 1e-9)
+    assert_close(poses[::10], c2w, 1e-9)
+    assert_close(poses[4, :, 3], 0.6 * c2w[0, :, 3] + 0.4 * c2w[1, :, 3], 1e-9)
     is_rotation(poses)
     for a, middle, b in zip(c2w[:-1], poses[5::10], c2w[1:], strict=True):
-        close(a[:, :3].T @ middle[:, :3], middle[:, :3].T @ b[:, :3], 1e-6)
+        assert_close(a[:, :3].T @ middle[:, :3], middle[:, :3].T @ b[:, :3], 1e-6)
 
 
 def test_interpolation_of_one_pose_stands_still():
     c2w = dome(9, n=1)
-    close(interpolate(c2w, 3), c2w.expand(3, 3, 4), 1e-12)
+    assert_close(interpolate(c2w, 3), c2w.expand(3, 3, 4), 1e-12)
 
 
 def test_an_ellipse_bounds_the_cameras_at_constant_speed():
@@ -224,8 +219,8 @@ def test_an_ellipse_bounds_the_cameras_at_constant_speed():
     looks_at(path, [1.0, 0.3, -1.0], 1e-6)
     x, y, z = path[:, :, 3].unbind(-1)
     rx, ry = (float(torch.quantile((position[:, a] - c).abs(), 0.9)) for a, c in ((0, 1.0), (1, 0.3)))
-    close(((x - 1.0) / rx) ** 2 + ((y - 0.3) / ry) ** 2, [1.0] * 60, 0.1)
-    close(z, [float(height.mean())] * 60, 0.05 / abs(float(height.mean())))
+    assert_close(((x - 1.0) / rx) ** 2 + ((y - 0.3) / ry) ** 2, [1.0] * 60, 0.1)
+    assert_close(z, [float(height.mean())] * 60, 0.05 / abs(float(height.mean())))
     steps = torch.cat([path, path[:1]])[:, :, 3].diff(dim=0).norm(dim=-1)
     assert steps.max() / steps.min() < 1.02
     assert path[:, 2, 1].min() > 0
@@ -317,10 +312,10 @@ def write(tmp_path, data):
 def test_a_json_list_of_poses_is_a_path(tmp_path):
     poses = dome(6, n=4)
     path, _ = make_path(write(tmp_path, as_list(poses)), pinholes(dome(0)))
-    close(path.c2w, poses, 1e-6)
+    assert_close(path.c2w, poses, 1e-6)
     assert path.fx.tolist() == [50.0] * 4
     short, _ = make_path(write(tmp_path, poses.tolist()), pinholes(dome(0)), 7)
-    close(short.c2w[::2], poses, 1e-6)
+    assert_close(short.c2w[::2], poses, 1e-6)
 
 
 def test_a_json_path_may_bring_its_own_picture(tmp_path):
@@ -378,7 +373,7 @@ def test_a_missing_json_path_is_named(tmp_path):
 def test_a_glide_meets_every_key_frame_and_never_jolts(seed, count, between):
     c2w = dome(seed, n=count)
     poses = glide(c2w, (count - 1) * between + 1)
-    close(poses[::between], c2w, 1e-9)
+    assert_close(poses[::between], c2w, 1e-9)
     is_rotation(poses)
     fine = glide(c2w, (count - 1) * 200 + 1)
     velocity = fine[:, :, 3].diff(dim=0) * 200
@@ -392,20 +387,20 @@ def test_a_glide_is_the_cubic_through_four_points_with_the_outer_ones_directions
     for t in (0.25, 0.5, 0.75):
         square, cube = 2 * p[0] - 5 * p[1] + 4 * p[2] - p[3], 3 * p[1] - p[0] - 3 * p[2] + p[3]
         slow = 0.5 * (2 * p[1] + (p[2] - p[0]) * t + square * t**2 + cube * t**3)
-        close(glide(c2w, 13)[4 + int(4 * t), 0, 3], slow, 1e-12)
+        assert_close(glide(c2w, 13)[4 + int(4 * t), 0, 3], slow, 1e-12)
 
 
 def test_a_glide_of_one_or_two_poses_stands_or_goes_straight():
     c2w = dome(3, n=2)
-    close(glide(c2w[:1], 3), c2w[:1].expand(3, 3, 4), 1e-12)
-    close(glide(c2w, 5)[2, :, 3], c2w[:, :, 3].mean(0), 1e-12)
+    assert_close(glide(c2w[:1], 3), c2w[:1].expand(3, 3, 4), 1e-12)
+    assert_close(glide(c2w, 5)[2, :, 3], c2w[:, :, 3].mean(0), 1e-12)
 
 
 def test_key_frames_in_a_file_are_joined_by_a_glide(tmp_path):
     poses = dome(6, n=3)
     file = write(tmp_path, {"c2w": as_list(poses), "frames": 9})
     path, _ = make_path(file, pinholes(dome(0)))
-    close(path.c2w, glide(poses, 9), 1e-6)
+    assert_close(path.c2w, glide(poses, 9), 1e-6)
     assert len(make_path(file, pinholes(dome(0)), 4)[0]) == 4
     with pytest.raises(SceneError, match="frames must be a positive whole number"):
         make_path(write(tmp_path, {"c2w": as_list(poses), "frames": 2.5}), pinholes(dome(0)))

@@ -25,9 +25,7 @@ from nerfit.scenes.splits import pick
 Edit = Callable[[dict[str, Any]], object]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def load(folder: Path, **choices: Any) -> Scene:

@@ -39,9 +39,7 @@ WORLD = np.eye(4)
 WORLD[:3, :3], WORLD[:3, 3] = rotation(np.random.default_rng(8)), [3.0, -20.0, 1.0]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def picture(view: int, width: int = WIDTH, height: int = HEIGHT, channels: int = 3) -> np.ndarray:

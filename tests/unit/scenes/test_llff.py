@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import DATA
+from conftest import DATA, assert_close
 from nerfit.cameras.paths import make_path
 from nerfit.errors import ConfigError, NerfitError, SceneError
 from nerfit.scenes.formats.llff import Config, detect, load
@@ -20,17 +20,7 @@ from nerfit.scenes.reading import pixel_cache as pixels
 WIDTH, HEIGHT, FOCAL = 64, 48, 70.0
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("NERFIT_CACHE", str(folder))
-    return folder
-
-
-def close(value, reference, tolerance=1e-5):
-    value, reference = np.asarray(value), np.asarray(reference)
-    assert value.shape == reference.shape
-    assert np.abs(value - reference).max() <= tolerance * np.abs(reference).max()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def unit(v):
@@ -175,13 +165,13 @@ def test_poses_bounds_and_the_way_back_match_the_slow_pipeline(around, seed, bd_
     np.save(around / "poses_bounds.npy", rows)
     scene = load(str(around), Config(factor=8, bd_factor=bd_factor, recentre=recentre, spherify=spherify, ndc=False))
     expected, depth_range, transform = twin_scene(poses, rows, bd_factor, recentre, spherify)
-    close(scene.cameras.c2w, as_array(expected))
+    assert_close(scene.cameras.c2w, as_array(expected))
     assert scene.depth_range == pytest.approx(depth_range, rel=1e-9)
     assert (scene.near, scene.far) == pytest.approx((0.9 * depth_range[0], depth_range[1]), rel=1e-9)
     assert scene.bounds == ("object" if spherify else "unbounded")
     assert not scene.ndc
     for p in np.random.default_rng(seed).normal(size=(4, 3)) * 5:
-        close(scene.to_original @ torch.from_numpy(np.append(transform(p), 1.0)), np.append(p, 1.0), 1e-9)
+        assert_close(scene.to_original @ torch.from_numpy(np.append(transform(p), 1.0)), np.append(p, 1.0), 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -191,7 +181,7 @@ def test_forward_facing_scene_and_its_spiral_match_the_slow_pipeline(scene, seed
     np.save(scene / "poses_bounds.npy", rows)
     loaded = load(str(scene), Config(factor=2))
     expected, (low, high), _ = twin_scene(poses, rows, 0.75, True, False)
-    close(loaded.cameras.c2w, as_array(expected))
+    assert_close(loaded.cameras.c2w, as_array(expected))
     assert low == pytest.approx(4 / 3)
     assert (loaded.ndc, loaded.bounds, loaded.near, loaded.far) == (True, "forward-facing", 0, 1)
     assert loaded.default_path == "spiral"
@@ -208,7 +198,7 @@ def test_forward_facing_scene_and_its_spiral_match_the_slow_pipeline(scene, seed
         x = unit(np.cross(up, z))
         path.append((np.stack([x, np.cross(z, x), z], 1), position))
     made, _ = make_path("spiral", loaded.cameras, depth_range=loaded.depth_range)
-    close(made.c2w, as_array(path))
+    assert_close(made.c2w, as_array(path))
 
 
 def test_spherified_scene_has_the_sphere_as_its_path(around):
@@ -218,7 +208,7 @@ def test_spherified_scene_has_the_sphere_as_its_path(around):
     height = float(scene.cameras.c2w[:, 2, 3].mean())
     theta = 2 * math.pi * np.arange(120) / 119
     radius = math.sqrt(1 - height**2)
-    close(path.centers, np.stack([radius * np.cos(theta), radius * np.sin(theta), np.full(120, height)], -1))
+    assert_close(path.centers, np.stack([radius * np.cos(theta), radius * np.sin(theta), np.full(120, height)], -1))
 
 
 def test_columns_of_the_file_are_down_right_backwards(scene):
@@ -228,8 +218,8 @@ def test_columns_of_the_file_are_down_right_backwards(scene):
     rows[:, :, 4] = [HEIGHT, WIDTH, FOCAL]
     np.save(scene / "poses_bounds.npy", np.concatenate([rows.reshape(9, 15), np.tile([1.0, 2.0], (9, 1))], 1))
     loaded = load(str(scene), Config(bd_factor=None, recentre=False))
-    close(loaded.cameras.c2w[:, :, :3], np.broadcast_to(np.eye(3), (9, 3, 3)), 1e-12)
-    close(loaded.cameras.centers, np.arange(27).reshape(9, 3), 1e-12)
+    assert_close(loaded.cameras.c2w[:, :, :3], np.broadcast_to(np.eye(3), (9, 3, 3)), 1e-12)
+    assert_close(loaded.cameras.centers, np.arange(27).reshape(9, 3), 1e-12)
 
 
 def test_a_picture_that_exif_turns_upside_down_takes_its_camera_along(scene):
@@ -240,7 +230,7 @@ def test_a_picture_that_exif_turns_upside_down_takes_its_camera_along(scene):
     turned = load(str(scene), Config(factor=1, bd_factor=None, recentre=False))
     assert torch.equal(turned.image(4), plain.image(4).flip(0, 1)) and torch.equal(turned.cameras.c2w[3], plain.cameras.c2w[3])
     view, x, y = torch.tensor([4, 4]), torch.tensor([0, 9]), torch.tensor([5, 40])
-    close(turned.cameras.directions(view, x, y), plain.cameras.directions(view, WIDTH - 1 - x, HEIGHT - 1 - y))
+    assert_close(turned.cameras.directions(view, x, y), plain.cameras.directions(view, WIDTH - 1 - x, HEIGHT - 1 - y))
     tag[0x0112] = 2
     Image.fromarray(picture(4)).save(scene / "images" / "IMG_04.png", exif=tag)
     with pytest.raises(SceneError, match=r"IMG_04\.png is stored mirrored"):
@@ -282,7 +272,7 @@ def test_poses_that_are_no_rotations_are_mended_with_a_warning_that_names_the_pi
     np.save(scene / "poses_bounds.npy", rows)
     with pytest.warns(UserWarning, match="IMG_04.png"):
         r = load(str(scene), Config()).cameras.c2w[:, :, :3]
-    close(r.mT @ r, np.broadcast_to(np.eye(3), (9, 3, 3)))
+    assert_close(r.mT @ r, np.broadcast_to(np.eye(3), (9, 3, 3)))
 
 
 def test_a_wide_lens_rules_ndc_out_too(scene):

@@ -3,18 +3,18 @@
 import itertools
 import math
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import readers
 from conftest import FOV, HEIGHT, WIDTH, around, assert_close, ball_picture, rotation
 from nerfit.cameras.poses import to_4x4
-from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.scenes import detect_format
+from nerfit.errors import ConfigError
 from nerfit.scenes.formats import nsvf
 from nerfit.scenes.scene import Scene
 
@@ -73,15 +73,7 @@ def truck(tmp_path: Path) -> Path:
     return folder
 
 
-def load(source: Path, **choices: Any) -> Scene:
-    assert detect_format(str(source)) == "nsvf"
-    return nsvf.load(str(source), nsvf.Config(**choices))
-
-
-def refused(source: Path, message: str, error: type[NerfitError] = SceneError, **choices: Any) -> None:
-    with pytest.raises(error, match=message) as caught:
-        nsvf.load(str(source), nsvf.Config(**choices))
-    assert "\n" not in str(caught.value) and str(caught.value).endswith(".") or str(caught.value).endswith("?")
+load, refused = partial(readers.load, "nsvf"), partial(readers.refused, "nsvf")
 
 
 def assert_rays_hit_the_ball(scene: Scene, order: list[int], centre: np.ndarray, radius: float) -> None:

@@ -31,12 +31,7 @@ from nerfit.scenes.reading import pixel_cache as pixels
 from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, picture_files
 from nerfit.scenes.scene import Scene
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("NERFIT_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def noise(height, width, channels, seed=0):

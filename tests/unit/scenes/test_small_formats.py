@@ -15,29 +15,16 @@ from PIL import Image
 
 from conftest import FOV, HEIGHT, WIDTH, around, assert_close, ball_picture
 from nerfit.cli import main
-from nerfit.errors import ConfigError, NerfitError, SceneError
-from nerfit.scenes import detect_format, scene_format
+from nerfit.errors import ConfigError
 from nerfit.scenes.formats import blender, multiscale
 from nerfit.scenes.images import resize_area
 from nerfit.scenes.scene import Scene
+from readers import load, refused
 
 FOCAL = 0.5 * WIDTH / math.tan(0.5 * FOV)
 COUNTS = {"train": 3, "validation": 2, "test": 4}
 POSES = {split: [around(2 * math.pi * (i + phase) / n, 0.2 + 0.1 * i) for i in range(n)]
          for phase, (split, n) in enumerate(COUNTS.items())}  # fmt: skip
-
-
-def load(form: str, source: Path, **choices: Any) -> Scene:
-    module = scene_format(form)
-    assert detect_format(str(source)) == form
-    return module.load(str(source), module.Config(**choices))
-
-
-def refused(form: str, source: Path, message: str, error: type[NerfitError] = SceneError, **choices: Any) -> None:
-    module = scene_format(form)
-    with pytest.raises(error, match=message) as caught:
-        module.load(str(source), module.Config(**choices))
-    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
 def assert_rays_hit_the_ball(scene: Scene, poses: list[np.ndarray]) -> None:

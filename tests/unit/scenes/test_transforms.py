@@ -28,9 +28,7 @@ FOCUS = {"fl_x": 11.0, "fl_y": 10.5, "cx": 6.3, "cy": 3.8}
 LENS = {"k1": 0.06, "k2": -0.08, "p1": -0.01, "p2": 0.004, "k3": 0.02}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def picture(view: int, width: int = WIDTH, height: int = HEIGHT, channels: int = 3) -> np.ndarray:

@@ -23,9 +23,7 @@ from nerfit.scenes.formats.video import SUFFIXES, VideoConfig, extract, frames_t
 SIDE = (64, 48)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def frame(number: int, blurred: bool = False) -> np.ndarray:
