@@ -1,4 +1,4 @@
-"""Made-up weights of the networks that judge pictures, in files stored like the real ones."""
+"""Made-up weights of the networks that compare pictures, in files stored like the real ones."""
 
 import json
 from pathlib import Path

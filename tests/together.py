@@ -1,7 +1,7 @@
 """Trainings by name and command line, in this process or in several that torchrun started: what the tests of `distributed` compare.
 
 ``python -m torch.distributed.run --nproc-per-node 2 tests/together.py RUNS.json OUT.json``; each run is
-``{"out": folder, "words": [method, scene, flags…], "stop": step or null, "judge": false}``.
+``{"out": folder, "words": [method, scene, flags…], "stop": step or null, "scores": false}``.
 """
 
 import json
@@ -21,10 +21,10 @@ from nerfit.training.trainer import Callback, Trainer
 ALWAYS = ["--device", "cpu", "--threads", "1", "--log.print-every", "1", "--log.image-every", "0"]
 
 
-def train(out: str, words: list[str], stop: int | None = None, judge: bool = False) -> dict[str, Any]:
+def train(out: str, words: list[str], stop: int | None = None, scores: bool = False) -> dict[str, Any]:
     """Train, or go on with what ``out`` holds; the loss of colours of each step, bytes sent and seconds of this process's CPU per step.
 
-    At step ``stop`` the last process gets a signal, as from Ctrl-C. ``judge`` asks for each test view's PSNR and the pictures' names too.
+    At step ``stop`` the last process gets a signal, as from Ctrl-C. ``scores`` asks for each test view's PSNR and the pictures' names too.
     """
     folder = Path(out)
     again = (folder / "config.yaml").is_file()
@@ -49,11 +49,11 @@ def train(out: str, words: list[str], stop: int | None = None, judge: bool = Fal
     before, sent = time.process_time(), distributed.sent
     trainer.train()
     steps = max(len(losses), 1)
-    judged: dict[str, Any] = {}
-    if judge:
-        rows = evaluate(trainer.method.eval(), scene, 4096, lpips=False, pictures=folder / "judged")["views"]
-        judged = {"psnr": {row["view"]: row["psnr"] for row in rows}, "pictures": sorted(p.name for p in folder.glob("judged/*.png"))}
-    return judged | {
+    found: dict[str, Any] = {}
+    if scores:
+        rows = evaluate(trainer.method.eval(), scene, 4096, lpips=False, pictures=folder / "test")["views"]
+        found = {"psnr": {row["view"]: row["psnr"] for row in rows}, "pictures": sorted(p.name for p in folder.glob("test/*.png"))}
+    return found | {
         "losses": losses,
         "sent": (distributed.sent - sent) / steps,
         "seconds": (time.process_time() - before) / steps,

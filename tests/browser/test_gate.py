@@ -1,4 +1,4 @@
-"""Who may look at a viewer: over the network whoever has its token, on this machine no page of another site."""
+"""Who may look at a viewer: over the network everyone who has its token, on this machine no page of another site."""
 
 import contextlib
 import re

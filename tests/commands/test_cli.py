@@ -105,16 +105,22 @@ def frame_count(video: str) -> int:
 
 def test_training_answers_in_json_and_leaves_a_run(trained: tuple[Path, Answer]) -> None:
     folder, answer = trained
-    found, placed = answer.err.splitlines()
-    assert answer.code == 0 and found == "procedural: procedural scene"
+    detected, placed = answer.err.splitlines()
+    assert answer.code == 0 and detected == "procedural: procedural scene"
     assert re.fullmatch(r"procedural-object: \d+ views, \d+ of them to train on; object, from 2 to 6", placed)
-    told = answer.data
-    assert (told["run"], told["method"], told["source"], told["steps"], told["exit_code"]) == (str(folder), "nerf", "procedural", 40, 0)
-    assert 5 < told["test"]["psnr"] < 40 and len(told["test"]["views"]) == 2
+    found = answer.data
+    assert (found["run"], found["method"], found["source"], found["steps"], found["exit_code"]) == (
+        str(folder),
+        "nerf",
+        "procedural",
+        40,
+        0,
+    )
+    assert 5 < found["test"]["psnr"] < 40 and len(found["test"]["views"]) == 2
     assert {p.name for p in folder.iterdir()} > {"config.yaml", "scene.json", "cameras.json", "metrics.json", "checkpoints", "renders"}
     assert any(p.name.startswith("events.out.tfevents") for p in folder.iterdir())
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["test"] == told["test"] and metrics["train"]["steps"] == 40
+    assert metrics["test"] == found["test"] and metrics["train"]["steps"] == 40
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["method"], config["format"], config["model"]["width"], config["nerfit"]) == ("nerf", "procedural", 16, __version__)
 
@@ -247,7 +253,7 @@ def test_a_path_of_ones_own_and_a_folder_of_ones_own(run: Path) -> None:
     assert one.out == "one\n" and [p.name for p in Path("one").rglob("*.*")] == ["0000.png"]
 
 
-def test_a_picture_is_fitted_judged_and_drawn_from_anywhere(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_is_fitted_evaluated_and_drawn_from_anywhere(picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--model.depth=1", "--model.width=8", "--model.pixels=64", "--steps=5", "--threads=1", "--json"]
     trained = nerfit("train", "image", picture, *words)
     assert trained.code == 0 and trained.data["run"] == "runs/photo-image" and trained.data["test"]["psnr"] > 3
@@ -349,7 +355,7 @@ def test_help_helps(here: Path, words: list[str]) -> None:
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
-def test_mistakes_are_told_in_one_sentence(here: Path, words: list[str], expected: str) -> None:
+def test_mistakes_are_reported_in_one_sentence(here: Path, words: list[str], expected: str) -> None:
     assert expected in nerfit(*words).refusal
     assert list(here.iterdir()) == []
 
@@ -472,6 +478,6 @@ def test_pictures_drawn_before_are_never_overwritten(run: Path) -> None:
     assert "exists already" in nerfit("render", run, "--frames", 2, "--out", "run/renders/circle").refusal
 
 
-def test_metrics_that_a_small_picture_has_not_are_said_to_be_missing(picture: Path) -> None:
+def test_metrics_that_a_small_picture_has_not_are_reported_as_missing(picture: Path) -> None:
     train = nerfit("train", "image", picture, "--model.width=8", "--steps=2", "--json")
     assert "ssim" not in train.data["test"] and "too small" in train.data["test"]["missing"][-1]

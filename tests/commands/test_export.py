@@ -118,7 +118,7 @@ def test_a_protected_folder_is_refused(
     assert "is write-protected: choose another --out." in capsys.readouterr().err
 
 
-def test_missing_extras_and_wrong_endings_are_told_before_any_work(
+def test_missing_extras_and_wrong_endings_are_reported_before_any_work(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module, words in {"trimesh": ["--out", "m.glb"], "fast_simplification": ["--faces", "100"], "xatlas": ["--texture", "64"]}.items():

@@ -59,7 +59,7 @@ def shell(packages: Path, *lines: str) -> list[subprocess.CompletedProcess[str]]
 def test_the_example_of_the_page_works(packages: Path) -> None:
     commands = BLOCKS[""].splitlines()
     assert len(commands) == 4 and commands[3].startswith("nerfit train nerf wall:16 ")
-    listed, trained, judged, nerf, help_, drawn, found, unknown, resumed = shell(
+    listed, trained, evaluated, nerf, help_, drawn, found, unknown, resumed = shell(
         packages,
         *(line.removeprefix("nerfit ") for line in commands[:3]),
         "train nerf wall:8 --model.depth 1 --model.width 8 --model.skips --model.samples 4 --model.fine-samples 4 --model.rays 32 "
@@ -74,7 +74,7 @@ def test_the_example_of_the_page_works(packages: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "wall:16: wall scene" in trained.stderr and "300 steps" in trained.stdout and "-> runs/wall-16-fog" in trained.stdout
     metrics = json.loads((packages.parent / "runs" / "wall-16-fog" / "metrics.json").read_text())
-    assert judged.returncode == 0 and judged.stdout.startswith("test: PSNR ")
+    assert evaluated.returncode == 0 and evaluated.stdout.startswith("test: PSNR ")
     assert metrics["test"]["psnr"] > 10 and metrics["train"]["steps"] == 301
     assert nerf.returncode == 0 and (packages.parent / "runs" / "wall-8-nerf" / "metrics.json").exists(), nerf.stderr
     assert help_.returncode == 0 and "--scene.grey" in help_.stdout and "Its brightness, 0 to 255." in help_.stdout
@@ -105,8 +105,8 @@ def test_broken_plug_ins_are_named_and_disturb_nothing_else(packages: Path) -> N
         "train nerf procedural --scene.size 8 --scene.views 2 --scene.samples 1 --model.width 8 --steps 1 --model.rays 8 --no-evaluate",
         "train nerf /no/where",
     )
-    told = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
-    assert listed.returncode == 0 and set(told) == {
+    reported = dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
+    assert listed.returncode == 0 and set(reported) == {
         "auto",
         "instant",
         "instant-unbounded",
@@ -120,11 +120,11 @@ def test_broken_plug_ins_are_named_and_disturb_nothing_else(packages: Path) -> N
         "absent",
         "plain",
     }
-    assert told["fog"].startswith("A fog") and told["nerf"].startswith("Coarse and fine")
-    assert told["loud"] == "plug-in 'loud' (nerfit_loud:Loud) can't be imported: first line second line."
+    assert reported["fog"].startswith("A fog") and reported["nerf"].startswith("Coarse and fine")
+    assert reported["loud"] == "plug-in 'loud' (nerfit_loud:Loud) can't be imported: first line second line."
     for name, answer in zip(("gone", "loud", "absent", "plain"), tried, strict=True):
         last = answer.stderr.splitlines()[-1]
-        assert answer.returncode == 1 and last == f"nerfit: {told[name]}" and f"({BROKEN[name]})" in last
+        assert answer.returncode == 1 and last == f"nerfit: {reported[name]}" and f"({BROKEN[name]})" in last
         assert "Traceback" not in answer.stderr
     assert trained.returncode == 0, trained.stderr
     assert built_in.returncode == 0 and "plug-in" not in built_in.stderr

@@ -175,7 +175,7 @@ def test_a_stopped_sweep_says_what_is_left(said: list[tuple[str, ...]]) -> None:
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     said: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str], words: list[str], expected: str
 ) -> None:
     Path("full").mkdir()
@@ -202,7 +202,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         next(cluster.on_ray(len, ["a"], Needs(), Stop()))
 
 
-def test_a_ray_that_does_not_start_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_does_not_start_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_late(**_: Any) -> None:
         raise Exception("The current node timed out during startup.")
 
@@ -211,7 +211,7 @@ def test_a_ray_that_does_not_start_is_told_in_one_sentence(monkeypatch: pytest.M
         next(cluster.on_ray(len, ["a"], Needs(address="host:1"), Stop()))
 
 
-def test_a_child_is_told_apart_by_how_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_is_recognised_by_how_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         locked(tmp_path / "logs/a.txt") as log,
         pytest.raises(RunError, match="^there is no command 'trian', did you mean 'train'") as error,

@@ -167,7 +167,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path: Path) -> None:
     assert noticed > 0.9 * len(whole)
 
 
-def test_when_all_are_damaged_that_is_said(tmp_path: Path) -> None:
+def test_when_all_are_damaged_that_is_reported(tmp_path: Path) -> None:
     for step in (1, 2):
         saved(tmp_path, step).write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(RunError, match="all 2 checkpoints in .* are damaged") as failure:

@@ -225,7 +225,7 @@ def test_gradients_that_are_not_finite_are_skipped_and_counted(scene: Scene, tmp
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["train"]["skipped_steps"] == 4
 
 
-def test_twenty_in_a_row_are_told_and_the_checkpoint_before_is_whole(scene: Scene, tmp_path: Path) -> None:
+def test_twenty_in_a_row_are_reported_and_the_checkpoint_before_is_whole(scene: Scene, tmp_path: Path) -> None:
     trainer = short(scene, tmp_path / "run", lambda: spoiled(Nerf(NETWORK, scene), range(5, 99), float("nan")), log=LogConfig(save_every=5))
     with pytest.raises(RunError, match=f"the gradient was not finite {MAX_SKIPPED_IN_A_ROW} times in a row"):
         trainer.train()
@@ -244,7 +244,7 @@ def test_weights_that_are_not_finite_are_never_saved(scene: Scene, tmp_path: Pat
     assert found is not None and found[0].step == 10 and all(bool(t.isfinite().all()) for t in found[1].values())
 
 
-def test_a_checkpoint_holds_what_was_seen_at_its_step(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_holds_the_counts_of_its_step(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill right after it was written loses no look at the held-out view."""
     real = Trainer._save
 
@@ -472,7 +472,7 @@ KILLED = {
         "--model.march-steps=64",
     ],
 }
-"""What is killed: `instant` with its default recipe, both judged at the end."""
+"""What is killed: `instant` with its default recipe, both evaluated at the end."""
 
 
 @linux
@@ -485,9 +485,9 @@ def test_kills_at_random_moments_lose_nothing(here: Path, method: str) -> None:
     done = subprocess.run([sys.executable, __file__, method, kills], cwd=here, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     print(method, done.stdout.strip())
-    told = json.loads(done.stdout)
-    assert told.pop("wrong") == []
-    assert sum(told["deaths"].values()) >= int(kills) and told["finished"] > 3 and told["leftovers"] <= 2
+    figures = json.loads(done.stdout)
+    assert figures.pop("wrong") == []
+    assert sum(figures["deaths"].values()) >= int(kills) and figures["finished"] > 3 and figures["leftovers"] <= 2
 
 
 def spent(pid: int) -> float:
@@ -497,11 +497,11 @@ def spent(pid: int) -> float:
 
 
 class Killer:
-    """Trains, kills, resumes and judges; ``told`` are the figures, among them what went wrong."""
+    """Trains, kills, resumes and compares; ``figures`` are what it counted, among them what went wrong."""
 
     def __init__(self, method: str, kills: int, seeds: int = 3) -> None:
         self.method, self.kills, self.seeds, self.chance = method, kills, seeds, random.Random(method)
-        self.told: dict[str, Any] = {
+        self.figures: dict[str, Any] = {
             "deaths": {},
             "finished": 0,
             "leftovers": 0,
@@ -520,8 +520,8 @@ class Killer:
             _, status, used = os.wait4(self.train(f"whole{seed}", seed, False), 0)
             assert status == 0, Path("log.txt").read_text()
             lasts = used.ru_utime + used.ru_stime
-        while sum(self.told["deaths"].values()) < self.kills:
-            self._one_run(self.told["finished"] % self.seeds, lasts)
+        while sum(self.figures["deaths"].values()) < self.kills:
+            self._one_run(self.figures["finished"] % self.seeds, lasts)
 
     def _one_run(self, seed: int, lasts: float) -> None:
         """A run from nothing to its end, killed again and again."""
@@ -540,7 +540,7 @@ class Killer:
             self._wrong(f"seed {seed} ended otherwise: {own}, {state}")
         if list(folder.rglob("*.part")) or "train" not in json.loads((folder / "metrics.json").read_text()):
             self._wrong(f"it left {[str(path) for path in folder.rglob('*')]}")
-        self.told["finished"] += 1
+        self.figures["finished"] += 1
 
     def _until_death(self, pid: int, lasts: float) -> int:
         """The exit code of a process, negative for a signal, most often one that is sent to it after a random time of the processor."""
@@ -552,25 +552,25 @@ class Killer:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if code:
             name = "SIGTERM, saved" if code == 143 else signal.Signals(-code).name if code < 0 else f"exit {code}"
-            self.told["deaths"][name] = self.told["deaths"].get(name, 0) + 1
-            Path("told.json").write_text(json.dumps(self.told))
+            self.figures["deaths"][name] = self.figures["deaths"].get(name, 0) + 1
+            Path("figures.json").write_text(json.dumps(self.figures))
         return code
 
     def _look(self, folder: Path, before: int) -> int:
         """The step of the newest checkpoint, which never goes back."""
-        self.told["leftovers"] = max(self.told["leftovers"], len(list(folder.rglob("*.part"))))
+        self.figures["leftovers"] = max(self.figures["leftovers"], len(list(folder.rglob("*.part"))))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             found = load_checkpoint(folder / "checkpoints")
         step = 0 if found is None else found[0].step
         if said or step < before or len(checkpoints(folder / "checkpoints")) > 4:
             self._wrong(f"from step {before} to {step}: {[str(warning.message) for warning in said]}")
-        self.told["before_a_checkpoint"] += step == 0
-        self.told["after_training"] += step == 40
+        self.figures["before_a_checkpoint"] += step == 0
+        self.figures["after_training"] += step == 40
         return step
 
     def _wrong(self, what: str) -> None:
-        self.told["wrong"].append(what)
+        self.figures["wrong"].append(what)
 
 
 if __name__ == "__main__":
@@ -581,4 +581,4 @@ if __name__ == "__main__":
     killer = Killer(sys.argv[1], int(sys.argv[2]))
     start = time.monotonic()
     killer.run()
-    print(json.dumps(killer.told | {"seconds": round(time.monotonic() - start)}))
+    print(json.dumps(killer.figures | {"seconds": round(time.monotonic() - start)}))

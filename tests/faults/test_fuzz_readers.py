@@ -399,7 +399,7 @@ def damage_npz(rng: random.Random, file: Path) -> None:
 
 
 def damage_picture(rng: random.Random, file: Path) -> None:
-    """Its bytes as they are or in another of the formats that are told apart by content, or a header that promises too much."""
+    """Its bytes as they are or in another of the formats that their content distinguishes, or a header that promises too much."""
     if rng.random() < 0.1:
         size = rng.choice(((10_000, 60_000), (2**31 - 1, 2**31 - 1), (40_000, 40_000), (2**31 - 1, 1), (1, 0)))
         data = zlib.compress(bytes(1000))
@@ -544,7 +544,7 @@ def survive(
 ) -> None:
     """Write what has each name, damage copies by ``count`` seeds and use them within the limits, in this process; print what goes wrong.
 
-    ``use`` is told whether what it gets is undamaged.
+    ``use`` gets whether its input is undamaged.
     """
     torch.set_num_threads(1)
     for name in names:

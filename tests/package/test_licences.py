@@ -60,9 +60,9 @@ def test_the_licences_of_all_that_is_installed_with_nerfit_are_free() -> None:
     found: dict[str, Distribution] = {}
     installed([*project["dependencies"], *extras], (), found)
     assert {"torch", "numpy", "numba", "pillow", "viser", "websockets", "safetensors", "pyyaml"} <= found.keys()
-    told = {name: licence(of) for name, of in found.items()}
-    print("\n".join(f"{name:28} {text}" for name, text in sorted(told.items())))
-    assert {name: text for name, text in told.items() if not name.startswith((*EXCUSED,)) and not is_free(text)} == {}
+    reported = {name: licence(of) for name, of in found.items()}
+    print("\n".join(f"{name:28} {text}" for name, text in sorted(reported.items())))
+    assert {name: text for name, text in reported.items() if not name.startswith((*EXCUSED,)) and not is_free(text)} == {}
 
 
 @pytest.mark.parametrize(

@@ -44,15 +44,15 @@ def test_pictures_shrink_as_in_every_other_format(photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "error", "told"),
+    ("choice", "error", "reported"),
     [
         ({"factor": 0}, ConfigError, "factor must be"),
         ({"holdout": 1}, SceneError, "none is left to train on"),
         ({"fov": math.nan}, ConfigError, "between 0 and 180"),
     ],
 )
-def test_settings_without_sense_are_refused(photos: Path, choice: dict[str, Any], error: type[NerfitError], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_settings_without_sense_are_refused(photos: Path, choice: dict[str, Any], error: type[NerfitError], reported: str) -> None:
+    with pytest.raises(error, match=reported):
         load(str(photos), Config(**choice))
 
 
@@ -64,7 +64,9 @@ def test_pictures_of_several_sizes_or_none_are_refused(photos: Path, tmp_path: P
         load(str(tmp_path / "nothing"), Config())
 
 
-def test_a_run_from_photographs_alone_is_judged_without_true_cameras(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_from_photographs_alone_is_evaluated_without_true_cameras(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Held-out views stand by their neighbours; there is nothing to compare the learned cameras with, which is said."""
     words = ["--recipe", "nerfmm", "--scene.format", "unposed", "--steps", "6", "--model.width", "8", "--model.rays", "32"]
     words += ["--model.depth", "2", "--model.skips", "0"]

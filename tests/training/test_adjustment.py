@@ -31,7 +31,7 @@ VIEWS = 5
 
 
 @given(st.integers(0, 2**31))
-def test_derivatives_of_where_points_are_seen(seed: int) -> None:
+def test_derivatives_of_the_pixels_of_points(seed: int) -> None:
     """By both poses, the logarithm of the focal length and inverse depth, beside central differences."""
     generator = torch.Generator().manual_seed(seed)
     poses = torch.eye(3, 4).repeat(2, 1, 1).double()
@@ -127,7 +127,7 @@ def test_a_method_without_surfaces_keeps_its_cameras() -> None:
 
 
 def test_a_run_that_adjusts_its_cameras_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the first adjustment the field begins anew, once."""
+    """After the first adjustment the field starts again, once."""
     monkeypatch.setattr(adjusting, "OPAQUE", -1.0)
     words = ["--scene.size=24", "--scene.views=8", "--scene.samples=1", "--steps=24", "--model.log2-entries=10", "--log.print-every=0"]
     words += ["--recipe=instant-unknown", "--model.camera.adjust-at", "0.3", "0.6", "--threads=1", "--model.camera.focal=exp"]

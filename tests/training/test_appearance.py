@@ -1,4 +1,4 @@
-"""Each picture's appearance: maps whose mean is the identity, exact gradients, gains found for real, and the right half judged."""
+"""Each picture's appearance: maps whose mean is the identity, exact gradients, gains found for real, and the right half evaluated."""
 
 import copy
 from collections.abc import Callable
@@ -183,7 +183,7 @@ def test_every_method_learns_maps(spoiled: Scene, method: Any, config: Any, kind
     assert grouped == {id(p) for p in learned.parameters()} - {id(p) for p in learned.appearance.parameters()}
 
 
-def test_keys_act_or_are_told(spoiled: Scene, tmp_path: Path) -> None:
+def test_keys_act_or_are_reported(spoiled: Scene, tmp_path: Path) -> None:
     config = NerfConfig(depth=2, width=8, skips=[], samples=4, fine_samples=0, rays=64)
 
     def codes(name: str, **choice: Any) -> Tensor:
@@ -214,27 +214,27 @@ def test_the_fit_sees_the_left_half_alone(scene: Scene, cut_out: bool) -> None:
     turned = torch.tensor([[0.7, 0.1, 0.0], [0.0, 1.2, 0.1], [0.1, 0.0, 0.9]])
     light, behind = photographed(truth.reshape(-1, 3), opacity.flatten() if cut_out else None, 1.0)
     seen = (light[:, :3] @ turned + 0.05 * light[:, 3:] + behind).reshape(SIZE, SIZE, 3)
-    judged = replace(scene, pixels=scene.stored_pixels.clone())
+    evaluated = replace(scene, pixels=scene.stored_pixels.clone())
     start = int(scene.starts[view])
     stored = rgba if cut_out else truth
-    judged.stored_pixels[start : start + SIZE**2] = (stored * 255).round().to(torch.uint8).reshape(SIZE**2, -1)
-    found = fitted_to_left_half(Rendering(seen, opacity=opacity), judged, view, 1.0)
+    evaluated.stored_pixels[start : start + SIZE**2] = (stored * 255).round().to(torch.uint8).reshape(SIZE**2, -1)
+    found = fitted_to_left_half(Rendering(seen, opacity=opacity), evaluated, view, 1.0)
     assert (seen - truth).abs().max() > 0.1 > 5 * float((found - truth).abs().max())
-    right = judged.stored_pixels[start : start + SIZE**2].reshape(SIZE, SIZE, -1)
+    right = evaluated.stored_pixels[start : start + SIZE**2].reshape(SIZE, SIZE, -1)
     right[:, SIZE // 2 :, :3] = 0
-    assert torch.equal(fitted_to_left_half(Rendering(seen, opacity=opacity), judged, view, 1.0), found)
+    assert torch.equal(fitted_to_left_half(Rendering(seen, opacity=opacity), evaluated, view, 1.0), found)
 
 
-def test_a_run_says_how_it_was_judged(tmp_path: Path) -> None:
-    """Trained, judged in the mean appearance, opened and judged by halves: the protocol tells which."""
+def test_a_run_records_how_it_was_evaluated(tmp_path: Path) -> None:
+    """Trained, evaluated in the mean appearance, opened and evaluated by halves: the protocol says which."""
     small = {"scene": {"size": 16, "views": 9, "samples": 1}, "steps": 5}
     model = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64, "appearance": {"kind": "affine"}}
     words = [*arguments(small | {"model": model}), "--json", "--out", str(tmp_path / "run")]
     trained = jobs.train(*jobs.prepare("nerf", "procedural:forward-facing", words))["test"]
     assert trained["protocol"].endswith("in the mean appearance of the training pictures")
-    judged = jobs.evaluate(EvalOptions(run=tmp_path / "run", appearance_fit=True))
-    assert judged["protocol"].endswith("the right half of each picture, after the affine colour map that fits its left half best")
+    evaluated = jobs.evaluate(EvalOptions(run=tmp_path / "run", appearance_fit=True))
+    assert evaluated["protocol"].endswith("the right half of each picture, after the affine colour map that fits its left half best")
     run = open_run(tmp_path / "run", images=True)
-    for row, view in zip(judged["views"], run.scene.splits["test"], strict=True):
+    for row, view in zip(evaluated["views"], run.scene.splits["test"], strict=True):
         fitted = quantise(fitted_to_left_half(run.render(run.scene.cameras, view), run.scene, view, 1.0))
         assert row["psnr"] == pytest.approx(psnr(fitted[:, 8:], run.scene.image(view)[:, 8:]), abs=1e-4)

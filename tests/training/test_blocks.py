@@ -223,7 +223,7 @@ def test_a_scene_in_blocks_is_a_run_like_any_other(said: list[tuple[str, ...]], 
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     said: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str], words: list[str], expected: str
 ) -> None:
     assert main(["blocks", *words]) == 1

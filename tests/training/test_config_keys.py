@@ -76,7 +76,7 @@ BASES: dict[str, tuple[str, RunConfig[Any, Any]]] = {
     "mipnerf360": ("mipnerf360", RunConfig(model=QUICK_360, scene=SMALL_SCENE)),
     "image": ("image", RunConfig(model=ImageConfig(depth=1, width=8, pixels=16), scene=scene_format("image").Config())),
 }
-TOLD: dict[str, Any] = {"skips": [0], "precrop_steps": 1, "raw_noise": 0.5, "fine_width": 6}
+ALTERED: dict[str, Any] = {"skips": [0], "precrop_steps": 1, "raw_noise": 0.5, "fine_width": 6}
 """Values that matter to so small a run, where `other_value` would not."""
 
 
@@ -89,14 +89,14 @@ def test_every_key_of_a_method_acts_or_is_declared_without_effect(base: str, pic
     unused = config.model.unused() if hasattr(config.model, "unused") else {}
     hints = get_type_hints(type(config.model))
     for f in (f for f in dataclasses.fields(config.model) if not dataclasses.is_dataclass(getattr(config.model, f.name))):
-        value = TOLD.get(f.name, other_value(hints[f.name], getattr(config.model, f.name)))
+        value = ALTERED.get(f.name, other_value(hints[f.name], getattr(config.model, f.name)))
         if value == getattr(config.model, f.name):
             value = 3
         altered = trained(put(config, f"model.{f.name}", value), method, source, tmp_path / f.name)
         assert differ(plain, altered) == (f.name not in unused), f.name
 
 
-TOLD_OPTIM: dict[str, Any] = {"beta2": 0.5,
+ALTERED_OPTIM: dict[str, Any] = {"beta2": 0.5,
     "schedule": "constant", "decay_steps": 1, "milestones": [1], "clip_value": 1e-5, "clip_norm": 1e-5, "warmup_steps": 2, "eps": 1e-3,
     "lr_final": 0.003, "average_from": 0.0,
 }  # fmt: skip
@@ -112,7 +112,7 @@ def test_every_key_of_the_optimiser_acts_or_is_declared_without_effect(
     hints = get_type_hints(OptimConfig)
     monkeypatch.setattr("nerfit.training.trainer.AVERAGE_EVERY", 1)
     for f in dataclasses.fields(OptimConfig):
-        value = TOLD_OPTIM.get(f.name, other_value(hints[f.name], getattr(optim, f.name)))
+        value = ALTERED_OPTIM.get(f.name, other_value(hints[f.name], getattr(optim, f.name)))
         if value == getattr(optim, f.name):
             value = "cosine"
         acts = differ(plain, trained(put(config, f"optim.{f.name}", value), method, picture, tmp_path / f.name))

@@ -173,13 +173,13 @@ def test_one_signal_that_comes_twice_from_torchrun_is_one(monkeypatch: pytest.Mo
         (["--devices", "two"], "devices"),
     ],
 )
-def test_a_wrong_command_line_is_told_before_processes_start(
+def test_a_wrong_command_line_is_reported_before_processes_start(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "nerf", "procedural", *words]) == 1
-    told = capsys.readouterr().err
-    assert said in told and told.count("\n") == 1 and not list(tmp_path.iterdir())
+    reported = capsys.readouterr().err
+    assert said in reported and reported.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 TINY = shlex.split("--scene.size 16 --scene.views 6 --scene.val-views 0 --scene.test-views 3 --scene.samples 1")
@@ -214,12 +214,14 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     They agree to stop in the middle of the step after the signal.
     """
     words = {"instant": [*INSTANT, "--steps", "12"], "nerf": [*NERF, "--steps", "6"], "cameras": [*INSTANT, *CAMERAS, "--steps", "6"]}
-    runs = [{"out": name, "words": each, "stop": 4 if name == "nerf" else None, "judge": name == "instant"} for name, each in words.items()]
+    runs = [
+        {"out": name, "words": each, "stop": 4 if name == "nerf" else None, "scores": name == "instant"} for name, each in words.items()
+    ]
     for found, run in zip(run_on(2, runs, tmp_path), runs, strict=True):
         name, each = run["out"], run["words"]
-        alone = together.train(str(tmp_path / f"{name}-alone"), each, judge=run["judge"])
+        alone = together.train(str(tmp_path / f"{name}-alone"), each, scores=run["scores"])
         assert_same_losses(found, alone)
-        if run["judge"]:
+        if run["scores"]:
             assert found["psnr"] == pytest.approx(alone["psnr"], rel=1e-3) and list(found["psnr"]) == list(alone["psnr"])
             assert found["pictures"] == ["000.png", "001.png", "002.png"]
         assert len(found["losses"]) == (5 if name == "nerf" else alone["state"]) and found["sent"] > 0

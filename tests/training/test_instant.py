@@ -122,7 +122,7 @@ def test_march_steps_grow_shorter_with_the_budget_spent(tmp_path: Path, scene: S
     assert method.step_length == pytest.approx(3**0.5 / 256)  # that pictures are rendered with
 
 
-def test_the_number_of_rays_follows_the_samples_that_are_seen(tmp_path: Path, scene: Scene) -> None:
+def test_the_number_of_rays_follows_the_visible_samples(tmp_path: Path, scene: Scene) -> None:
     run = trainer(scene, tmp_path / "run", 120)
     run.train()
     kept = []

@@ -166,7 +166,7 @@ def test_a_lost_camera_is_found_again() -> None:
     assert torch.equal(found[others], scene.cameras.c2w[others])
 
 
-def test_cameras_that_begin_elsewhere_are_looked_for_there_too() -> None:
+def test_cameras_that_begin_elsewhere_are_searched_there_too() -> None:
     """The second half of the places that are tried for a lost camera lies around where the search began."""
     scene = load("procedural:object", Config(size=8, views=6, samples=1))
     learned = LearnedCameras(CameraConfig(learn=True), scene.cameras, scene.splits["train"])
@@ -304,7 +304,7 @@ def test_cameras_move_in_their_window_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "told"),
+    ("choice", "reported"),
     [
         ({"lr": 0.0}, "lr must be above 0"),
         ({"disturb": -1.0}, "disturb must not be negative"),
@@ -314,19 +314,19 @@ def test_cameras_move_in_their_window_alone() -> None:
         ({"refine_after": 1.0}, "refine_after must be"),
     ],
 )
-def test_wrong_settings_are_refused(choice: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_settings_are_refused(choice: dict[str, Any], reported: str) -> None:
+    with pytest.raises(ConfigError, match=reported):
         LearnedCameras(CameraConfig(learn=True, **choice), some_cameras(), [0])
 
 
-def test_keys_without_effect_are_told() -> None:
+def test_keys_without_effect_are_reported() -> None:
     assert CameraConfig().unused().keys() == {f.name for f in fields(CameraConfig)} - {"learn"}
     assert CameraConfig(learn=True).unused().keys() == {"fov", "separate", "focal_lr"}
     assert not CameraConfig(learn=True, focal="exp").unused()
 
 
 def test_a_run_keeps_its_cameras(tmp_path: Path) -> None:
-    """Trained from nothing, judged, resumed and opened again: cameras.json, the checkpoint and the metrics tell the same."""
+    """Trained from nothing, evaluated, resumed and opened again: cameras.json, the checkpoint and the metrics tell the same."""
     small = {"scene": {"size": 16, "views": 9, "samples": 1}, "steps": 20}
     model = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64}
     model |= {"camera": {"learn": True, "start": "identity", "focal": "square"}}
@@ -341,5 +341,5 @@ def test_a_run_keeps_its_cameras(tmp_path: Path) -> None:
     saved = json.loads((folder / "cameras.json").read_text())
     assert_close(run.scene.cameras.c2w, torch.tensor(saved["normalised"]["c2w"]))
     assert_close(plan.load_scene().cameras.c2w, torch.tensor(saved["given"]["c2w"]))
-    judged = jobs.evaluate(EvalOptions(run=folder, reference_poses="procedural:forward-facing", pose_steps=1))
-    assert second["cameras"] != first["cameras"] and "photometric" in judged["protocol"]
+    evaluated = jobs.evaluate(EvalOptions(run=folder, reference_poses="procedural:forward-facing", pose_steps=1))
+    assert second["cameras"] != first["cameras"] and "photometric" in evaluated["protocol"]

@@ -134,7 +134,7 @@ def _encoded(points: np.ndarray) -> Tensor:
     return frequency_encoding(torch.from_numpy(points).float(), OCTAVES)
 
 
-def test_an_imported_run_is_judged_drawn_and_goes_on(scene: Path) -> None:
+def test_an_imported_run_is_evaluated_rendered_and_resumed(scene: Path) -> None:
     save_tar(Path("001234.tar"), random_network(0, True), None)
     flags = ["--model.samples", "8", "--model.rays", "32", "--threads", "1", "--log.image-every", "0"]
     assert main(["import", "001234.tar", "--scene", "ball", *flags, "--out", "run"]) == 0

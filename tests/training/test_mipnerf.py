@@ -231,8 +231,8 @@ def test_pixels_of_several_scales_weigh_what_they_cover(kind: str, scene: Scene)
     assert by_view != pytest.approx(float(error.mean().detach()), rel=1e-2)
 
 
-def test_held_out_depth_is_judged(scene: Scene) -> None:
-    """A field half as deep as the truth is off by half the true depth; a scene without depths, or in NDC, is not judged."""
+def test_held_out_depth_is_evaluated(scene: Scene) -> None:
+    """A field half as deep as the truth is off by half the true depth; a scene without depths, or in NDC, is not evaluated."""
     method, views = of("mipnerf", scene), scene.splits["test"]
     assert scene.depths is not None
     truth = [scene.depths.reshape(-1, 32, 32)[view] for view in views]
@@ -246,7 +246,7 @@ def test_held_out_depth_is_judged(scene: Scene) -> None:
         assert "depth_error" not in evaluate(of("mipnerf", other), other, 4096, lpips=False)
 
 
-def test_views_of_several_sizes_are_judged_apart(scene: Scene) -> None:
+def test_views_of_several_sizes_are_evaluated_apart(scene: Scene) -> None:
     mixed = in_two_sizes(scene)
     found = evaluate(of("mipnerf", mixed), mixed, 4096, lpips=False)
     assert list(found["by_size"]) == ["32x32", "16x16"]

@@ -138,7 +138,7 @@ def test_a_full_grid_gives_dense_quadrature(scene: Scene, monkeypatch: pytest.Mo
     assert float(found.opacity.max() if found.opacity is not None else 0) > 0.3
 
 
-def test_colours_and_gradients_stay_where_matter_can_be_seen(start: Start) -> None:
+def test_colours_and_gradients_stay_where_matter_is_visible(start: Start) -> None:
     run = start(steps=60)
     run.train()
     space = space_of(run.method)

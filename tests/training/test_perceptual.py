@@ -136,7 +136,7 @@ def test_the_loss_is_that_of_the_picture(scene: Scene, weights: Path) -> None:
     assert len(views) > 1 and views <= set(scene.splits["train"])
 
 
-def test_what_masks_hide_is_not_judged(scene: Scene, weights: Path) -> None:
+def test_what_masks_hide_is_not_evaluated(scene: Scene, weights: Path) -> None:
     assert scene.pixels is not None
     hidden = torch.zeros(len(scene.pixels), dtype=torch.bool)
     hidden[::3] = True
@@ -219,7 +219,7 @@ def differ(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return any(not torch.equal(a[name], b[name]) for name in a)
 
 
-TOLD = {"weight": 0.5, "every": 2, "size": 40, "stride": 2, "between": 1.0, "until": 0.5, "net": "none"}
+ALTERED = {"weight": 0.5, "every": 2, "size": 40, "stride": 2, "between": 1.0, "until": 0.5, "net": "none"}
 
 
 def test_every_key_acts_or_is_declared_without_effect(weights: Path, tmp_path: Path) -> None:
@@ -227,14 +227,14 @@ def test_every_key_acts_or_is_declared_without_effect(weights: Path, tmp_path: P
     clip = save_clip(tmp_path / "clip")
     base = replace(ALEX, between=0.5, size=66)
     plain = trained(trainer(scene, tmp_path / "plain", weights, base))
-    assert get_type_hints(PerceptualConfig).keys() == TOLD.keys() | {"clip"}
+    assert get_type_hints(PerceptualConfig).keys() == ALTERED.keys() | {"clip"}
     for f in dataclasses.fields(PerceptualConfig):
-        altered = replace(base, **{f.name: TOLD.get(f.name, str(clip))})
+        altered = replace(base, **{f.name: ALTERED.get(f.name, str(clip))})
         assert differ(plain, trained(trainer(scene, tmp_path / f.name, weights, altered))) == (f.name not in base.unused()), f.name
     other = [trained(trainer(scene, tmp_path / f"clip{n}", None, replace(base, net="clip", clip=str(clip), weight=w))) for n, w in
              enumerate((0.1, 0.5))]  # fmt: skip
     assert differ(plain, other[0]) and differ(*other)
-    assert PerceptualConfig().unused().keys() == TOLD.keys() - {"net"} | {"clip"}
+    assert PerceptualConfig().unused().keys() == ALTERED.keys() - {"net"} | {"clip"}
     assert not replace(base, net="clip").unused()
 
 
@@ -303,7 +303,7 @@ def test_the_table_of_a_hash_grid_takes_one_gradient_by_itself_again(scene: Scen
         ({"until": 0.0}, "shares"),
     ],
 )
-def test_what_can_not_be_is_said(
+def test_what_can_not_be_is_reported(
     scene: Scene, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: str
 ) -> None:
     monkeypatch.delenv("NERFIT_LPIPS", raising=False)

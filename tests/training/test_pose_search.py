@@ -1,4 +1,4 @@
-"""NeRF-- in full: sine layers, refinement, cameras of another run, searches that are kept, drawn, judged and repeated."""
+"""NeRF-- in full: sine layers, refinement, cameras of another run, searches that are kept, drawn, evaluated and repeated."""
 
 import itertools
 import json
@@ -226,8 +226,8 @@ def test_the_cameras_of_another_run_are_where_a_run_begins(tmp_path: Path) -> No
     search = PoseSearch.load(tmp_path / "second", 30)
     assert abs(search.focal[0] - float(learned.fx[0] / 16)) < 0.02
 
-    def refused(words: list[str], told: str, camera: dict[str, Any] = CAMERA) -> None:
-        with pytest.raises(ConfigError, match=told):
+    def refused(words: list[str], reported: str, camera: dict[str, Any] = CAMERA) -> None:
+        with pytest.raises(ConfigError, match=reported):
             jobs.train(*prepared(tmp_path, "third", *words, camera=camera))
 
     init = ["--init", str(first), "--init-only", "cameras"]
@@ -319,10 +319,10 @@ def test_seeds_are_compared() -> None:
     runs = [
         {"seed": s, "training_psnr": p, "test": {"psnr": p + 1, "cameras": {"rotation_degrees": 2.0}}} for s, p in ((0, 10.0), (1, 14.0))
     ]
-    told = compare(runs)
-    assert told["mean"] == {"psnr": 13.0, "training_psnr": 12.0, "rotation_degrees": 2.0}
-    assert told["spread"]["psnr"] == pytest.approx(8**0.5) and told["spread"]["rotation_degrees"] == 0
-    assert compare_text(told) == "2 seeds: test PSNR 13.00 ± 2.83, training PSNR 12.00 ± 2.83, degrees off 2.00 ± 0.00"
+    reported = compare(runs)
+    assert reported["mean"] == {"psnr": 13.0, "training_psnr": 12.0, "rotation_degrees": 2.0}
+    assert reported["spread"]["psnr"] == pytest.approx(8**0.5) and reported["spread"]["rotation_degrees"] == 0
+    assert compare_text(reported) == "2 seeds: test PSNR 13.00 ± 2.83, training PSNR 12.00 ± 2.83, degrees off 2.00 ± 0.00"
     del runs[0]["test"]
     assert compare(runs)["mean"].keys() == {"training_psnr"}
 
@@ -336,10 +336,12 @@ def test_the_best_of_several_seeds_stays(tmp_path: Path, monkeypatch: pytest.Mon
         return train(plan, options, folder, *tell, **rest) | ({"exit_code": 130} if len(calls) == 2 else {})
 
     monkeypatch.setattr(jobs, "train", stopped)
-    told: list[Any] = []
-    assert train_seeds(plan, options, folder, told.append)["exit_code"] == 130 and len(told) == 1
-    summary = train_seeds(*prepare(None, None, ["--resume", "--seeds", "3", "--out", str(folder), "--json", "--no-evaluate"]), told.append)
-    assert calls == [(4, False), (5, False), (4, True), (5, True), (6, False)] and told[1] == summary
+    reported: list[Any] = []
+    assert train_seeds(plan, options, folder, reported.append)["exit_code"] == 130 and len(reported) == 1
+    summary = train_seeds(
+        *prepare(None, None, ["--resume", "--seeds", "3", "--out", str(folder), "--json", "--no-evaluate"]), reported.append
+    )
+    assert calls == [(4, False), (5, False), (4, True), (5, True), (6, False)] and reported[1] == summary
     each = {int(seed): of["training_psnr"] for seed, of in json.loads((folder / "seeds.json").read_text())["each"].items()}
     assert each.keys() == {4, 5, 6} and each[summary["seed"]] == max(each.values())
     run = open_run(folder, images=False)
@@ -347,9 +349,9 @@ def test_the_best_of_several_seeds_stays(tmp_path: Path, monkeypatch: pytest.Mon
     assert {p.name for p in (folder / "seeds").iterdir()} == {str(seed) for seed in each if seed != summary["seed"]}
 
 
-@pytest.mark.parametrize(("words", "told"), [(["--seeds", "0"], "at least 1"), (["--seeds", "2", "--viewer"], "leave out --viewer")])
-def test_seeds_without_sense_are_refused(words: list[str], told: str, tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, RunError), match=told):
+@pytest.mark.parametrize(("words", "reported"), [(["--seeds", "0"], "at least 1"), (["--seeds", "2", "--viewer"], "leave out --viewer")])
+def test_seeds_without_sense_are_refused(words: list[str], reported: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, RunError), match=reported):
         train_seeds(*prepared(tmp_path, "run", *words))
     assert not (tmp_path / "run").exists()
 
@@ -372,7 +374,7 @@ def searched(scene: Scene, psnr: float, away: float, wander: float, progress: fl
 
 
 @pytest.mark.parametrize(
-    ("explained", "away", "wander", "told"),
+    ("explained", "away", "wander", "reported"),
     [
         (0.79, 0.03, 0.005, None),  # photographs of a fern, as measured
         (0.49, 0.30, 0.01, "explains 49% of the pictures' variance only, and the cameras flee"),  # of different places
@@ -383,12 +385,14 @@ def searched(scene: Scene, psnr: float, away: float, wander: float, progress: fl
         (0.79, 0.001, 0.0, "no farther apart than"),
     ],
 )
-def test_a_hopeless_search_is_told_from_one_with_hope(scene: Scene, explained: float, away: float, wander: float, told: str | None) -> None:
+def test_a_hopeless_search_is_distinguished_from_one_with_hope(
+    scene: Scene, explained: float, away: float, wander: float, reported: str | None
+) -> None:
     train = torch.cat([scene.image(view).reshape(-1, 3) for view in scene.splits["train"]])
     psnr = -10 * math.log10((1 - explained) * float(train.var(0).mean()))
     search = searched(scene, psnr, away, wander)
     why = search.hopeless(scene)
-    assert (why is None) == (told is None) and (why is None or re.search(told or "", why))
+    assert (why is None) == (reported is None) and (why is None or re.search(reported or "", why))
     for name in ("steps", "progress", "psnr", "c2w"):
         getattr(search, name).append(getattr(search, name)[-1])
     assert search.hopeless(scene) is None, "it is said once"

@@ -103,7 +103,7 @@ def test_exponential_means_what_lrate_decay_meant(step: int, lr: float, lrate_de
 
 
 @given(STEPS, st.integers(1, 100_000), st.floats(0.01, 0.99))
-def test_step_decays_once_per_so_many_steps(step: int, every: int, rate: float) -> None:
+def test_step_decays_once_every_decay_steps(step: int, every: int, rate: float) -> None:
     expected = 1e-3
     for _ in range(step // every):
         expected *= rate
@@ -352,7 +352,7 @@ def test_metrics_tell_the_training_and_keep_the_rest(start: Callable[..., Traine
     assert train == {"steps": 5, "rays": 5 * SMALL.rays, "threads": threads, "device": "cpu", "seed": 8, "restarts": 0, "skipped_steps": 0}
 
 
-def test_a_held_out_view_is_judged_by_some_of_its_own_pixels(start: Callable[..., Trainer]) -> None:
+def test_a_held_out_view_is_evaluated_on_some_of_its_own_pixels(start: Callable[..., Trainer]) -> None:
     trainer = start(steps=10, log=LogConfig(image_every=10, image_pixels=30))
     trainer.train()
     scene = trainer.scene

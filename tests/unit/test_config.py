@@ -1,4 +1,4 @@
-"""Configuration: the order of its layers, what every key does, and how wrong keys and values are told."""
+"""Configuration: the order of its layers, what every key does, and how wrong keys and values are reported."""
 
 import dataclasses
 from collections.abc import Callable
@@ -100,7 +100,7 @@ def changed_everywhere(config: Any) -> Any:
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_key_can_be_said_in_words(method: str, form: str, tmp_path: Path) -> None:
+def test_every_key_can_be_given_on_the_command_line(method: str, form: str, tmp_path: Path) -> None:
     """All values changed, said as a command line, parsed; and back to the defaults the same way."""
     default = default_config(method, form)
     changed = changed_everywhere(default)
@@ -251,7 +251,7 @@ def test_parents_in_a_circle_end(write: Callable[[str, Any], str]) -> None:
 
 
 @pytest.mark.parametrize("text", ["a: [1", "\tb: 1", "model:\n- width\n - x", "", "just words", "- a\n- b", "!!python/object:os.system {}"])
-def test_what_is_not_a_recipe_is_said(write: Callable[[str, Any], str], text: str) -> None:
+def test_what_is_not_a_recipe_is_reported(write: Callable[[str, Any], str], text: str) -> None:
     assert refusal("--recipe", write("bad.yaml", text)).startswith("recipe ")
 
 

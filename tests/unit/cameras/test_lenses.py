@@ -192,14 +192,14 @@ def test_a_panorama_spans_the_sphere():
     ("fisheye", [0.0, 0.0, 1.0], False),
     ("equirectangular", [0.0, 0.3, 1.0], True),
 ])  # fmt: skip
-def test_what_is_behind_is_not_seen(lens, direction, seen):
+def test_what_is_behind_is_not_visible(lens, direction, seen):
     u, v, found = project(torch.tensor([direction]), torch.tensor([LENSES.index(lens)]), None)
     assert found.tolist() == [seen]
     assert u.isfinite().all()
     assert v.isfinite().all()
 
 
-def test_what_lies_beyond_the_fold_is_not_seen():
+def test_what_lies_beyond_the_fold_is_not_visible():
     k = lens_of(2, k1=-0.3)  # the image of radius r is largest at r = 1.054
     u, v, seen = project(torch.tensor([[1.0, 0, -1], [1.2, 0, -1]], dtype=torch.float64), None, k)
     assert seen.tolist() == [True, False]

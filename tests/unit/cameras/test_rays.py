@@ -71,7 +71,7 @@ def test_pinhole_is_the_classic_formula(width, height, offset, shift):
     assert_close(cameras.directions(views, x, y), twin)
 
 
-def test_pixels_are_sampled_at_their_centres_unless_told_otherwise():
+def test_pixels_are_sampled_at_their_centres_by_default():
     assert Cameras.pinhole(torch.eye(4)[None], 1.0, 1, 1).pixel_offset == 0.5
 
 

@@ -254,7 +254,7 @@ def test_kernels_can_have_the_threads_to_themselves(threads):
         assert torch.get_num_threads() == 3
 
 
-def test_kernels_can_be_compiled_by_whoever_draws_a_picture_first():
+def test_kernels_can_be_compiled_by_the_first_rendering():
     warm.warm_up.cache_clear()
     with torch.no_grad():
         warm_up(torch.device("cpu"))

@@ -83,7 +83,7 @@ def test_difference_is_one_minus_the_cosine(tower: ClipTower) -> None:
     assert abs(float(tower.difference(a, a))) < 1e-5
 
 
-def test_pictures_of_any_size_are_seen_whole(tower: ClipTower) -> None:
+def test_pictures_of_any_size_are_used_whole(tower: ClipTower) -> None:
     small = picture(4, 6)
     large = small.repeat_interleave(20, 0).repeat_interleave(30, 1)
     twice, half, other = large.repeat_interleave(2, 1), large[:, :90], picture(4, 6, 1)
@@ -125,7 +125,7 @@ def refusal(source: Path | str) -> str:
     return message
 
 
-def test_a_missing_tower_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tower_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="pip install"):
         load_clip("openai/clip-vit-base-patch32")

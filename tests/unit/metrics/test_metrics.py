@@ -215,7 +215,7 @@ def test_unusable_weight_files(random_weights, tmp_path):
     assert "alex" in message()
 
 
-def test_where_weights_are_looked_for(tmp_path, monkeypatch):
+def test_where_weights_are_searched(tmp_path, monkeypatch):
     given, named, cache, home = (tmp_path / n for n in ("given", "named", "cache", "home"))
     monkeypatch.setenv("NERFIT_LPIPS", str(named))
     monkeypatch.setenv("NERFIT_CACHE", str(cache))

@@ -75,7 +75,7 @@ def test_nothing_is_drawn_of_nothing() -> None:
     assert (face == -1).all() and (weights == 0).all()
 
 
-def test_a_mesh_is_seen_as_it_is() -> None:
+def test_a_mesh_is_drawn_as_it_is() -> None:
     vertices, faces = sphere(40)
     camera = Cameras.pinhole(torch.tensor([[[1.0, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 4]]]), 60.0, 40, 30)
     seen, face = look(vertices, faces, vertices, camera)

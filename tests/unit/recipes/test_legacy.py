@@ -378,7 +378,7 @@ def test_any_text_translates_or_is_refused_in_one_sentence(tmp_path_factory: pyt
         assert recipe["format"] in FORMATS and notes
 
 
-def test_old_configs_are_told_from_recipes(tmp_path: Path) -> None:
+def test_old_configs_are_distinguished_from_recipes(tmp_path: Path) -> None:
     for text in (FERN, LEGO, "N_rand=1", "  N_rand = 1\n lrate: 5e-4", "N_rand: 1024\nlrate: 5e-4", "# c: d\nexpname = a: b", "half_res"):
         assert is_legacy(write(tmp_path, text)), text
     for text in ("", "chunk: 4096", "parent: lego\nmodel: {rays: 1}", "description: a = b\nsteps: 3\n", "scene:\n  factor: 2\n", "- 1"):

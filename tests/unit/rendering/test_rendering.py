@@ -249,10 +249,10 @@ def test_jitter_and_noise_act_in_training_alone(fine, jitter, noise):
     plain = small_nerf(scene, fine_samples=fine, jitter=False)
     batch = whole_view(method, scene)
     with torch.no_grad():
-        judged = method.render(batch)
+        evaluated = method.render(batch)
         trained = method.render(replace(batch, generator=torch.Generator().manual_seed(1)))
-        assert_same(judged, plain.render(batch), exact=True)
-    assert torch.equal(judged.rgb, trained.rgb) == (not jitter and noise == 0)
+        assert_same(evaluated, plain.render(batch), exact=True)
+    assert torch.equal(evaluated.rgb, trained.rgb) == (not jitter and noise == 0)
 
 
 @FINE

@@ -103,7 +103,7 @@ def test_rays_start_where_the_config_says(blender_folder, offset):
 
 @pytest.mark.parametrize("background", [0.0, 1.0])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_smaller_pictures_are_area_means_of_what_is_seen(blender_folder, factor, background):
+def test_smaller_pictures_are_area_means_of_visible_pixels(blender_folder, factor, background):
     """The composited picture shrinks to the mean over each new pixel's area, within the rounding of colour and alpha."""
     whole, small = load(blender_folder), load(blender_folder, factor=factor)
     w, h = WIDTH // factor, HEIGHT // factor

@@ -383,7 +383,7 @@ def refused(folder: Path, message: str) -> None:
     assert "\n" not in text and text.endswith(".") and folder.name in text
 
 
-def test_whatever_is_missing_is_said(capture, tmp_path):
+def test_anything_missing_is_reported(capture, tmp_path):
     assert not colmap.detect(str(tmp_path)) and not colmap.detect(str(tmp_path / "none"))
     (capture / "sparse/0/points3D.bin").unlink()
     assert load(capture).depth_range is None

@@ -387,7 +387,7 @@ def test_resized_pictures_are_kept_and_read_back_without_the_originals_being_ope
     assert entry.read_bytes() == before
 
 
-def test_changed_pictures_are_resized_anew(scene, cache):
+def test_changed_pictures_are_resized_again(scene, cache):
     load(str(scene), Config(factor=4))
     file = scene / "images" / "IMG_02.png"
     date = file.stat().st_mtime_ns

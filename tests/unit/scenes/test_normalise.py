@@ -158,7 +158,7 @@ def test_many_points_and_views_are_sampled():
     assert found.depth_range == pytest.approx((2, 9), rel=0.01)
 
 
-def test_a_forward_facing_place_without_ndc_has_room_for_what_is_seen():
+def test_a_forward_facing_scene_without_ndc_has_room_for_what_is_visible():
     cameras, points = capture(side_by_side), torch.from_numpy(cloud(4))
     found = place(cameras, points)
     cameras.c2w = transform_poses(cameras.c2w, found.transform).float()

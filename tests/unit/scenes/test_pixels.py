@@ -96,7 +96,7 @@ def test_names_may_have_spaces_and_any_letters(tmp_path):
     assert len(quietly([path, path], [(3, 2), (6, 4)])) == 6 + 24
 
 
-def test_linear_pictures_are_said_aloud_once(tmp_path):
+def test_linear_pictures_are_reported_once(tmp_path):
     for i in range(3):
         Image.fromarray(np.full((2, 3), 0.25 * i, np.float32)).save(tmp_path / f"{i}.tif")
     with pytest.warns(UserWarning) as caught:
@@ -256,7 +256,7 @@ def test_masks_that_hide_nothing_leave_no_alpha(tmp_path):
     assert load_pixels(paths, [(4, 4)] * 2, [mask, None]).shape == (32, 3)
 
 
-def test_changed_masks_are_read_anew(tmp_path):
+def test_changed_masks_are_read_again(tmp_path):
     paths, mask = write(tmp_path, noise(4, 4, 3)), tmp_path / "mask.png"
     for shade in (0, 255, 0):
         save(mask, np.full((4, 4), shade, np.uint8))
@@ -305,7 +305,7 @@ def numbers(batch: Batch) -> Tensor:
 @pytest.mark.parametrize("kind", ["image", "all", "random"])
 @pytest.mark.parametrize("seen", [0.01, 0.5])
 @pytest.mark.parametrize("masked", [True, False])
-def test_only_pixels_that_can_be_seen_are_trained_on(kind, seen, masked):
+def test_only_visible_pixels_are_trained_on(kind, seen, masked):
     scene, counts = masked_scene(holes(seen), masked), torch.zeros(4 * 99)
     for step in range(300):
         generator = torch.Generator().manual_seed(step)
@@ -357,18 +357,18 @@ class Flat(Method):
         raise NotImplementedError
 
 
-def test_hidden_pixels_are_not_judged(tmp_path):
+def test_hidden_pixels_are_not_evaluated(tmp_path):
     alpha = torch.full((3, 20, 24), 255)
     alpha[0, :15] = 0
     alpha[1] = 0
     scene = masked_scene(alpha)
-    judged = evaluate(Flat(), scene, 1000, lpips=False, pictures=tmp_path)
-    assert [row["view"] for row in judged["views"]] == ["0", "2"]
-    for row, view in zip(judged["views"], (0, 2), strict=True):
+    evaluated = evaluate(Flat(), scene, 1000, lpips=False, pictures=tmp_path)
+    assert [row["view"] for row in evaluated["views"]] == ["0", "2"]
+    for row, view in zip(evaluated["views"], (0, 2), strict=True):
         truth = scene.stored_pixels.reshape(3, 480, 4)[view, :, :3][alpha[view].reshape(-1) > 0].numpy() / 255
         assert row["psnr"] == pytest.approx(-10 * np.log10(((truth - 0.4) ** 2).mean()), abs=1e-4)
-    assert judged["views"][0]["ssim"] > judged["views"][1]["ssim"]
-    assert "pixels that masks hide" in judged["protocol"]
+    assert evaluated["views"][0]["ssim"] > evaluated["views"][1]["ssim"]
+    assert "pixels that masks hide" in evaluated["protocol"]
     assert (read_image(tmp_path / "000.png") == 102).all()
     plain = evaluate(Flat(), masked_scene(alpha, masked=False), 1000, lpips=False)
     assert len(plain["views"]) == 3

@@ -98,7 +98,7 @@ def test_deepvoxels_poses_may_be_world_to_camera(vase: Path) -> None:
     assert_close(load("deepvoxels", vase).cameras.c2w, straight.cameras.c2w, 1e-6)
 
 
-def test_two_objects_have_to_be_told_apart(vase: Path) -> None:
+def test_two_objects_must_be_named(vase: Path) -> None:
     (vase / "train" / "cube").mkdir()
     (vase / "train" / "cube" / "intrinsics.txt").write_text("")
     refused("deepvoxels", vase, "has the objects cube, vase; choose one", ConfigError)

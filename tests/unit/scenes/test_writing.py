@@ -143,7 +143,7 @@ def test_poses_and_bounds_are_read_back(folder, seed):
     assert torch.equal(llff.read_poses(folder / "poses_bounds.npy").bounds.float(), depths)
 
 
-def test_what_poses_bounds_has_no_place_for_is_said(folder):
+def test_what_poses_bounds_can_not_hold_is_reported(folder):
     depths = torch.ones(VIEWS, 2)
     with pytest.warns(UserWarning, match="no place for distortion and principal points and focal lengths that differ"):
         write_poses_bounds(folder, cameras_of(0, [("perspective", RADIAL)]), NAMES, depths)

@@ -61,7 +61,7 @@ def test_a_viewpoint_is_what_viser_means_and_comes_back(seed: int, fov: float, a
     assert (again.fov, again.aspect) == pytest.approx((fov, aspect), rel=0.02)
 
 
-def test_a_panorama_is_looked_at_through_a_right_angle() -> None:
+def test_a_panorama_is_viewed_through_a_right_angle() -> None:
     camera = Cameras.pinhole(torch.eye(4)[None], 100.0, 200, 100)
     camera.lens = torch.tensor([2])
     assert Viewpoint.of(camera, 0).fov == pytest.approx(math.pi / 2)
@@ -458,7 +458,7 @@ def test_the_page_is_served_here_and_beside_a_port_in_use(viewer: Viewer) -> Non
     assert_close(np.array(start.position), viewer.scene.cameras.centers[0])
 
 
-def test_a_connection_that_is_not_used_is_not_told_about(viewer: Viewer, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_connection_that_is_not_used_is_not_reported(viewer: Viewer, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_connection(("127.0.0.1", viewer.port)):
         pass
     with urllib.request.urlopen(viewer.url):  # comes after it
@@ -718,7 +718,7 @@ def test_runs_and_scenes_are_viewed_from_the_command_line(blender_folder: Path, 
         (["train", "nerf", "procedural", *TINY, "--port", "1"], "--viewer is off"),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str) -> None:
+def test_mistakes_are_reported_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = nerfit(*words)
     assert code == 1 and out == "" and expected in err.splitlines()[-1]
