@@ -1,4 +1,4 @@
-"""Files: read with limits, since nobody vouches for their content, and written so that a crash leaves the old one or the new one."""
+"""Files: read with limits on their size, written atomically, locked against other processes; and the folder of nerfit's cache."""
 
 import hashlib
 import json
@@ -20,12 +20,15 @@ from nerfit.errors import SceneError
 
 _fcntl: Any = import_module("fcntl") if os.name == "posix" else None
 _TEXT, _ARRAYS = 64 << 20, 4 << 30
-"""Most bytes of a text file (a frame takes about 1000) and of all arrays of a NumPy file."""
+"""Largest text file (a frame of transforms.json takes about 1000 bytes) and largest total of the arrays of a NumPy file, in bytes."""
+
+
+# read with limits
 
 
 def read_text(file: Path) -> str:
     """A text file of at most 64 MB; SceneError for one that is missing, larger, no regular file or no UTF-8."""
-    with _reading(file, _TEXT) as stream:
+    with _opened(file, _TEXT) as stream:
         return stream.read(_TEXT).decode("utf-8-sig")
 
 
@@ -39,7 +42,7 @@ def read_json(file: Path) -> Any:
 
 
 def peek_json(file: Path) -> Any:
-    """The content of what may be a JSON file, None where it isn't."""
+    """The content of a JSON file; None for a file that is missing or no JSON."""
     try:
         return read_json(file)
     except SceneError:
@@ -48,7 +51,7 @@ def peek_json(file: Path) -> Any:
 
 def read_npy(file: Path) -> np.ndarray:
     """The array in an .npy file of at most 64 MB, of any type but Python objects."""
-    with _reading(file, _TEXT) as stream:
+    with _opened(file, _TEXT) as stream:
         return _read_npy(stream, file.stat().st_size)
 
 
@@ -57,7 +60,7 @@ def read_npz(file: Path, names: Sequence[str]) -> list[np.ndarray]:
 
     Sizes are taken from the archive's directory before anything is unpacked: arrays of more than 4 GB together are refused.
     """
-    with _reading(file, _ARRAYS) as stream, zipfile.ZipFile(stream) as archive:
+    with _opened(file, _ARRAYS) as stream, zipfile.ZipFile(stream) as archive:
         sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
         absent = [name for name in names if name not in sizes]
         if absent:
@@ -83,15 +86,15 @@ def _read_npy(stream: Any, size: int) -> np.ndarray:
 
 
 def check_regular(file: Path) -> None:
-    """Raise SceneError for what is there but no regular file: reading a pipe or a device need never end."""
-    with suppress(OSError, ValueError):  # what can't be looked at can't be opened either, and that says why
+    """Raise SceneError for a path that exists but is no regular file: reading a pipe or a device may never end."""
+    with suppress(OSError, ValueError):  # opening the file gives a better reason
         if not stat.S_ISREG(file.stat().st_mode):
             raise SceneError(f"{file} is not a regular file.")
 
 
 @contextmanager
-def _reading(file: Path, limit: int) -> Iterator[BinaryIO]:
-    """A regular file of at most ``limit`` bytes, opened; whatever goes wrong with its content is a SceneError too."""
+def _opened(file: Path, limit: int) -> Iterator[BinaryIO]:
+    """A regular file of at most ``limit`` bytes, opened; an error while its content is read becomes a SceneError."""
     try:
         check_regular(file)
         if (size := file.stat().st_size) > limit:
@@ -106,94 +109,18 @@ def _reading(file: Path, limit: int) -> Iterator[BinaryIO]:
         raise SceneError(f"{file} is damaged or of another kind than its name says: {error}.") from error
 
 
-def cache_folder() -> Path:
-    """Where things are kept that can be made again: $NERFIT_CACHE, else nerfit in $XDG_CACHE_HOME, else ~/.cache/nerfit."""
-    own, shared = os.environ.get("NERFIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else Path(shared or Path.home() / ".cache") / "nerfit"
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON as `write_whole` does."""
-    write_whole(path, json.dumps(data, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file as `atomic_write` does."""
-    with atomic_write(path) as part:
-        part.write_text(text)
-
-
-def fingerprint(files: Sequence[Path], *settings: Any) -> str:
-    """A name for what is made of ``files`` with ``settings``; another one as soon as a file's path, date or size changes.
-
-    Raises SceneError for what is no file.
-    """
-    facts = []
-    for file in files:
-        check_regular(file)
-        try:
-            facts.append((str(file.resolve()), (s := file.stat()).st_mtime_ns, s.st_size))
-        except (OSError, RuntimeError) as error:  # the latter for links in a ring, before Python 3.13
-            raise SceneError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}.") from error
-    return hashlib.sha256(repr((facts, settings)).encode()).hexdigest()[:32]
-
-
-@contextmanager
-def file_lock(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and hold it against other processes, for which it waits; the lock of one that died is free."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(folder / "lock.db", timeout=0, isolation_level=None)
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            print(f"waiting for another process that works in {folder}", file=sys.stderr)
-            while not _locked(lock):
-                pass
-    except (OSError, sqlite3.Error) as error:
-        raise SceneError(f"{folder} can't be written ({error}); set NERFIT_CACHE to a folder that can.") from error
-    try:
-        yield
-    finally:
-        lock.close()
-
-
-def _locked(lock: sqlite3.Connection) -> bool:
-    """Whether the lock was had within a second, after which the program can be interrupted."""
-    lock.execute("PRAGMA busy_timeout = 1000")
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        return False
-    return True
-
-
-def lock(descriptor: int, wait: bool) -> bool:
-    """Hold an open file or folder against other processes until it is closed or this process ends, however that happens.
-
-    False where another one holds it and ``wait`` is not wished. Windows and file systems without locks grant it to everybody.
-    """
-    try:
-        if _fcntl is not None:
-            _fcntl.flock(descriptor, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+# write atomically
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which is moved onto it once its content is on the disk.
+    """A temporary path beside ``path``, which replaces ``path`` once its content is on the disk.
 
-    So a crash or a power cut leaves the old file or the new one, never half of either. Of several processes that write the same file
-    each waits for the one before. A file that is left empty is not moved.
+    A crash or a power cut leaves the old file or the new one, never half of either. Processes that write the same file wait for each
+    other. A file that is left empty is dropped.
     """
     part = path.with_name(path.name + ".part")
-    with _claimed(part):
+    with _empty_file(part):
         try:
             yield part
             with part.open("rb+") as written:
@@ -208,18 +135,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise
 
 
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file as `atomic_write` does."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as `atomic_write` does."""
+    with atomic_write(path) as part:
+        part.write_text(text)
+
+
 @contextmanager
-def _claimed(part: Path) -> Iterator[None]:
-    """Make an empty file, whatever a killed process has left of it, and hold it against other processes."""
-    if _fcntl is None:  # Windows moves no file that is open
+def _empty_file(part: Path) -> Iterator[None]:
+    """Make an empty file, or empty what a killed process has left, and lock it."""
+    if _fcntl is None:  # Windows can't move an open file
         part.write_bytes(b"")
         yield
         return
     while True:
         file = os.open(part, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
-            lock(file, wait=True)
-            if _same(file, part):
+            lock_descriptor(file, wait=True)
+            if _lies_at(file, part):
                 with suppress(OSError):  # of a device
                     os.ftruncate(file, 0)
                 yield
@@ -228,9 +166,86 @@ def _claimed(part: Path) -> Iterator[None]:
             os.close(file)
 
 
-def _same(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one of that name; whoever had it before may have moved it."""
+def _lies_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still has that name; the process that held the lock before may have moved it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+# lock
+
+
+def lock_descriptor(descriptor: int, wait: bool) -> bool:
+    """Lock an open file or folder for this process, until it is closed or the process ends.
+
+    False where another process holds it and ``wait`` is false. Windows and file systems without locks always grant it.
+    """
+    try:
+        if _fcntl is not None:
+            _fcntl.flock(descriptor, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def file_lock(folder: Path) -> Iterator[None]:
+    """Make ``folder`` and lock it for this process. Waits for another process that holds it; a process that dies frees its lock.
+
+    Raises SceneError where the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = sqlite3.connect(folder / "lock.db", timeout=0, isolation_level=None)
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            print(f"waiting for another process that works in {folder}", file=sys.stderr)
+            while not _try_lock(lock):
+                pass
+    except (OSError, sqlite3.Error) as error:
+        raise SceneError(f"{folder} can't be written ({error}); set NERFIT_CACHE to a folder that can.") from error
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def _try_lock(lock: sqlite3.Connection) -> bool:
+    """Whether the lock was free within a second. (Python handles Ctrl-C between two tries.)"""
+    lock.execute("PRAGMA busy_timeout = 1000")
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        return False
+    return True
+
+
+# cache
+
+
+def cache_folder() -> Path:
+    """The folder for files that can be computed again: $NERFIT_CACHE, else nerfit in $XDG_CACHE_HOME, else ~/.cache/nerfit."""
+    own, shared = os.environ.get("NERFIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(shared or Path.home() / ".cache") / "nerfit"
+
+
+def fingerprint(files: Sequence[Path], *settings: Any) -> str:
+    """A name for a result computed from ``files`` with ``settings``: 32 hex digits of a hash over each file's path, date and size.
+
+    Raises SceneError for a path that is no file.
+    """
+    facts = []
+    for file in files:
+        check_regular(file)
+        try:
+            facts.append((str(file.resolve()), (s := file.stat()).st_mtime_ns, s.st_size))
+        except (OSError, RuntimeError) as error:  # the latter for links in a ring, before Python 3.13
+            raise SceneError(f"{file} can't be read: {getattr(error, 'strerror', None) or error}.") from error
+    return hashlib.sha256(repr((facts, settings)).encode()).hexdigest()[:32]

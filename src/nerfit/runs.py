@@ -21,7 +21,7 @@ from nerfit import __version__
 from nerfit.cameras import Cameras
 from nerfit.config import arguments, flatten, parse, read_settings, to_dict, unused_keys
 from nerfit.errors import ConfigError, NerfitError, RunError
-from nerfit.files import lock, peek_json, read_text, write_whole
+from nerfit.files import lock_descriptor, peek_json, read_text, write_text
 from nerfit.methods.base import Method, render_view
 from nerfit.methods.blocks import Blended
 from nerfit.plugins import find
@@ -68,7 +68,7 @@ class Plan:
         """Write config.yaml, so that a crash leaves the old file or the new one."""
         head = {"nerfit": __version__, "method": self.method, "source": self.source, "format": self.format}
         try:
-            write_whole(folder / "config.yaml", yaml.safe_dump(head | to_dict(self.config), sort_keys=False))
+            write_text(folder / "config.yaml", yaml.safe_dump(head | to_dict(self.config), sort_keys=False))
         except OSError as error:
             raise RunError(f"{folder / 'config.yaml'} can't be written: {error.strerror}.") from error
 
@@ -137,7 +137,7 @@ def in_use(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if not lock(descriptor, wait=False):
+        if not lock_descriptor(descriptor, wait=False):
             raise RunError(f"another training is at work in {folder}: wait for it, stop it, or choose another --out.")
         yield
     finally:

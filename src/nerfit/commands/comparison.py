@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nerfit.files import write_json, write_whole
+from nerfit.files import write_json, write_text
 
 MEASURES = {
     "psnr": ("PSNR", 2),
@@ -88,8 +88,8 @@ def _cell(value: dict[str, float] | None, decimals: int) -> str:
 def write(found: dict[str, Any], folder: Path) -> None:
     """sweep.json with all of it, sweep.csv with a line for each job, sweep.md with the table."""
     write_json(folder / "sweep.json", found)
-    write_whole(folder / "sweep.csv", _csv(found["jobs"]))
-    write_whole(folder / "sweep.md", table(found) + "\n")
+    write_text(folder / "sweep.csv", _csv(found["jobs"]))
+    write_text(folder / "sweep.md", table(found) + "\n")
 
 
 def _csv(rows: Iterable[dict[str, Any]]) -> str:

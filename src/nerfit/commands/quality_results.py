@@ -12,7 +12,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from nerfit.errors import RunError
-from nerfit.files import write_json, write_whole
+from nerfit.files import write_json, write_text
 
 _GIVEN = ("method", "source", "flags")
 
@@ -59,10 +59,10 @@ class Results:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "results.json", asdict(self))
-            write_whole(folder / "results.csv", text.getvalue())
+            write_text(folder / "results.csv", text.getvalue())
             if self.rows:
                 title = f"{self.method} on {Path(self.source).name} ({self.machine['cpu']}, threads: {self.machine['threads']})"
-                write_whole(folder / "results.svg", quality_chart([(r["seconds"], r["psnr"], r["budget"]) for r in self.rows], title))
+                write_text(folder / "results.svg", quality_chart([(r["seconds"], r["psnr"], r["budget"]) for r in self.rows], title))
         except OSError as error:
             raise RunError(f"the results can't be written to {folder}: {error.strerror}.") from error
 
