@@ -27,8 +27,8 @@ from nerfit.methods.blocks import Blended
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
-from nerfit.scenes.blocks import BlocksConfig, blocks_of, cut
 from nerfit.scenes.images import to_bytes
+from nerfit.scenes.partition import BlocksConfig, blocks_of, cut
 from nerfit.scenes.scene import Scene
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
 from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads

@@ -35,9 +35,9 @@ from nerfit.cli import main
 from nerfit.errors import NerfitError, RunError
 from nerfit.files import atomic_write, write_json
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.outputs.mesh.extraction import Mesh
-from nerfit.outputs.mesh.files import write_mesh
-from nerfit.outputs.mesh.points import PointCloud, write_points
+from nerfit.outputs.mesh.extract import Mesh
+from nerfit.outputs.mesh.formats import write_mesh
+from nerfit.outputs.mesh.point_cloud import PointCloud, write_points
 from nerfit.outputs.pictures.video import write_video
 from nerfit.runs import in_use
 from nerfit.scenes.formats import procedural

@@ -46,7 +46,7 @@ def test_commands_in_the_docs_exist(command: str) -> None:
         if recipe is not None and not recipe.endswith(".txt"):
             load_recipe(recipe)
     if words[0] == "render" and "--what" in words:
-        from nerfit.outputs.pictures.paths import checked_quantities
+        from nerfit.outputs.pictures.render_path import checked_quantities
 
         checked_quantities(words[words.index("--what") + 1])
 

@@ -27,8 +27,8 @@ from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.blocks import Blended
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.runs import open_run
-from nerfit.scenes.blocks import BlocksConfig, blocks_of, cut, partition
 from nerfit.scenes.formats import procedural
+from nerfit.scenes.partition import BlocksConfig, blocks_of, cut, partition
 from nerfit.scenes.scene import Scene
 
 grids = st.sampled_from([(2, 1), (1, 2), (3, 2), (4, 1)])

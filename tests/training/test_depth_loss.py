@@ -26,7 +26,7 @@ from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.rendering.losses import depth_error
 from nerfit.scenes.formats import colmap
 from nerfit.scenes.formats.procedural import Config, load
-from nerfit.scenes.points import PointDepths, point_depths
+from nerfit.scenes.point_depths import PointDepths, point_depths
 from nerfit.scenes.scene import Scene
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.cli import main
 from nerfit.outputs.grids import make_grid
-from nerfit.outputs.mesh.extraction import MeshConfig, contour, fuse, make_mesh
+from nerfit.outputs.mesh.extract import MeshConfig, contour, fuse, make_mesh
 from nerfit.outputs.surfaces import Surfaces
 from nerfit.runs import Run
 from nerfit.scenes.formats import procedural

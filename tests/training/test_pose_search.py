@@ -32,7 +32,7 @@ from nerfit.errors import ConfigError, RunError
 from nerfit.fields.siren import SirenMLP
 from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.outputs.pictures.frusta import draw_search
-from nerfit.outputs.pictures.pose_plots import draw_paths, placed_looks
+from nerfit.outputs.pictures.pose_plots import aligned_records, draw_paths
 from nerfit.runs import open_run
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
@@ -279,7 +279,7 @@ def test_found_cameras_are_drawn_where_the_given_ones_are(scale: float, angle: f
     similarity[:2, :2] = scale * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     similarity[2, 2] = scale
     search, given = some_search(scene, similarity)
-    first, _, last = placed_looks(search, given, range(3))
+    first, _, last = aligned_records(search, given, range(3))
     assert_close(last.c2w, given.c2w, 1e-4)
     assert float((first.centers - first.centers[0]).norm()) < 1e-4
     assert float(last.fx[0]) == pytest.approx(4.0)
@@ -287,7 +287,7 @@ def test_found_cameras_are_drawn_where_the_given_ones_are(scale: float, angle: f
 
 def test_pictures_of_a_search(scene: Scene) -> None:
     search, given = some_search(scene, torch.eye(4, dtype=torch.float64))
-    found = placed_looks(search, given, range(3))
+    found = aligned_records(search, given, range(3))
     paths = torch.stack([cameras.centers for cameras in found])
     far, near = (draw_paths(p, given.centers, 200) for p in (paths[:1], paths))
     assert far.shape == near.shape == (200, 400, 3)

@@ -127,8 +127,8 @@ class Cameras:
         They do where they lie in front of the camera and the lens shows them, inside the image or not.
         """
         local = torch.einsum("rij,ri->rj", self.c2w[views, :, :3], points - self.c2w[views, :, 3])
-        u, v, seen = project(local, *self._optics(views))
-        return torch.stack([u * self.fx[views] + self.cx[views], v * self.fy[views] + self.cy[views]], -1), seen
+        u, v, visible = project(local, *self._optics(views))
+        return torch.stack([u * self.fx[views] + self.cx[views], v * self.fy[views] + self.cy[views]], -1), visible
 
     def depths(self, views: Int[Tensor, "n"], points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         """The distance t at which rays of the given views meet world points: along the axis of a perspective camera, else straight."""

@@ -88,13 +88,13 @@ def unproject(
 def project(
     directions: Float[Tensor, "rays 3"], lens: Int[Tensor, "rays"] | None, k: Float[Tensor, "rays 13"] | None
 ) -> tuple[Float[Tensor, "rays"], Float[Tensor, "rays"], Bool[Tensor, "rays"]]:
-    """Image points (u, v) of directions of any length in camera axes, the inverse of `unproject`, and whether they are seen.
+    """Image points (u, v) of directions of any length in camera axes, the inverse of `unproject`, and whether they are visible.
 
-    Not seen is what lies behind a perspective camera, exactly behind a fisheye, or beyond the fold of the lens.
+    Not visible is what lies behind a perspective camera, exactly behind a fisheye, or beyond the fold of the lens.
     """
     x, y, depth = directions[:, 0], -directions[:, 1], -directions[:, 2]
-    seen = depth > 0
-    scale = 1 / torch.where(seen, depth, 1)
+    visible = depth > 0
+    scale = 1 / torch.where(visible, depth, 1)
     u, v = x * scale, y * scale
     if lens is not None:
         across = (x * x + y * y).sqrt()
@@ -102,10 +102,10 @@ def project(
         longitude, latitude = torch.atan2(x, depth), torch.atan2(y, (x * x + depth * depth).sqrt())
         u = torch.where(lens == 0, u, torch.where(lens == 1, x * stretch, longitude))
         v = torch.where(lens == 0, v, torch.where(lens == 1, y * stretch, latitude))
-        seen = seen | ((lens == 1) & (across > 0)) | (lens == 2)
+        visible = visible | ((lens == 1) & (across > 0)) | (lens == 2)
     if k is None:
-        return u, v, seen
+        return u, v, visible
     ud, vd = distort(u, v, k)
     back_u, back_v = undistort(ud, vd, k)
     near = (back_u - u).abs() + (back_v - v).abs() < 1e-3 * (1 + u.abs() + v.abs())
-    return ud, vd, seen & near
+    return ud, vd, visible & near

@@ -137,7 +137,7 @@ def sphere(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tenso
 
 
 def focus_distance(depth_range: tuple[float, float]) -> float:
-    """Distance that a spiral looks at: 1/(0.25/(0.9·near) + 0.75/(5·far)) (LLFF), or 70 % of the way when near is 0."""
+    """Distance of the point that a spiral's cameras look at: 1/(0.25/(0.9·near) + 0.75/(5·far)) (LLFF); 70 % of far when near is 0."""
     near, far = depth_range
     return 1 / (0.25 / (0.9 * near) + 0.75 / (5 * far)) if near > 0 else near + 0.7 * (far - near)
 
@@ -240,7 +240,7 @@ def glide(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tensor
 _KEYS = ("c2w", "frames", "focal", "fx", "fy", "cx", "cy", "width", "height", "scene")
 _WHOLE = ("frames", "width", "height")
 _FAR = 10
-"""Cameras that stand farther away than so many radii of a scene's cameras are likely to be those of another scene."""
+"""Cameras that stand farther away than this many radii of the scene's cameras probably belong to another scene."""
 
 
 def read_path(path: Path, cameras: Cameras, frames: int | None = None, scene: str | None = None) -> Cameras:

@@ -16,7 +16,7 @@ from nerfit.commands.sweep import OWN, Job, check_same, exit_code, kept_flags, n
 from nerfit.config import typed_value
 from nerfit.errors import ConfigError
 from nerfit.runs import Plan, block_folder, refuse_existing
-from nerfit.scenes.blocks import blocks_of
+from nerfit.scenes.partition import blocks_of
 from nerfit.scenes.scene import Scene
 from nerfit.training.trainer import update_metrics
 

@@ -12,11 +12,11 @@ from nerfit.cameras.poses import world_up
 from nerfit.commands.options import DeviceOptions, RunOptions
 from nerfit.errors import RunError
 from nerfit.outputs.exports import CameraFormat, export_cameras
-from nerfit.outputs.mesh.extraction import MeshConfig, make_mesh, pieces
-from nerfit.outputs.mesh.files import beside, check_name, write_mesh
-from nerfit.outputs.mesh.points import PointsConfig, check_points_name, make_points, write_points
+from nerfit.outputs.mesh.extract import MeshConfig, make_mesh, pieces
+from nerfit.outputs.mesh.formats import beside, check_name, write_mesh
+from nerfit.outputs.mesh.point_cloud import PointsConfig, check_points_name, make_points, write_points
 from nerfit.outputs.mesh.turntable import write_turntable
-from nerfit.outputs.web.baking import BakeConfig, bake, likeness
+from nerfit.outputs.web.bake import BakeConfig, bake, likeness
 from nerfit.outputs.web.page import check_web_name, write_web
 from nerfit.runs import Run, numbered_folders, open_run
 

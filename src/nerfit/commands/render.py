@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from nerfit.commands.cluster import Needs, Stop, on_ray
 from nerfit.commands.options import RenderOptions
 from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.files import write_json
-from nerfit.outputs.pictures.paths import checked_quantities, draw_frames, frame_file, write_videos
+from nerfit.outputs.pictures.render_path import PathFrames, checked_quantities, draw_share
 from nerfit.progress import say, tick
 from nerfit.runs import Run, new_folder, numbered_folders, open_run
 from nerfit.scenes.scene import Scene
@@ -31,13 +31,11 @@ def scene_path(scene: Scene, kind: str, frames: int | None) -> tuple[Cameras, Ca
 
 @dataclass
 class Film:
-    """What is to be drawn: quantities ``names`` of a run along ``cameras``."""
+    """What is to be drawn: the frames of a path of some kind through a run's scene."""
 
     run: Run
     kind: str
-    cameras: Cameras
-    look: Cameras | None
-    names: list[str]
+    frames: PathFrames
 
     @classmethod
     def planned(cls, options: RenderOptions) -> "Film":
@@ -51,21 +49,13 @@ class Film:
         cameras, look = scene_path(run.scene, kind, options.frames)
         look = None if look is None else look.rescale(1 / options.factor)
         names = names or (["rgb", "disparity"] if run.method.has_density else ["rgb"])
-        return cls(run, kind, cameras.rescale(1 / options.factor), look, names)
-
-    def draw(self, folder: Path, frames: Iterable[int], report: Callable[[], None] = lambda: None) -> None:
-        """Draw some frames; ``report`` is called after each."""
-        draw_frames(self.run.method, self.run.scene, self.cameras, self.run.chunk, self.names, folder, frames, self.look, report)
-
-    def missing(self, folder: Path) -> list[int]:
-        """The frames that ``folder`` lacks."""
-        return [i for i in range(len(self.cameras)) if not all(frame_file(folder, name, i).exists() for name in self.names)]
+        return cls(run, kind, PathFrames(run.method, run.scene, cameras.rescale(1 / options.factor), names, run.chunk, look))
 
     def record(self) -> dict[str, Any]:
         """What tells this film from others: the checkpoint, the cameras, the quantities."""
-        cameras = [self.cameras.state(), None if self.look is None else self.look.state()]
-        digest = hashlib.sha256(json.dumps(cameras).encode()).hexdigest()
-        return {"checkpoint": dataclasses.asdict(self.run.state), "cameras": digest, "what": self.names}
+        cameras, look = self.frames.cameras.state(), self.frames.look
+        digest = hashlib.sha256(json.dumps([cameras, None if look is None else look.state()]).encode()).hexdigest()
+        return {"checkpoint": dataclasses.asdict(self.run.state), "cameras": digest, "what": self.frames.names}
 
 
 def render(options: RenderOptions, spread: Callable[..., Iterator[tuple[int, Any]]] = on_ray) -> dict[str, Any]:
@@ -77,23 +67,19 @@ def render(options: RenderOptions, spread: Callable[..., Iterator[tuple[int, Any
     if options.workers < 0:
         raise ConfigError(f"--workers must not be negative, but is {options.workers}.")
     film = Film.planned(options)
-    count = len(film.cameras)
+    count = len(film.frames.cameras)
     out = options.out or options.run / "renders" / Path(film.kind).stem
     if options.workers:
         folder = _unfinished(out, film, options.out is None)
         stop = Stop()
         _draw_in_pieces(film, options, folder, spread, stop)
         if stop.interrupted is not None:
-            say(f"stopped: {count - len(film.missing(folder))} of {count} frames are in {folder}; the same command goes on.")
+            say(f"stopped: {count - len(film.frames.missing(folder))} of {count} frames are in {folder}; the same command goes on.")
             return {"folder": str(folder), "videos": [], "frames": count, "exit_code": 128 + stop.interrupted}
     else:
         folder = distributed.broadcast_result(lambda: new_folder(out, numbered=options.out is None))
-        together = distributed.share()
-        done = iter(range(1, count + 1))
-        with distributed.collected(folder) as into:
-            film.draw(into, together.indices(count).tolist(), lambda: tick(min(next(done) * together.world_size, count), count, "frames"))
-    main = distributed.is_main()
-    videos = write_videos(folder, film.names, count, film.run.scene, options.fps, options.side_by_side, options.video) if main else []
+        draw_share(film.frames, folder, lambda done, of: tick(done, of, "frames"))
+    videos = film.frames.write_videos(folder, options.fps, options.side_by_side, options.video) if distributed.is_main() else []
     return {"folder": str(folder), "videos": [str(v) for v in videos], "frames": count, "exit_code": 0}
 
 
@@ -119,25 +105,25 @@ def draw_piece(piece: Piece) -> int:
     film = _opened(o.run, o.path, o.what, o.factor, o.frames, o.threads or 1, o.device)
     if film.record() != piece.record:
         raise RunError(f"{o.run} was trained on while it was filmed: choose another --out, or render again.")
-    film.draw(piece.folder, piece.frames)
+    film.frames.draw(piece.folder, piece.frames)
     return len(piece.frames)
 
 
 def _draw_in_pieces(film: Film, options: RenderOptions, folder: Path, spread: Callable[..., Iterator[tuple[int, Any]]], stop: Stop) -> None:
     """Have workers draw the missing frames, about four pieces each so that none waits long for another; raises the first error."""
-    left = film.missing(folder)
+    left = film.frames.missing(folder)
     size = min(32, max(1, len(left) // (4 * options.workers)))
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.workers)
     path = str(Path(options.path).resolve()) if options.path and Path(options.path).is_file() else options.path
     own = dataclasses.replace(options, run=options.run.resolve(), path=path, threads=threads)
     pieces = [Piece(own, folder.resolve(), tuple(left[i : i + size]), film.record()) for i in range(0, len(left), size)]
     gpus = int(film.run.method.device.type == "cuda")
-    done = len(film.cameras) - len(left)
+    done = len(film.frames.cameras) - len(left)
     for _, outcome in spread(draw_piece, pieces, Needs(threads, gpus, options.workers, address=options.address), stop):
         if isinstance(outcome, NerfitError):
             raise outcome
         done += outcome
-        tick(done, len(film.cameras), "frames")
+        tick(done, len(film.frames.cameras), "frames")
 
 
 def _unfinished(out: Path, film: Film, numbered: bool) -> Path:

@@ -23,8 +23,8 @@ from nerfit.evaluation.evaluate import evaluate as judge
 from nerfit.evaluation.poses import judge_cameras
 from nerfit.methods.base import Method, render_view
 from nerfit.outputs.pictures.histograms import draw_histograms
-from nerfit.outputs.pictures.paths import render_path
 from nerfit.outputs.pictures.pose_plots import draw_poses, log_paths
+from nerfit.outputs.pictures.render_path import PathFrames, render_path
 from nerfit.plugins import AUTO
 from nerfit.progress import say
 from nerfit.runs import Plan, in_use, initialise_from, new_folder, numbered_folders, open_run, refuse_existing
@@ -259,14 +259,14 @@ def _draw_test(trainer: Trainer) -> None:
     scene = trainer.method.place(trainer.scene)
     cameras = scene.cameras[scene.splits.get("test") or scene.splits["train"][:1]]
     folder = trainer.folder / "renders" / f"test_{trainer.state.step:08d}"
-    render_path(trainer.method, scene, cameras, 4 * trainer.state.chunk, ["rgb"], folder)
+    render_path(PathFrames(trainer.method, scene, cameras, ["rgb"], 4 * trainer.state.chunk), folder)
 
 
 def _draw_path(trainer: Trainer) -> None:
     scene = trainer.method.place(trainer.scene)
     cameras, look = scene_path(scene, scene.default_path, None)
     folder = trainer.folder / "renders" / f"{scene.default_path}_{trainer.state.step:08d}"
-    render_path(trainer.method, scene, cameras, 4 * trainer.state.chunk, ["rgb", "disparity"], folder, look)
+    render_path(PathFrames(trainer.method, scene, cameras, ["rgb", "disparity"], 4 * trainer.state.chunk, look), folder)
 
 
 def _log_histograms(trainer: Trainer) -> None:

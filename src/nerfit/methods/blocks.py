@@ -1,4 +1,4 @@
-"""Fields of a scene's blocks as one (`nerfit.scenes.blocks`): cameras look through the fields of the blocks that they stand in or near."""
+"""The fields of a scene's blocks as one (`nerfit.scenes.partition`): a camera sees the fields of the blocks that it stands in or near."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from nerfit.cameras import Rays
 from nerfit.errors import RunError
 from nerfit.methods.base import Batch, Method
 from nerfit.rendering.volume import Rendering, over_background
-from nerfit.scenes.blocks import Block, Partition
+from nerfit.scenes.partition import Block, Partition
 from nerfit.scenes.scene import Scene
 
 

@@ -1,1 +1,1 @@
-"""What a trained field is taken away as: pictures, videos, meshes, points and drawings of its cameras."""
+"""Exports of a trained field: pictures, videos, meshes, points, web pages and drawings of its cameras."""

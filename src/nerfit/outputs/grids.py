@@ -13,7 +13,7 @@ from nerfit.outputs.surfaces import Surfaces, WarpedSurfaces
 from nerfit.scenes.scene import Scene
 
 _TAIL, _MARGIN = 0.001, 0.02
-"""Share of the seen points that a box may leave out at each face, and what is added there, in sides."""
+"""Share of the visible points that a box may leave out at each face, and what is added there, in sides."""
 _SAMPLE = 2_000_000
 
 
@@ -72,11 +72,11 @@ def make_grid(scene: Scene, surfaces: Surfaces, resolution: int, box: tuple[floa
             raise ConfigError("--box needs x0 y0 z0 x1 y1 z1, the second corner beyond the first along every axis.")
     else:
         if scene.bounds == "unbounded" and not scene.ndc:
-            seen = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
+            points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
             tail, margin = 0.0, 0.0
         else:
-            seen, tail, margin = seen_points(surfaces, _SAMPLE), _TAIL, _MARGIN
-        ends = torch.quantile(transformed(to_output, seen)[:: -(-len(seen) // 1_000_000)], torch.tensor([tail, 1 - tail]).double(), 0)
+            points, tail, margin = visible_points(surfaces, _SAMPLE), _TAIL, _MARGIN
+        ends = torch.quantile(transformed(to_output, points)[:: -(-len(points) // 1_000_000)], torch.tensor([tail, 1 - tail]).double(), 0)
         low, high = ends[0] - margin * (ends[1] - ends[0]).max(), ends[1] + margin * (ends[1] - ends[0]).max()
         if isinstance(surfaces, WarpedSurfaces):
             low[2], high[2] = low[2].clamp(min=-1), high[2].clamp(max=1)
@@ -85,7 +85,7 @@ def make_grid(scene: Scene, surfaces: Surfaces, resolution: int, box: tuple[floa
     return Grid(low, spacing, (nx, ny, nz), torch.linalg.inv(to_output))
 
 
-def seen_points(surfaces: Surfaces, most: int) -> Float[Tensor, "n 3"]:
+def visible_points(surfaces: Surfaces, most: int) -> Float[Tensor, "n 3"]:
     """Some of the points that views see, at most ``most``, evenly chosen."""
     points = torch.cat([p.reshape(-1, 3) for p in map(surfaces.points, range(len(surfaces)))])
     points = points[points.isfinite().all(-1)]
@@ -93,7 +93,7 @@ def seen_points(surfaces: Surfaces, most: int) -> Float[Tensor, "n 3"]:
 
 
 def near_surfaces(surfaces: Surfaces, grid: Grid, margin: int = 4) -> Int[Tensor, "n"]:
-    """Flat indices of the nodes within ``margin`` spacings of a seen point, and some more: whole blocks with a side of ``margin``."""
+    """Flat indices of the nodes within ``margin`` spacings of a visible point, and some more: whole blocks with a side of ``margin``."""
     blocks = [-(-n // margin) for n in grid.shape]
     marked = torch.zeros(blocks)
     for view in range(len(surfaces)):

@@ -1,4 +1,4 @@
-"""The surfaces that views of a field see: depth maps, the points on them, and the space around them."""
+"""The surfaces that views of a field show: depth maps, the points on them, and the space around them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -40,13 +40,13 @@ class Surfaces:
         depth, c = self.depths[view], self.cameras
         local = (points - c.c2w[view, :, 3]) @ c.c2w[view, :, :3]
         lens = None if c.lens is None else c.lens[view].expand(len(local))
-        u, v, seen = project(local, lens, None if c.distortion is None else c.distortion[view].expand(len(local), -1))
+        u, v, visible = project(local, lens, None if c.distortion is None else c.distortion[view].expand(len(local), -1))
         x = (u * c.fx[view] + c.cx[view] - c.pixel_offset).round()
         y = (v * c.fy[view] + c.cy[view] - c.pixel_offset).round()
-        seen = seen & (x >= 0) & (x < depth.shape[1]) & (y >= 0) & (y < depth.shape[0])
-        pixel = torch.where(seen, y * depth.shape[1] + x, 0).long()
+        visible = visible & (x >= 0) & (x < depth.shape[1]) & (y >= 0) & (y < depth.shape[0])
+        pixel = torch.where(visible, y * depth.shape[1] + x, 0).long()
         along = -local[:, 2] if lens is None or int(lens[0]) == 0 else local.norm(dim=-1)
-        return depth.flatten()[pixel] - along, seen
+        return depth.flatten()[pixel] - along, visible
 
 
 @dataclass
@@ -84,7 +84,7 @@ def see_surfaces(
     report: Callable[[int, int], None] = lambda *_: None,
     warped: bool = False,
 ) -> Surfaces:
-    """Render the training views, at most so many of them and evenly chosen, with so many pixels at most along a side.
+    """Render the training views, at most ``most_views`` of them and evenly chosen, at most ``longest_side`` pixels large.
 
     A ray's depth is its expected one where its opacity is at least a half; ``warped`` leaves those of a scene in NDC in NDC.
     Raises ConfigError for a method without depth.
@@ -96,14 +96,14 @@ def see_surfaces(
     warped = warped and scene.ndc
     found = WarpedSurfaces(cameras, [], [], scene.ndc_by(torch.device("cpu"))) if warped else Surfaces(cameras, [], [])
     for view in range(len(cameras)):
-        seen = render_view(method, scene, cameras, view, chunk)
-        if seen.depth is None or seen.opacity is None:
+        rendered = render_view(method, scene, cameras, view, chunk)
+        if rendered.depth is None or rendered.opacity is None:
             raise ConfigError("this method renders colour only: meshes and points need a radiance field.")
-        t = seen.depth / seen.opacity.clamp(min=1e-6)
+        t = rendered.depth / rendered.opacity.clamp(min=1e-6)
         if scene.ndc and not warped:
             t = _from_ndc_depth(t, _pixel_rays(cameras, view))
-        found.depths.append(torch.where(seen.opacity >= 0.5, t, torch.inf))
-        found.colors.append(seen.rgb)
+        found.depths.append(torch.where(rendered.opacity >= 0.5, t, torch.inf))
+        found.colors.append(rendered.rgb)
         report(view + 1, len(cameras))
     if not any(depth.isfinite().any() for depth in found.depths):
         raise RunError("the field is transparent from all training views: train it longer before exporting it.")
@@ -148,6 +148,6 @@ def _colors(method: Method, scene: Scene, points: Tensor, normals: Tensor, reach
         above, below = to_ndc(above, *lens), to_ndc(below, *lens)
     zero = torch.zeros(len(points))
     rays = Rays(above, below - above, -normals, zero, zero + 1, zero + 0.25 * reach, zero.long())
-    seen = method.render(Batch(rays=rays.to(method.device), background=0.0))
-    opacity = torch.ones_like(seen.rgb[:, 0]) if seen.opacity is None else seen.opacity
-    return (seen.rgb / opacity.clamp(min=1e-3)[:, None]).clamp(0, 1).float().cpu()
+    rendered = method.render(Batch(rays=rays.to(method.device), background=0.0))
+    opacity = torch.ones_like(rendered.rgb[:, 0]) if rendered.opacity is None else rendered.opacity
+    return (rendered.rgb / opacity.clamp(min=1e-3)[:, None]).clamp(0, 1).float().cpu()

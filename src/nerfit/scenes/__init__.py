@@ -33,7 +33,7 @@ def detect_format(source: str) -> str:
 
 
 def load_scene(source: str) -> Scene:
-    """What lies at ``source``, in the format that recognises it, read as that format does unless told otherwise."""
+    """The scene at ``source``, read with the default options of the format that recognises it."""
     form = scene_format(detect_format(source))
     return form.load(source, form.Config())
 

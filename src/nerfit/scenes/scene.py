@@ -14,7 +14,7 @@ from nerfit.cameras.ndc import ndc_rays
 from nerfit.cameras.poses import transform_poses
 from nerfit.errors import SceneError
 from nerfit.files import read_json, write_json
-from nerfit.scenes.points import PointDepths
+from nerfit.scenes.point_depths import PointDepths
 
 Bounds = Literal["object", "forward-facing", "unbounded"]
 Background = Literal["white", "black", "random"]
@@ -25,9 +25,9 @@ class SceneConfig:
     """What every scene format understands; a format's own config adds to it."""
 
     format: str = ""
-    """Scene format; empty = detect it and say so."""
+    """Scene format; empty = detect it and print it."""
     background: Background = "white"
-    """What lies behind transparent pixels; random draws a colour per ray while training and is white when judging."""
+    """What lies behind transparent pixels; random draws a colour per ray in training; evaluation takes white."""
     near: float | None = None
     """Nearest sampled distance; none = the format's own."""
     far: float | None = None
@@ -50,8 +50,8 @@ class Scene:
     premultiplied); None for a scene known only by its cameras. ``to_original`` takes this scene's coordinates back to
     those of the user's files. ``depths`` and ``normals``, where known, are float32 [sum of H·W] (along the optical
     axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``; ``points``, where asked for, those pixels of
-    training views in which points of a reconstruction are seen. In a ``masked`` scene alpha 0 says that
-    a pixel is unknown, elsewhere that the background is seen there.
+    training views that show points of a reconstruction. In a ``masked`` scene alpha 0 says that
+    a pixel is unknown; in other scenes it shows the background.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Scene:
     background: Background = "white"
     ndc: bool = False
     ndc_lens: tuple[float, float, float, float] | None = None
-    """Focal lengths, width and height that make the scene's NDC, whatever lens looks at it; none = the first view's."""
+    """Focal lengths, width and height that make the scene's NDC, for every camera; none = the first view's."""
     default_path: str = "circle"
     view_names: list[str] = field(default_factory=list)
     to_original: Float[Tensor, "4 4"] = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))

@@ -159,7 +159,7 @@ def _write(path: Path, entries: list[bytes], join: Callable[[list[bytes]], bytes
 def write_poses_bounds(folder: Path, cameras: Cameras, names: list[str], depths: Float[Tensor, "views 2"]) -> Path:
     """Write ``folder``/poses_bounds.npy, its rows in order of the pictures' names; ``depths`` are each view's nearest and farthest.
 
-    The file holds one focal length a view and nothing else of a lens: what gets lost is said. Raises SceneError for views of
+    The file holds one focal length a view and nothing else of a lens; a warning names what is lost. Raises SceneError for views of
     several sizes and lenses that are not perspective.
     """
     size = torch.stack([cameras.height, cameras.width], -1)

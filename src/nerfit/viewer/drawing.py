@@ -17,7 +17,7 @@ from nerfit.cameras.poses import Meeting
 from nerfit.cameras.rotations import matrix_to_quaternion, quaternion_to_matrix
 from nerfit.methods.base import Method
 from nerfit.metrics.psnr_ssim import psnr
-from nerfit.outputs.pictures.paths import in_reach, view_normals
+from nerfit.outputs.pictures.render_path import in_reach, view_normals
 from nerfit.outputs.surfaces import clip_to_box
 from nerfit.rendering.volume import Rendering, join
 from nerfit.scenes.images import colorize, to_bytes
@@ -64,7 +64,7 @@ class Viewpoint:
         return convert_axes(torch.cat([rotation, position[:, None]], -1), "opencv")
 
     def camera(self, pixels: float, pixel_offset: float = 0.5) -> Cameras:
-        """The camera of a picture of about so many pixels."""
+        """The camera of a picture of about ``pixels`` pixels."""
         height = max(1, round(math.sqrt(pixels / self.aspect)))
         width = max(1, round(height * self.aspect))
         return Cameras.pinhole(self.pose()[None], focal_from_fov(self.fov, height), width, height, pixel_offset)
@@ -129,27 +129,27 @@ def draw(
     background = torch.tensor(wish.background or [scene.backdrop] * 3, dtype=torch.float32)
     empty = torch.zeros(height, width)
     image = background.expand(height, width, 3)
-    seen = Rendering(image, empty, empty)
+    rendered = Rendering(image, empty, empty)
     if method is not None:
         parts = []
         for pixels in torch.arange(width * height).split(chunk):
             if stop():
                 return None
-            parts.append(_seen(method, scene, camera, pixels, wish, background.to(method.device)))
+            parts.append(_render_pixels(method, scene, camera, pixels, wish, background.to(method.device)))
         joined = join(parts)
         rgb, depth, opacity = (v.cpu() for v in (joined.rgb, joined.depth, joined.opacity) if v is not None)
-        seen = Rendering(rgb.reshape(height, width, 3), depth.reshape(height, width), opacity.reshape(height, width))
-        image = _image(method, scene, camera, wish, seen, background, chunk)
+        rendered = Rendering(rgb.reshape(height, width, 3), depth.reshape(height, width), opacity.reshape(height, width))
+        image = _image(method, scene, camera, wish, rendered, background, chunk)
     found = None
     if wish.photo is not None:
         truth, known = photo(scene, wish.photo, camera, background)
-        found = psnr(seen.rgb[known], truth[known]) if method is not None and known.any() else None
+        found = psnr(rendered.rgb[known], truth[known]) if method is not None and known.any() else None
         known[:, round(wish.share * width) :] = False
         image = torch.where(known[..., None], truth, image)
-    return Frame(to_bytes(image), _axial_depth(scene, camera, seen).numpy(), camera, found)
+    return Frame(to_bytes(image), _axial_depth(scene, camera, rendered).numpy(), camera, found)
 
 
-def _seen(method: Method, scene: Scene, camera: Cameras, pixels: Tensor, wish: Wish, background: Tensor) -> Rendering:
+def _render_pixels(method: Method, scene: Scene, camera: Cameras, pixels: Tensor, wish: Wish, background: Tensor) -> Rendering:
     """What some pixels' rays see; those beside the box, or that look away from an NDC scene, see the background."""
     batch = method.view_batch(scene, camera, 0, pixels)
     assert batch.rays is not None
@@ -171,38 +171,38 @@ def _seen(method: Method, scene: Scene, camera: Cameras, pixels: Tensor, wish: W
 
 
 def _image(
-    method: Method, scene: Scene, camera: Cameras, wish: Wish, seen: Rendering, background: Tensor, chunk: int
+    method: Method, scene: Scene, camera: Cameras, wish: Wish, rendered: Rendering, background: Tensor, chunk: int
 ) -> Float[Tensor, "height width 3"]:
     """The wished quantity in colours over the background."""
-    assert seen.opacity is not None and seen.depth is not None
+    assert rendered.opacity is not None and rendered.depth is not None
     if wish.quantity == "rgb":
-        return seen.rgb
-    opacity = seen.opacity[..., None]
+        return rendered.rgb
+    opacity = rendered.opacity[..., None]
     if wish.quantity == "opacity":
         return opacity.expand(-1, -1, 3)
     if wish.quantity == "normal":
-        colours = view_normals(method, scene, camera, 0, seen, chunk) * 0.5 + 0.5
+        colours = view_normals(method, scene, camera, 0, rendered, chunk) * 0.5 + 0.5
     else:
-        depth = seen.depth / seen.opacity.clamp(min=1e-6)
-        solid = depth[seen.opacity > 0.5]
+        depth = rendered.depth / rendered.opacity.clamp(min=1e-6)
+        solid = depth[rendered.opacity > 0.5]
         low, high = torch.quantile(solid[:: 1 + len(solid) // 10_000], torch.tensor([0.02, 0.98])).tolist() if len(solid) else (0.0, 1.0)
         colours = torch.from_numpy(colorize(depth, low, high))
     return colours * opacity + (1 - opacity) * background
 
 
-def _axial_depth(scene: Scene, camera: Cameras, seen: Rendering) -> Float[Tensor, "height width"]:
+def _axial_depth(scene: Scene, camera: Cameras, rendered: Rendering) -> Float[Tensor, "height width"]:
     """Depth along the optical axis in scene units, infinite where most of the background shows through.
 
     In NDC a share t of the way to infinity lies in the plane z = 1/(t - 1).
     """
-    assert seen.opacity is not None and seen.depth is not None
-    depth = seen.depth / seen.opacity.clamp(min=1e-6)
+    assert rendered.opacity is not None and rendered.depth is not None
+    depth = rendered.depth / rendered.opacity.clamp(min=1e-6)
     if scene.ndc:
         pixels = torch.arange(depth.numel())
         width = depth.shape[1]
         directions = camera.directions(torch.zeros_like(pixels), pixels % width, torch.div(pixels, width, rounding_mode="floor"))
         depth = (1 / (depth - 1).clamp(max=-1e-6) - camera.c2w[0, 2, 3]) / directions[:, 2].reshape(depth.shape)
-    return torch.where((seen.opacity > 0.5) & (depth > 0), depth, torch.inf)
+    return torch.where((rendered.opacity > 0.5) & (depth > 0), depth, torch.inf)
 
 
 def photo(
@@ -216,9 +216,9 @@ def photo(
     pixels = torch.arange(width * height)
     directions = camera.directions(torch.zeros_like(pixels), pixels % width, torch.div(pixels, width, rounding_mode="floor"))
     views = torch.full_like(pixels, view)
-    places, seen = scene.cameras.project(views, scene.cameras.centers[view] + directions)
+    positions, visible = scene.cameras.project(views, scene.cameras.centers[view] + directions)
     size = torch.stack([scene.cameras.width[view], scene.cameras.height[view]])
-    known = seen & (places >= 0).all(-1) & (places < size).all(-1)
-    x, y = torch.where(known[:, None], places, 0.0).long().unbind(-1)
+    known = visible & (positions >= 0).all(-1) & (positions < size).all(-1)
+    x, y = torch.where(known[:, None], positions, 0.0).long().unbind(-1)
     colours = composite(scene.colors(views, x, y), background)
     return colours.reshape(height, width, 3), known.reshape(height, width)

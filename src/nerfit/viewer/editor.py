@@ -7,7 +7,7 @@ import viser
 
 from nerfit.cameras.poses import Meeting
 from nerfit.errors import NerfitError
-from nerfit.outputs.pictures.paths import checked_quantities
+from nerfit.outputs.pictures.render_path import checked_quantities
 from nerfit.viewer.drawing import Viewpoint
 from nerfit.viewer.host import Host, Pilot
 from nerfit.viewer.keyframes import FPS, KeyFrames

@@ -19,7 +19,7 @@ Connection: close\r
 
 
 class Gate:
-    """Serves on ``host`` and ``port`` what a server on 127.0.0.1 and port ``inner`` serves, HTTP and WebSockets, to whoever has ``token``.
+    """Passes HTTP and WebSockets on, from browsers that show ``token``, to a server on 127.0.0.1 and port ``inner``.
 
     A connection carries one request, or one WebSocket, and is closed unless its own head shows the token: nothing of it reaches the
     server then. What another site's page asks for is refused even with the cookie. Raises OSError where the port can't be had.
@@ -73,7 +73,7 @@ class Gate:
         elif "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
             writer.write(_page("403 Forbidden", "A page of another site asks for this."))
         elif method != "GET":
-            writer.write(_page("405 Method Not Allowed", "The viewer is only looked at."))
+            writer.write(_page("405 Method Not Allowed", "The viewer answers GET only."))
         else:
             kept = [line for line in lines if line.partition(":")[0].strip().lower() not in ("origin", "cookie")]
             await self._pass_on("\r\n".join([request, *kept, "", ""]), reader if upgrade else None, writer)
@@ -87,12 +87,12 @@ class Gate:
         """Hand a request on and its answer back; with ``reader`` also what else the browser says, until one of them ends."""
         from_viewer, to_viewer = await asyncio.open_connection("127.0.0.1", self._inner)
         to_viewer.write(head.encode("latin-1"))
-        said = [] if reader is None else [asyncio.ensure_future(_pipe(reader, to_viewer))]
+        asked = [] if reader is None else [asyncio.ensure_future(_pipe(reader, to_viewer))]
         answered = asyncio.ensure_future(_pipe(from_viewer, writer))
         try:
-            await asyncio.wait([*said, answered], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*asked, answered], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*said, answered):
+            for task in (*asked, answered):
                 task.cancel()
             to_viewer.close()
 

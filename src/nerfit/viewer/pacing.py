@@ -22,7 +22,7 @@ class Pace:
         self.rate = rate
 
     def pixels(self, seconds: float) -> int:
-        """How many are likely to be drawn in so many seconds."""
+        """How many are likely to be drawn in that time."""
         return max(LEAST_PIXELS, int(self.rate * seconds))
 
     def learn(self, pixels: int, seconds: float) -> None:
@@ -49,7 +49,7 @@ class Sight:
         self._lock = threading.Lock()
 
     def change(self, **values: object) -> None:
-        """Another viewpoint, wish or limit: the picture has to be drawn anew, coarsely first."""
+        """Another viewpoint, wish or limit: the picture has to be drawn again, coarsely first."""
         with self._lock:
             if any(getattr(self, name) != value for name, value in values.items()):
                 for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The viewer: a web server for any number of browsers, and pictures drawn by whoever owns the field."""
+"""The viewer: a web server for any number of browsers, and pictures drawn by the thread that owns the field."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.poses import rays_meet, world_up
 from nerfit.errors import NerfitError
 from nerfit.methods.base import Method
-from nerfit.outputs.pictures.paths import render_path
+from nerfit.outputs.pictures.render_path import PathFrames, render_path
 from nerfit.scenes.images import resize_area, to_bytes
 from nerfit.scenes.scene import Scene
 from nerfit.viewer.drawing import QUANTITIES, Viewpoint, draw, orbit
@@ -36,7 +36,7 @@ THUMBNAIL = 96
 REFRESH = 1.0
 """Seconds that a picture may take while training."""
 IDLE = 0.5
-"""Seconds after which whoever waits looks around without being woken."""
+"""Seconds after which a waiting thread looks for work without being woken."""
 
 
 class Viewer:
@@ -66,8 +66,8 @@ class Viewer:
             self.gate = Gate(host, self.port, self.server.get_port())
             self.url += f"/?token={self.gate.token}"
             warnings.warn(
-                f"on --host {host} whoever knows the viewer's whole address can look, pause a training and make videos, and plain http "
-                "hides it from nobody on the way: ssh -L is safer.",
+                f"on --host {host} everybody who knows the viewer's whole address can look, pause a training and make videos, and "
+                "plain http shows that address to others on the way: ssh -L is safer.",
                 stacklevel=2,
             )
         self.server.scene.set_up_direction(tuple(world_up(scene.cameras.c2w).tolist()))
@@ -198,7 +198,7 @@ class Viewer:
             assert self.make_folder is not None and self.method is not None
             folder = self.make_folder()
             try:
-                videos = render_path(self.method, self.scene, cameras, self.chunk, names, folder, fps=fps, report=tick)
+                videos = render_path(PathFrames(self.method, self.scene, cameras, names, self.chunk), folder, fps, tick)
             except _Cancelled:
                 report(f"cancelled; what was drawn lies in {folder}")
                 return

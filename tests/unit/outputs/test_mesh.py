@@ -16,9 +16,9 @@ from conftest import around, assert_close
 from fields import CENTER, RADIUS, Ball
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, RunError
-from nerfit.outputs.mesh.extraction import Mesh, MeshConfig, largest_piece, make_mesh, pieces, vertex_normals
-from nerfit.outputs.mesh.files import write_mesh
-from nerfit.outputs.mesh.points import PointsConfig, confirmed, make_points, surface_normals, write_points
+from nerfit.outputs.mesh.extract import Mesh, MeshConfig, largest_piece, make_mesh, pieces, vertex_normals
+from nerfit.outputs.mesh.formats import write_mesh
+from nerfit.outputs.mesh.point_cloud import PointsConfig, confirmed, make_points, surface_normals, write_points
 from nerfit.outputs.surfaces import Surfaces, see_surfaces
 from nerfit.scenes.reading.ply import read_ply
 from nerfit.scenes.scene import Scene

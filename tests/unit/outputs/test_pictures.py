@@ -11,7 +11,7 @@ from nerfit.cameras.ndc import from_ndc, to_ndc
 from nerfit.errors import RunError
 from nerfit.methods.base import Batch, render_view
 from nerfit.methods.nerf import Nerf, NerfConfig
-from nerfit.outputs.pictures.paths import view_normals
+from nerfit.outputs.pictures.render_path import view_normals
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene

@@ -18,10 +18,10 @@ from conftest import assert_close
 from fields import CENTER, RADIUS, Ball
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError
-from nerfit.outputs.mesh.extraction import Mesh, MeshConfig, close_holes, make_mesh, pieces, vertex_normals
-from nerfit.outputs.mesh.files import beside, write_mesh
-from nerfit.outputs.mesh.triangles import rasterise
-from nerfit.outputs.mesh.turntable import look, orbit, write_turntable
+from nerfit.outputs.mesh.extract import Mesh, MeshConfig, close_holes, make_mesh, pieces, vertex_normals
+from nerfit.outputs.mesh.formats import beside, write_mesh
+from nerfit.outputs.mesh.rasterise import rasterise
+from nerfit.outputs.mesh.turntable import orbit, render_vertices, write_turntable
 
 
 def sphere(side: int, cut: bool = False) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def test_nothing_is_drawn_of_nothing() -> None:
 def test_a_mesh_is_drawn_as_it_is() -> None:
     vertices, faces = sphere(40)
     camera = Cameras.pinhole(torch.tensor([[[1.0, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 4]]]), 60.0, 40, 30)
-    seen, face = look(vertices, faces, vertices, camera)
+    seen, face = render_vertices(vertices, faces, vertices, camera)
     assert_close(seen[15, 20], torch.tensor([2.0, 0, 1]), 0.03)
     solid = face >= 0
     assert ((seen[solid] - torch.tensor([2.0, 0, 0])).norm(dim=-1) - 1).abs().max() < 0.05 and (seen[solid][:, 2] > 0).all()
@@ -143,7 +143,7 @@ def test_a_mesh_turns_in_a_film(tmp_path: Path) -> None:
         place, ahead = cameras.project(torch.tensor([i]), middle[None].float())
         assert ahead.all() and (place[0] - 32).abs().max() < 1
         assert float((cameras.centers[i] - middle).double() @ up) > 0
-        face = look(mesh.vertices, mesh.faces, mesh.vertices, cameras[i])[1]
+        face = render_vertices(mesh.vertices, mesh.faces, mesh.vertices, cameras[i])[1]
         assert (face[[0, -1]] == -1).all() and (face[:, [0, -1]] == -1).all() and (face >= 0).float().mean() > 0.3
     with av.open(str(write_turntable(tmp_path / "mesh.mp4", mesh, up, frames=5, size=64))) as film:
         frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in film.decode(video=0)]

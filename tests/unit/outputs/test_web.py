@@ -22,7 +22,7 @@ from nerfit.cameras.ndc import from_ndc
 from nerfit.errors import ConfigError, RunError
 from nerfit.methods.base import Method
 from nerfit.metrics.psnr_ssim import psnr
-from nerfit.outputs.web.baking import BLOCK, STEP, BakeConfig, Baked, bake, dense, draw, in_world, likeness
+from nerfit.outputs.web.bake import BLOCK, STEP, BakeConfig, Baked, bake, dense, draw, in_world, likeness
 from nerfit.outputs.web.page import first_orbit, write_web
 from nerfit.scenes.scene import Scene
 

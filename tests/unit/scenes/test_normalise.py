@@ -1,4 +1,4 @@
-"""Where captures are placed: the kind of bounds, centre, near and far, with and without points; and PLY files of points."""
+"""How captures are normalised: the kind of bounds, centre, near and far, with and without points; and PLY files of points."""
 
 import math
 import struct
@@ -18,7 +18,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import scale_of, transform_poses
 from nerfit.errors import ConfigError, SceneError
 from nerfit.sampling.space import OccupiedSpace
-from nerfit.scenes.reading.normalise import PlacedConfig, place
+from nerfit.scenes.reading.normalise import CaptureConfig, normalise
 from nerfit.scenes.reading.ply import read_ply, write_ply
 from nerfit.scenes.scene import Scene
 
@@ -85,9 +85,9 @@ def slow_depths(cameras: Cameras, points: np.ndarray) -> list[float]:
     ],
 )
 def test_bounds_follow_from_where_cameras_stand_and_look(pose, bounds, path):
-    found = place(capture(pose))
+    found = normalise(capture(pose))
     assert (found.bounds, found.default_path, found.near, found.far, found.depth_range) == (bounds, path, 0.05, 100.0, None)
-    assert place(capture(pose), bounds="object").bounds == "object"
+    assert normalise(capture(pose), bounds="object").bounds == "object"
 
 
 @given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.01, 100), pose=st.sampled_from([ring, side_by_side, fan, walk, half_turn]))
@@ -98,7 +98,7 @@ def test_a_place_does_not_depend_on_the_files_world(seed, scale, pose):
     world[:3, :3], world[:3, 3] = torch.from_numpy(scale * rotation(rng)), torch.from_numpy(rng.normal(size=3) * 10 * scale)
     cameras = capture(pose)
     moved = replace(cameras, c2w=transform_poses(cameras.c2w, world))
-    here, there = place(cameras, points), place(moved, points @ world[:3, :3].T + world[:3, 3])
+    here, there = normalise(cameras, points), normalise(moved, points @ world[:3, :3].T + world[:3, 3])
     assert (here.bounds, here.default_path) == (there.bounds, there.default_path)
     assert (there.near, there.far) == pytest.approx((here.near, here.far), rel=1e-6)
     assert here.depth_range == (None if there.depth_range is None else pytest.approx(there.depth_range, rel=1e-6))
@@ -112,14 +112,14 @@ def test_depths_are_those_of_the_points_in_view():
     points[20:40, 2] *= -1
     depths = slow_depths(cameras, points)
     assert 10 < len(depths) < VIEWS * 160
-    found = place(cameras, torch.from_numpy(points), centre=False)
+    found = normalise(cameras, torch.from_numpy(points), centre=False)
     assert found.depth_range == pytest.approx(np.quantile(depths, [0.001, 0.999]), rel=1e-9)
     assert torch.equal(found.transform, torch.eye(4, dtype=torch.float64))
     low, high = np.quantile(depths, [0.001, 0.999])
     assert (found.near, found.far) == pytest.approx((0.9 * low, 1.1 * high))
     assert found.default_path == "spiral"
     assert len(make_path("spiral", cameras, 5, found.depth_range)[0]) == 5
-    centred = place(cameras, torch.from_numpy(points))
+    centred = normalise(cameras, torch.from_numpy(points))
     unit = scale_of(centred.transform)
     assert (centred.near, centred.far) == pytest.approx((found.near * unit, found.far * unit))
     middle = np.append(cameras.centers.mean(0).numpy() - [0, 0, np.median(depths)], 1)
@@ -130,16 +130,16 @@ def test_depths_are_those_of_the_points_in_view():
 def test_points_narrow_the_range_of_an_object_and_open_that_of_a_place():
     cameras = capture(ring)
     around_origin = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (500, 3)))
-    alone = place(cameras, bounds="object", centre=False)
+    alone = normalise(cameras, bounds="object", centre=False)
     assert (alone.near, alone.far) == pytest.approx((1, 7))
-    narrowed = place(cameras, around_origin, "object", centre=False)
+    narrowed = normalise(cameras, around_origin, "object", centre=False)
     assert 1 < narrowed.near < 3 and 5 < narrowed.far < 7
-    wide = place(cameras, 1000 * around_origin, "object", centre=False)
+    wide = normalise(cameras, 1000 * around_origin, "object", centre=False)
     assert (wide.near, wide.far) == pytest.approx((1, 7))
-    unbounded = place(cameras, around_origin, centre=False)
+    unbounded = normalise(cameras, around_origin, centre=False)
     assert unbounded.depth_range is not None
     assert (unbounded.near, unbounded.far) == pytest.approx((0.5 * unbounded.depth_range[0], 400))
-    distant = place(cameras, 1000 * around_origin, centre=False)
+    distant = normalise(cameras, 1000 * around_origin, centre=False)
     assert distant.depth_range is not None and distant.far == pytest.approx(2 * distant.depth_range[1])
 
 
@@ -147,20 +147,20 @@ def test_points_narrow_the_range_of_an_object_and_open_that_of_a_place():
 def test_too_few_points_say_nothing(count):
     cameras = capture(walk)[[0]]
     points = torch.tensor([[0.0, 0.0, -5.0]], dtype=torch.float64).expand(count, 3)
-    assert place(cameras, points).depth_range is None
+    assert normalise(cameras, points).depth_range is None
 
 
 def test_many_points_and_views_are_sampled():
     cameras = capture(side_by_side, 450)
     cameras.c2w[:, :2, 3] *= 0.01
     points = torch.from_numpy(cloud(1, 30_000))
-    found = place(cameras, points, centre=False)
+    found = normalise(cameras, points, centre=False)
     assert found.depth_range == pytest.approx((2, 9), rel=0.01)
 
 
 def test_a_forward_facing_scene_without_ndc_has_room_for_what_is_visible():
     cameras, points = capture(side_by_side), torch.from_numpy(cloud(4))
-    found = place(cameras, points)
+    found = normalise(cameras, points)
     cameras.c2w = transform_poses(cameras.c2w, found.transform).float()
     scene = Scene("wall", "test", cameras, found.near, found.far, {"train": list(range(VIEWS))}, bounds=found.bounds)
     space = OccupiedSpace(scene, 64)
@@ -180,26 +180,26 @@ def test_forward_facing_places_with_points_are_taken_to_ndc(scale):
     world[:3, :3], world[:3, 3] = scale * rotation(np.random.default_rng(3)), 5.0
     cameras, points = capture(side_by_side), torch.from_numpy(cloud(2) @ world[:3, :3].T + world[:3, 3])
     cameras = replace(cameras, c2w=transform_poses(cameras.c2w, torch.from_numpy(world)))
-    placed = place(cameras, points, ndc=None)
-    moved = transform_poses(cameras.c2w, placed.transform)
-    assert placed.ndc and (placed.near, placed.far, placed.default_path) == (0.0, 1.0, "spiral")
+    normalised = normalise(cameras, points, ndc=None)
+    moved = transform_poses(cameras.c2w, normalised.transform)
+    assert normalised.ndc and (normalised.near, normalised.far, normalised.default_path) == (0.0, 1.0, "spiral")
     assert moved[:, :, 3].mean(0).abs().max() < 1e-9
     assert_close(moved[:, :, 2], torch.tensor([0.0, 0, 1]).expand(VIEWS, 3), 1e-9)
     depths = slow_depths(capture(side_by_side), cloud(2))
-    assert placed.depth_range == pytest.approx((1 / 0.75, max(depths) / min(depths) / 0.75), rel=0.02)
+    assert normalised.depth_range == pytest.approx((1 / 0.75, max(depths) / min(depths) / 0.75), rel=0.02)
 
 
 def test_ndc_is_left_out_where_it_does_not_suit():
     points = torch.from_numpy(cloud(2))
-    assert not place(capture(side_by_side), None, ndc=None).ndc
-    assert not place(capture(side_by_side), points).ndc
-    assert not place(capture(ring), torch.zeros(30, 3), ndc=None).ndc
+    assert not normalise(capture(side_by_side), None, ndc=None).ndc
+    assert not normalise(capture(side_by_side), points).ndc
+    assert not normalise(capture(ring), torch.zeros(30, 3), ndc=None).ndc
     fisheye = replace(capture(side_by_side), lens=torch.ones(VIEWS, dtype=torch.long))
-    assert not place(fisheye, points, ndc=None).ndc
+    assert not normalise(fisheye, points, ndc=None).ndc
     for cameras, known in ((fisheye, points), (capture(side_by_side), None), (capture(ring), points)):
         with pytest.raises(ConfigError, match="normalised device coordinates need"):
-            place(cameras, known, ndc=True)
-    settings = [PlacedConfig(), PlacedConfig(near=0.1), PlacedConfig(centre=False), PlacedConfig(near=0.1, ndc=True)]
+            normalise(cameras, known, ndc=True)
+    settings = [CaptureConfig(), CaptureConfig(near=0.1), CaptureConfig(centre=False), CaptureConfig(near=0.1, ndc=True)]
     assert [config.wants_ndc for config in settings] == [None, False, False, True]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nerfit.outputs.extras import extra
-from nerfit.outputs.mesh.triangles import rasterise
+from nerfit.outputs.mesh.rasterise import rasterise
 
 _GUTTER = 2
 """Texels between charts."""

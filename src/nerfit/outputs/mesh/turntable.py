@@ -11,8 +11,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.paths import pose_spherical
 from nerfit.cameras.poses import to_4x4, view_frame
-from nerfit.outputs.mesh.extraction import Mesh
-from nerfit.outputs.mesh.triangles import rasterise
+from nerfit.outputs.mesh.extract import Mesh
+from nerfit.outputs.mesh.rasterise import rasterise
 from nerfit.outputs.pictures.video import write_video
 
 _FOV = math.radians(35)
@@ -26,10 +26,10 @@ def write_turntable(path: Path, mesh: Mesh, up: Float[Tensor, "3"], frames: int 
 
 def _frame(mesh: Mesh, camera: Cameras) -> Float[Tensor, "size 2*size 3"]:
     """The mesh's colours, and grey lit from the eye's side."""
-    seen, face = look(mesh.vertices, mesh.faces, torch.cat([mesh.colors / 255, mesh.normals], -1), camera)
-    normals = torch.nn.functional.normalize(seen[..., 3:], dim=-1)
+    values, face = render_vertices(mesh.vertices, mesh.faces, torch.cat([mesh.colors / 255, mesh.normals], -1), camera)
+    normals = torch.nn.functional.normalize(values[..., 3:], dim=-1)
     grey = 0.1 + 0.8 * (normals @ camera.c2w[0, :, 2].double()).abs()
-    both = torch.cat([seen[..., :3], grey[..., None].expand(-1, -1, 3)], 1)
+    both = torch.cat([values[..., :3], grey[..., None].expand(-1, -1, 3)], 1)
     return torch.where(torch.cat([face, face], 1)[..., None] >= 0, both, 1.0)
 
 
@@ -42,7 +42,7 @@ def orbit(vertices: Float[Tensor, "v 3"], up: Float[Tensor, "3"], frames: int, s
     return Cameras.pinhole((stand @ to_4x4(torch.stack(poses)))[:, :3], focal_from_fov(_FOV, size), size, size)
 
 
-def look(
+def render_vertices(
     vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"], values: Float[Tensor, "v k"], camera: Cameras
 ) -> tuple[Float[Tensor, "height width k"], Int[Tensor, "height width"]]:
     """Values at vertices as a perspective camera sees them, 0 where it sees no triangle, and which triangle each pixel shows (-1: none)."""
@@ -52,5 +52,5 @@ def look(
     lens = torch.stack([camera.fx[0], -camera.fy[0], camera.cx[0], camera.cy[0]]).double()
     places = local[:, :2] * nearness[:, None] * lens[:2] + lens[2:]
     face, weights = rasterise(places[faces], nearness[faces], int(camera.width[0]), int(camera.height[0]))
-    seen = (weights[..., None] * values.double()[faces[face.clamp(min=0)]]).sum(-2)
-    return seen, face
+    image = (weights[..., None] * values.double()[faces[face.clamp(min=0)]]).sum(-2)
+    return image, face

@@ -32,11 +32,11 @@ def draw_cameras(cameras: Cameras, near: float, far: float, size: int = 800) -> 
     origin = np.zeros(3) if np.linalg.norm(middle) < 5 * extent else middle
 
     tints = colorize(np.linspace(0, 0.9, len(centers))[None], 0, 1)[0]
-    seen = {len(centers) // 4, 3 * len(centers) // 4}
+    accented = {len(centers) // 4, 3 * len(centers) // 4}
     lines = _Lines()
     for i, (center, rays) in enumerate(zip(centers, _corner_rays(cameras), strict=True)):
-        lines.add_frustum(center, length * rays, _ACCENT if i in seen else tints[i], 1.8 if i in seen else 1.5)
-        if i in seen:
+        lines.add_frustum(center, length * rays, _ACCENT if i in accented else tints[i], 1.8 if i in accented else 1.5)
+        if i in accented:
             first, last = center + near * rays, center + shown * rays
             lines.add(_closed(first), _ACCENT, 1.6)
             lines.add(_closed(last) if shown == far else _dashed(_closed(last)), _ACCENT, 1.6)
@@ -99,7 +99,7 @@ class _Lines:
 
 @dataclass
 class _View:
-    """Where the drawing is seen from: the eye and the rows right, up, backwards."""
+    """The viewpoint of the drawing: the eye and the rows right, up, backwards."""
 
     eye: np.ndarray
     axes: np.ndarray

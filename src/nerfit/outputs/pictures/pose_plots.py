@@ -23,7 +23,7 @@ FPS, STILL = 20.0, 20
 """Frames per second of the film, and how many times its last one is shown."""
 
 
-def draw_paths(paths: Float[Tensor, "looks views 3"], given: Float[Tensor, "views 3"], size: int = 300) -> UInt8[np.ndarray, "h w 3"]:
+def draw_paths(paths: Float[Tensor, "records views 3"], given: Float[Tensor, "views 3"], size: int = 300) -> UInt8[np.ndarray, "h w 3"]:
     """Two panels, x and y, x and z: the ``given`` positions as grey rings, each camera's path in its colour, a dot where it is now."""
     paths, given = paths.double().cpu(), given.double().cpu()
     shown = torch.cat([paths[-1], given])
@@ -50,13 +50,13 @@ def draw_paths(paths: Float[Tensor, "looks views 3"], given: Float[Tensor, "view
     return np.concatenate(panels, 1)
 
 
-def placed_looks(search: PoseSearch, given: Cameras, looks: Sequence[int]) -> list[Cameras]:
-    """The cameras at some looks, all moved by the similarity that fits the newest positions best to the ``given`` ones."""
+def aligned_records(search: PoseSearch, given: Cameras, records: Sequence[int]) -> list[Cameras]:
+    """The cameras of some records of the search, all moved by the similarity that fits the newest positions best to the ``given`` ones."""
     try:
         moved = align(search.c2w[-1][:, :, 3], given.centers)
     except SceneError:
         moved = torch.eye(4, dtype=torch.float64)
-    found = [search.cameras(look, given) for look in looks]
+    found = [search.cameras(record, given) for record in records]
     return [replace(cameras, c2w=transform_poses(cameras.c2w, moved).float()) for cameras in found]
 
 
@@ -65,7 +65,7 @@ def log_paths(trainer: Trainer) -> None:
     search, cameras = trainer.search, trainer.method.cameras
     if search is None or cameras is None or not search.steps or trainer.log is None:
         return
-    found = placed_looks(search, given := _given(trainer), range(len(search.steps)))
+    found = aligned_records(search, given := _given(trainer), range(len(search.steps)))
     picture = draw_paths(torch.stack([c.centers for c in found]), given.centers)
     trainer.log.images(trainer.state.step, {"cameras/positions": torch.from_numpy(picture) / 255})
 
@@ -75,7 +75,7 @@ def draw_poses(trainer: Trainer, folder: Path) -> list[Path]:
     search = trainer.search
     if search is None or not search.steps:
         return []
-    found = placed_looks(search, given := _given(trainer), range(len(search.steps)))
+    found = aligned_records(search, given := _given(trainer), range(len(search.steps)))
     write_png(folder / "positions.png", draw_paths(torch.stack([c.centers for c in found]), given.centers))
     frames = list(draw_search(found, given))
     write_png(folder / "frusta.png", frames[-1])

@@ -17,7 +17,7 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import look_at, world_up
 from nerfit.errors import ConfigError
-from nerfit.outputs.web.baking import BLOCK, EARLY_STOP, STEP, Baked, in_world
+from nerfit.outputs.web.bake import BLOCK, EARLY_STOP, STEP, Baked, in_world
 from nerfit.scenes.images import replacing
 from nerfit.scenes.scene import Scene
 

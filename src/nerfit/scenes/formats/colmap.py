@@ -11,11 +11,11 @@ from torch import Tensor
 
 from nerfit.errors import SceneError
 from nerfit.scenes.images import SUFFIXES, image_size, orientation, shrunk
-from nerfit.scenes.points import PointDepths, point_depths
+from nerfit.scenes.point_depths import PointDepths, point_depths
 from nerfit.scenes.reading.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
 from nerfit.scenes.reading.frames import image_path
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
-from nerfit.scenes.reading.normalise import PlacedConfig, placed_scene
+from nerfit.scenes.reading.normalise import CaptureConfig, normalised_scene
 from nerfit.scenes.reading.pixel_cache import find_masks, picture_files
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
@@ -26,7 +26,7 @@ _PICTURES = ("images", "image", "input", "rgb", ".")
 
 
 @dataclass
-class Config(PlacedConfig):
+class Config(CaptureConfig):
     """How a COLMAP model is read; ``factor`` takes the pictures of images_<factor> where there are any."""
 
     depths: bool = False
@@ -41,7 +41,7 @@ def detect(source: str) -> bool:
 def load(source: str, config: Config) -> Scene:
     """The registered pictures that are there, in order of their names, of the model with the most of them.
 
-    Pictures without a pose and poses without a picture are counted, said and left out. A picture that its EXIF tag turns, as
+    Pictures without a pose and poses without a picture are counted in a warning and left out. A picture that its EXIF tag turns, as
     COLMAP does not, takes its camera along; where it mirrors one there is no such camera, and that one is left out too. Raises
     SceneError for files and ConfigError for settings without sense.
     """
@@ -50,7 +50,7 @@ def load(source: str, config: Config) -> Scene:
     model, registered = _largest(root)
     cameras = read_cameras(model)
     base, folder, paths = _pictures(root, model, registered, config.factor)
-    _say_left_out(model, folder, registered, paths)
+    _warn_left_out(model, folder, registered, paths)
     images = _unmirrored(model, [image for image in registered if image.name in paths], paths, cameras)
     splits = make_splits(str(model), len(images), held_out(len(images), config.holdout), config.train_views)
 
@@ -65,7 +65,7 @@ def load(source: str, config: Config) -> Scene:
     views = cameras_of(c2w, lenses, small, config.pixel_offset)
     masks = find_masks(files)
     points = read_points(model)
-    scene = placed_scene(
+    scene = normalised_scene(
         config,
         views,
         files,
@@ -76,11 +76,11 @@ def load(source: str, config: Config) -> Scene:
         splits=splits,
         view_names=[os.path.relpath(path, base) for path in files],
     )
-    scene.points = _seen(model, points, scene, images) if config.depths else None
+    scene.points = _visible_points(model, points, scene, images) if config.depths else None
     return scene
 
 
-def _seen(model: Path, points: ModelPoints | None, scene: Scene, images: list[ModelImage]) -> PointDepths:
+def _visible_points(model: Path, points: ModelPoints | None, scene: Scene, images: list[ModelImage]) -> PointDepths:
     """Depths of the model's points in those training pictures that see them, but for pixels that are hidden or cut out."""
     if points is None or not len(points.picture):
         raise SceneError(f"{model} has no points that pictures see, whose depths scene.depths asks for; leave it out.")
@@ -146,7 +146,7 @@ def _there(folder: Path, images: list[ModelImage], resaved: bool) -> dict[str, P
     return found
 
 
-def _say_left_out(model: Path, folder: Path, registered: list[ModelImage], used: dict[str, Path]) -> None:
+def _warn_left_out(model: Path, folder: Path, registered: list[ModelImage], used: dict[str, Path]) -> None:
     """Count poses without a picture, and pictures without a pose."""
     nested = {Path(image.name).parent for image in registered}
     lone = sorted({path for part in nested for path in picture_files(folder / part)} - set(used.values()))
@@ -164,13 +164,13 @@ def _unmirrored(model: Path, images: list[ModelImage], paths: dict[str, Path], c
     """The pictures that are not stored mirrored, which COLMAP doesn't notice; says which are."""
     mirrored = [image.name for image in images if image.camera in cameras and _orientation(paths[image.name], cameras[image.camera])[1]]
     if mirrored:
-        said = (
+        problem = (
             f"{model}: {len(mirrored)} of {len(images)} pictures are stored mirrored, as their EXIF tag says and COLMAP ignores, such as "
             f"{mirrored[0]}; save them upright and estimate the poses again"
         )
         if len(mirrored) == len(images):
-            raise SceneError(f"{said}.")
-        warnings.warn(f"{said}; they were left out.", stacklevel=3)
+            raise SceneError(f"{problem}.")
+        warnings.warn(f"{problem}; they were left out.", stacklevel=3)
     return [image for image in images if image.name not in mirrored]
 
 

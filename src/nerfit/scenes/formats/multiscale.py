@@ -1,4 +1,4 @@
-"""Blender scenes at several resolutions at once, as mip-NeRF trains and judges on (Barron et al. 2021): metadata.json and pictures."""
+"""Blender scenes at several resolutions at once, as mip-NeRF uses them (Barron et al. 2021): metadata.json and pictures."""
 
 import os
 from dataclasses import dataclass

@@ -15,9 +15,8 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import read_text
 from nerfit.scenes.images import image_size, shrunk
-from nerfit.scenes.reading import normalise as placing
 from nerfit.scenes.reading.intrinsics import cameras_of, read_intrinsics
-from nerfit.scenes.reading.normalise import PlacedConfig
+from nerfit.scenes.reading.normalise import CaptureConfig, normalise
 from nerfit.scenes.reading.pinhole import files_of_views, read_numbers, read_pose
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene
@@ -28,7 +27,7 @@ _FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass
-class Config(PlacedConfig):
+class Config(CaptureConfig):
     """How NSVF's and NeRF++'s scenes are read; within a bbox.txt, near and far are the depths of its corners unless given."""
 
     def unused(self) -> dict[str, str]:
@@ -70,11 +69,11 @@ def load(source: str, config: Config) -> Scene:
     pixels = load_pixels(paths, small)
     corners = _corners(folder / "bbox.txt") if (folder / "bbox.txt").is_file() else None
     known = "object" if corners is not None or pixels.shape[1] == 4 else None
-    placed = placing.place(cameras, None, config.bounds or known, config.centre)
-    cameras.c2w = transform_poses(c2w, placed.transform).to(torch.float32)
-    span = placed.near, placed.far
-    if corners is not None and placed.bounds == "object":
-        span = _depths(folder, cameras, corners @ placed.transform[:3, :3].T + placed.transform[:3, 3])
+    normalised = normalise(cameras, None, config.bounds or known, config.centre)
+    cameras.c2w = transform_poses(c2w, normalised.transform).to(torch.float32)
+    span = normalised.near, normalised.far
+    if corners is not None and normalised.bounds == "object":
+        span = _depths(folder, cameras, corners @ normalised.transform[:3, :3].T + normalised.transform[:3, 3])
     near, far = config.reach(*span)
     return Scene(
         name=folder.resolve().name,
@@ -84,12 +83,12 @@ def load(source: str, config: Config) -> Scene:
         far=far,
         splits=splits,
         pixels=pixels,
-        bounds=placed.bounds,
+        bounds=normalised.bounds,
         background=config.background,
-        default_path=placed.default_path,
+        default_path=normalised.default_path,
         view_names=names,
-        to_original=torch.linalg.inv(placed.transform),
-        depth_range=placed.depth_range,
+        to_original=torch.linalg.inv(normalised.transform),
+        depth_range=normalised.depth_range,
     )
 
 
@@ -145,8 +144,8 @@ def _intrinsics(file: Path) -> dict[str, float]:
 def _check_centre(file: Path, lens: dict[str, float], size: tuple[int, int]) -> None:
     """Raise SceneError for a principal point outside the middle half of a picture."""
     if not all(0.25 < lens[key] / side < 0.75 for key, side in zip(("cx", "cy"), size, strict=True)):
-        said = f"the principal point {lens['cx']:g} {lens['cy']:g} is far from the middle of a picture of {size[0]}x{size[1]}"
-        raise SceneError(f"{file}: {said}; was that picture made smaller?")
+        problem = f"the principal point {lens['cx']:g} {lens['cy']:g} is far from the middle of a picture of {size[0]}x{size[1]}"
+        raise SceneError(f"{file}: {problem}; was that picture made smaller?")
 
 
 def _corners(file: Path) -> Float[Tensor, "8 3"]:

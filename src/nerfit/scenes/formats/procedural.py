@@ -1,7 +1,7 @@
 """A scene made in code: a still life by an exact ray tracer, with true depths and normals; nothing is read from disk.
 
 ``procedural`` (or ``procedural:object``) is an object on a turntable as in NeRF's Blender scenes; ``procedural:forward-facing``
-is a room seen from a grid of cameras as in LLFF's data; ``procedural:corridor`` is a long row of things that cameras pass by.
+is a room viewed from a grid of cameras as in LLFF's data; ``procedural:corridor`` is a long row of things that cameras pass by.
 """
 
 import colorsys
@@ -81,7 +81,7 @@ def load(source: str, config: Config) -> Scene:
     cameras = Cameras.pinhole(c2w, focal_from_fov(layout.fov, config.size), config.size, config.size, config.pixel_offset)
     backdrop = None if alpha else 0.0 if config.background == "black" else 1.0
     pixels, depths, normals = render(stage(kind, config.scene_seed, wall=not alpha), cameras, config.samples, backdrop)
-    seen = depths[depths > 0]
+    hits = depths[depths > 0]
     near, far = config.reach(*layout.reach)
     return Scene(
         name=layout.name,
@@ -96,7 +96,7 @@ def load(source: str, config: Config) -> Scene:
         ndc=kind == "forward-facing",
         default_path=layout.path,
         view_names=names,
-        depth_range=(float(seen.min()), float(seen.max())) if seen.numel() else None,
+        depth_range=(float(hits.min()), float(hits.max())) if hits.numel() else None,
         depths=depths,
         normals=normals,
     )
@@ -104,7 +104,7 @@ def load(source: str, config: Config) -> Scene:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What a kind of scene is to be seen with; ``reach`` is near and far, ``fov`` in radians."""
+    """The cameras of a kind of scene; ``reach`` is near and far, ``fov`` in radians."""
 
     name: str
     bounds: Bounds

@@ -275,15 +275,15 @@ def radiance(stage: Stage, o: Points, d: Points, t: Scalars, part: Int[Tensor, "
     view, n, p = unit(d[:, rows]), normal[:, rows], p[:, rows]
     cosine = -dot(view, n)
     bounced = view + 2 * cosine * n
-    seen = sky(bounced)
+    reflected = sky(bounced)
     if bounces > 0 and rows.numel():
         t2, part2 = first_hit(stage, p, bounced)
         again = (part2 >= 0).nonzero()[:, 0]
-        seen[:, again] = radiance(stage, p[:, again], bounced[:, again], t2[again], part2[again], bounces - 1)[0]
+        reflected[:, again] = radiance(stage, p[:, again], bounced[:, again], t2[again], part2[again], bounces - 1)[0]
     strength = mirror[rows]
     share = (strength + (1 - strength) * (1 - cosine).clamp(0, 1) ** 5) * (strength > 0)
     highlight = gloss[rows] * sunny[rows] * dot(bounced, sun).clamp(min=0) ** 60
-    rgb[:, rows] = torch.lerp(rgb[:, rows], seen, share) + column(SUN_COLOR, p) * highlight
+    rgb[:, rows] = torch.lerp(rgb[:, rows], reflected, share) + column(SUN_COLOR, p) * highlight
     return rgb, normal
 
 

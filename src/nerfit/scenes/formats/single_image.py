@@ -30,7 +30,7 @@ def detect(source: str) -> bool:
 
 
 def load(source: str, config: Config) -> Scene:
-    """One view, seen straight on from a camera at the origin, that is both training and test view."""
+    """One view, straight in front of a camera at the origin; it is both training and test view."""
     path = Path(source)
     require_min("scene.", config, factor=1)
     width, height = shrunk(image_size(path), config.factor)

@@ -19,7 +19,7 @@ from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading.depths import load_depths
 from nerfit.scenes.reading.frames import image_path, inside, read_frames
 from nerfit.scenes.reading.intrinsics import cameras_of, number, read_lenses
-from nerfit.scenes.reading.normalise import PlacedConfig, placed_scene
+from nerfit.scenes.reading.normalise import CaptureConfig, normalised_scene
 from nerfit.scenes.reading.pixel_cache import find_masks
 from nerfit.scenes.reading.ply import read_ply
 from nerfit.scenes.scene import Scene
@@ -29,7 +29,7 @@ _SPLITS = ("train", "val", "test")
 
 
 @dataclass
-class Config(PlacedConfig):
+class Config(CaptureConfig):
     """How a transforms.json is read."""
 
     allow_outside: bool = False
@@ -72,7 +72,7 @@ def load(source: str, config: Config) -> Scene:
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
     masks = _masks(file, frames, paths, config.allow_outside)
-    scene = placed_scene(
+    scene = normalised_scene(
         config,
         cameras,
         paths,
@@ -91,7 +91,7 @@ def load(source: str, config: Config) -> Scene:
 
 
 def _points(file: Path, meta: dict[str, Any], allow_outside: bool) -> Float[Tensor, "n 3"] | None:
-    """The points of the PLY file that ``ply_file_path`` names; None, said aloud, where it can't be read."""
+    """The points of the PLY file that ``ply_file_path`` names; None, with a warning, where it can't be read."""
     name = meta.get("ply_file_path")
     if not isinstance(name, str):
         return None

@@ -28,10 +28,10 @@ SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
 """Endings of the names of videos, in small letters."""
 
 RATE, FEWEST = 2.0, 60
-"""Frames a second that are taken unless told, and the least number of them, if the video has as many."""
+"""Default number of frames taken per second of video, and the least number of all frames taken."""
 
-_JUDGED, _MOST_PIXELS = 480, 100_000_000
-"""Longest side of the copies whose sharpness is judged; frames with more pixels are refused."""
+_COPY, _MOST_PIXELS = 480, 100_000_000
+"""Longest side of the copies whose sharpness is measured; frames with more pixels are refused."""
 
 
 @dataclass
@@ -95,7 +95,7 @@ def sharpest(frames: Iterable[av.VideoFrame], count: int, take: int) -> Iterator
 
 
 def _sharpness(frame: av.VideoFrame) -> float:
-    shrink = min(1.0, _JUDGED / max(frame.width, frame.height))
+    shrink = min(1.0, _COPY / max(frame.width, frame.height))
     size = (max(1, round(frame.width * shrink)), max(1, round(frame.height * shrink)))
     return sharpness(frame.reformat(*size, format="gray").to_ndarray().astype(np.float32))
 

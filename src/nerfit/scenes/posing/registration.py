@@ -29,8 +29,8 @@ class PoseConfig:
     lens: Literal["radial", "opencv", "fisheye"] = "radial"
     """radial = two terms of distortion; opencv = tangential terms and a second focal length too; fisheye = very wide lenses."""
     matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
-    """Pictures compared: all pairs; neighbours in order of names and sometimes all; or those that look alike. auto = all up to 200
-    photographs, by looks beyond that, and by names for videos."""
+    """Pictures compared: all pairs; neighbours in order of names and sometimes all; or those that look alike. auto = exhaustive up to
+    200 photographs, retrieval beyond that, sequential for videos."""
     mapper: Literal["incremental", "global"] = "incremental"
     """Poses found picture by picture, or of all at once (GLOMAP)."""
     feature_size: int = 1600
@@ -121,14 +121,14 @@ def why_missing(view: int, views: Sequence[View], links: Links, groups: Sequence
     """Why a view has no pose; ``groups`` are the views that were registered together, the largest group first."""
     features, partners = links.features[view], links.partners(view)
     if features < FEW_FEATURES:
-        return f"only {features} features; it {_looks(view, views)}"
+        return f"only {features} features; it {_weakness(view, views)}"
     main = groups[0] if groups else set()
     if (twin := next((other for other in sorted(main) if _alike(views[view], views[other])), None)) is not None:
         return f"nearly the same picture as {views[twin].name}"
     best = max(partners, key=lambda other: partners[other], default=None)
     if best is None or partners[best] < FEW_MATCHES:
         found = "none" if best is None else f"at most {partners[best]}, with {views[best].name}"
-        return f"too few features that other pictures have too ({found}); it {_looks(view, views)}"
+        return f"too few features that other pictures have too ({found}); it {_weakness(view, views)}"
     if group := next((group for group in groups[1:] if view in group), None):
         return f"one of {len(group)} pictures that hang together but not with the rest"
     if not main & partners.keys():
@@ -136,7 +136,7 @@ def why_missing(view: int, views: Sequence[View], links: Links, groups: Sequence
     return f"{partners[best]} matches with {views[best].name}, but no pose explains them (the camera only turned, or things moved)"
 
 
-def _looks(view: int, views: Sequence[View]) -> str:
+def _weakness(view: int, views: Sequence[View]) -> str:
     """What may be wrong with a picture itself."""
     median = sorted(v.sharpness for v in views)[len(views) // 2]
     if views[view].hidden > HIDDEN:

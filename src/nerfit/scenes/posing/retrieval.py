@@ -1,4 +1,4 @@
-"""Which of many photographs may show the same things, told by their features: VLAD (Jégou et al. 2010).
+"""Which of many photographs may show the same things, from their features: VLAD (Jégou et al. 2010).
 
 Its vocabulary is made of the photographs' own features, so that nothing has to be downloaded.
 """
@@ -23,8 +23,8 @@ def similar_pairs(descriptors: Callable[[int], Shaped[np.ndarray, "n d"]], count
     rng = np.random.default_rng(0)
     sample = np.concatenate([_some(descriptors(view), -(-_SAMPLE // count), rng) for view in range(count)])
     words = vocabulary(sample.astype(np.float32), _WORDS, _ROUNDS)
-    looks = np.stack([vlad(descriptors(view), words) for view in range(count)])
-    return sorted(nearest_pairs(looks, NEAREST) | {(i, j) for i in range(count) for j in range(i + 1, min(i + BESIDE + 1, count))})
+    vectors = np.stack([vlad(descriptors(view), words) for view in range(count)])
+    return sorted(nearest_pairs(vectors, NEAREST) | {(i, j) for i in range(count) for j in range(i + 1, min(i + BESIDE + 1, count))})
 
 
 def vocabulary(sample: Float[np.ndarray, "n d"], words: int, rounds: int) -> Float[np.ndarray, "words d"]:
@@ -48,11 +48,11 @@ def vlad(descriptors: Shaped[np.ndarray, "n d"], words: Float[np.ndarray, "words
     return _unit(_unit(members.T @ features - members.sum(0)[:, None] * words).ravel())
 
 
-def nearest_pairs(looks: Float[np.ndarray, "views d"], nearest: int) -> set[tuple[int, int]]:
+def nearest_pairs(descriptors: Float[np.ndarray, "views d"], nearest: int) -> set[tuple[int, int]]:
     """Pairs i < j of which one is among the ``nearest`` of the other, by their scalar product."""
-    alike = looks @ looks.T
-    np.fill_diagonal(alike, -np.inf)
-    best = np.argsort(-alike, axis=1, kind="stable")[:, : min(nearest, len(looks) - 1)]
+    similarity = descriptors @ descriptors.T
+    np.fill_diagonal(similarity, -np.inf)
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, : min(nearest, len(descriptors) - 1)]
     return {(min(i, j), max(i, j)) for i, row in enumerate(best.tolist()) for j in row}
 
 

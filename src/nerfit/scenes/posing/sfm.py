@@ -58,7 +58,7 @@ MODELS = {
 
 _VERSION, _CENTRED, _CHUNK, _SEARCHERS, _LARGEST = 1, 10, 100, 8, 2**29
 """Of the cached results; photographs of a camera from which on its principal point is refined; pairs matched at a time; most
-threads that look for features, each of which takes half a gigabyte; most bytes of a photograph whose EXIF data is looked at."""
+threads that look for features, each of which takes half a gigabyte; most bytes of a photograph whose EXIF data is read."""
 
 
 def estimate(what: str, pictures: Sequence[Path], config: PoseConfig, ordered: bool) -> tuple[Path, Report]:
@@ -104,9 +104,9 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
     index = {view.key: i for i, view in enumerate(views)}
     groups = [{index[image.name] for image in model.images.values() if image.has_pose} for model in models]
     if not models:
-        said = "; ".join(f"{view.name}: {why_missing(i, views, links, [])}" for i, view in enumerate(views[:3]))
+        reasons = "; ".join(f"{view.name}: {why_missing(i, views, links, [])}" for i, view in enumerate(views[:3]))
         raise SceneError(
-            f"{what}: no two of its {len(views)} pictures could be posed ({said}); take sharp pictures of a still, textured "
+            f"{what}: no two of its {len(views)} pictures could be posed ({reasons}); take sharp pictures of a still, textured "
             "scene from places side by side, each sharing two thirds of its content with the next."
         )
     model = _refined(models[0], config.lens)

@@ -76,8 +76,8 @@ class ModelPoints(NamedTuple):
 
     xyz: Float[Tensor, "n 3"]
     error: Float[Tensor, "n"]
-    picture: Int[Tensor, "seen"]
-    point: Int[Tensor, "seen"]
+    picture: Int[Tensor, "visible"]
+    point: Int[Tensor, "visible"]
 
 
 def is_model(folder: Path, whole: bool = False) -> bool:
@@ -144,9 +144,9 @@ def read_points(folder: Path) -> ModelPoints | None:
             rows.append(row)
             tracks.append(track)
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
-    seen = torch.tensor([len(track) for track in tracks[1:]], dtype=torch.long)
+    lengths = torch.tensor([len(track) for track in tracks[1:]], dtype=torch.long)
     pictures = torch.from_numpy(np.concatenate(tracks).astype(np.int64))
-    return ModelPoints(table[:, :3], table[:, 3], pictures, torch.arange(len(table)).repeat_interleave(seen))
+    return ModelPoints(table[:, :3], table[:, 3], pictures, torch.arange(len(table)).repeat_interleave(lengths))
 
 
 def _needed(folder: Path, name: str) -> Path:
@@ -178,7 +178,7 @@ class _Bytes:
         self.at += size
 
     def count(self, least: int, what: str) -> int:
-        """A number of entries of at least so many bytes each."""
+        """A number of entries, each of at least that size in bytes."""
         (count,) = self.take(struct.Struct("<Q"))
         if count * least > self.size - self.at:
             raise SceneError(f"{self.path} says that it holds {count} {what}, which do not fit into its {self.size} bytes; it is damaged.")

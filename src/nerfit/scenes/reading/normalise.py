@@ -1,4 +1,4 @@
-"""Where a capture lies in the scene's world, and how far one looks in it, from its cameras and the points that are known of it."""
+"""The normalised world of a capture: origin, scale, up, bounds, near and far, from its cameras and the points known of it."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _SAMPLE_VIEWS, _SAMPLE_POINTS, _FEW = 100, 5_000, 10
 
 
 @dataclass
-class PlacedConfig(HoldoutConfig):
+class CaptureConfig(HoldoutConfig):
     """What captures in a world of their own have in common.
 
     Unless near and far are given, an unbounded or forward-facing scene reaches from 0.05 to 100 times the cameras' mean distance
@@ -46,7 +46,7 @@ class PlacedConfig(HoldoutConfig):
 
     @property
     def wants_ndc(self) -> bool | None:
-        """What `place` is asked for; None leaves it to the capture."""
+        """The argument ``ndc`` of `normalise`; None leaves it to the capture."""
         return False if self.ndc is None and (not self.centre or (self.near, self.far) != (None, None)) else self.ndc
 
     def check(self) -> None:
@@ -54,8 +54,8 @@ class PlacedConfig(HoldoutConfig):
         require_min("scene.", self, factor=1, holdout=0)
 
 
-def placed_scene(
-    config: PlacedConfig,
+def normalised_scene(
+    config: CaptureConfig,
     cameras: Cameras,
     files: Sequence[Path],
     masks: Sequence[Path | None],
@@ -64,35 +64,35 @@ def placed_scene(
     applied: Float[Tensor, "4 4"] | None = None,
     **about: Any,
 ) -> Scene:
-    """The scene of pictures of the cameras' sizes, placed by `place`; transparent pixels also say that it is an object.
+    """The scene of pictures with the cameras' sizes, in the world of `normalise`. Transparent pixels too make it an object.
 
-    ``cameras`` and ``points`` are in the file's world, poses in float64; ``applied`` led there from the user's. ``about`` is the
-    scene's name, format, splits and names of views.
+    ``cameras`` and ``points`` are in the file's world, poses in float64; ``applied`` is the transform from the user's world to the
+    file's. ``about`` holds the scene's name, format, splits and names of views.
     """
     pixels = load_pixels(files, list(zip(cameras.width.tolist(), cameras.height.tolist(), strict=True)), masks)
     is_object |= pixels.shape[1] == 4 and not any(masks)
-    placed = place(cameras, points, config.bounds or ("object" if is_object else None), config.centre, config.wants_ndc)
-    near, far = config.reach(placed.near, placed.far)
-    to_file = torch.linalg.inv(placed.transform)
+    normalised = normalise(cameras, points, config.bounds or ("object" if is_object else None), config.centre, config.wants_ndc)
+    near, far = config.reach(normalised.near, normalised.far)
+    to_file = torch.linalg.inv(normalised.transform)
     return Scene(
-        cameras=replace(cameras, c2w=transform_poses(cameras.c2w, placed.transform).to(torch.float32)),
+        cameras=replace(cameras, c2w=transform_poses(cameras.c2w, normalised.transform).to(torch.float32)),
         near=near,
         far=far,
         pixels=pixels,
         masked=any(masks),
-        ndc=placed.ndc,
-        bounds=placed.bounds,
+        ndc=normalised.ndc,
+        bounds=normalised.bounds,
         background=config.background,
-        default_path=placed.default_path,
-        to_original=to_file if applied is None else torch.linalg.inv(placed.transform @ applied),
-        depth_range=placed.depth_range,
+        default_path=normalised.default_path,
+        to_original=to_file if applied is None else torch.linalg.inv(normalised.transform @ applied),
+        depth_range=normalised.depth_range,
         **about,
     )
 
 
 @dataclass
-class Placing:
-    """What `place` finds; ``transform`` takes the file's world to the scene's, whose units all lengths here are in."""
+class Normalised:
+    """The result of `normalise`; ``transform`` takes the file's world to the scene's. All lengths are in units of the scene."""
 
     transform: Float[Tensor, "4 4"]
     bounds: Bounds
@@ -100,19 +100,19 @@ class Placing:
     far: float
     default_path: str
     depth_range: tuple[float, float] | None
-    """Nearest and farthest depth of the points in view; None without points."""
+    """Nearest and farthest depth of the visible points; None without points."""
     ndc: bool = False
     """Whether rays are to be taken to normalised device coordinates."""
 
 
-def place(
+def normalise(
     cameras: Cameras,
     points: Float[Tensor, "n 3"] | None = None,
     bounds: Bounds | None = None,
     centre: bool = True,
     ndc: bool | None = False,
-) -> Placing:
-    """A place for cameras and, where known, points of the file's world; ``bounds`` and ``ndc`` None are for this function to tell.
+) -> Normalised:
+    """Normalise a capture from its cameras and, where known, points of the file's world; None chooses ``bounds`` and ``ndc``.
 
     Poses may be float64. ``centre`` false keeps the file's world as it is, with near and far in its units. Raises ConfigError where
     ``ndc`` is asked for and can't be.
@@ -122,9 +122,9 @@ def place(
     bounds = bounds or ("forward-facing" if _side_by_side(c2w) else "unbounded")
     depths = _depths(cameras, points)
     if ndc or (ndc is None and bounds == "forward-facing"):
-        placed = None if depths is None else _before_a_plane(cameras, depths)
-        if placed is not None:
-            return placed
+        normalised = None if depths is None else _for_ndc(cameras, depths)
+        if normalised is not None:
+            return normalised
         if ndc:
             what = "perspective cameras that all look one way and points that they see (a COLMAP model, ply_file_path)"
             raise ConfigError(f"normalised device coordinates need {what}; leave --scene.ndc out.")
@@ -133,21 +133,21 @@ def place(
         origin = c2w[:, :, 3].mean(0) - depths.median() * torch.nn.functional.normalize(c2w[:, :, 2].mean(0), dim=0)
     transform = centring(c2w, origin)
     unit = scale_of(transform)
-    seen = None
+    depth_range = None
     if depths is not None:
         low, high = (torch.quantile(depths, _PERCENTILES) * unit).tolist()
-        seen = low, high
+        depth_range = low, high
     centred = transform_poses(c2w, transform)
-    near, far = _range(centred, bounds, seen)
-    path = _path(centred, meeting, bounds, seen is not None)
+    near, far = _range(centred, bounds, depth_range)
+    path = _path(centred, meeting, bounds, depth_range is not None)
     if not centre:
-        near, far, seen = near / unit, far / unit, seen and (seen[0] / unit, seen[1] / unit)
+        near, far, depth_range = near / unit, far / unit, depth_range and (depth_range[0] / unit, depth_range[1] / unit)
         transform = torch.eye(4, dtype=torch.float64)
-    return Placing(transform, bounds, near, far, path, seen)
+    return Normalised(transform, bounds, near, far, path, depth_range)
 
 
-def _before_a_plane(cameras: Cameras, depths: Float[Tensor, "seen"]) -> Placing | None:
-    """LLFF's place for normalised device coordinates: the frame of the average pose, the nearest depth at 1/0.75; None if unsuitable."""
+def _for_ndc(cameras: Cameras, depths: Float[Tensor, "n"]) -> Normalised | None:
+    """LLFF's world for normalised device coordinates: the frame of the average pose, the nearest depth at 1/0.75; None if unsuitable."""
     if cameras.lens is not None and bool(cameras.lens.any()):
         return None
     low, high = torch.quantile(depths, _PERCENTILES).tolist()
@@ -156,7 +156,7 @@ def _before_a_plane(cameras: Cameras, depths: Float[Tensor, "seen"]) -> Placing 
     c2w, moved = recentre(transform_poses(cameras.c2w, shrink))
     if not looks_one_way(replace(cameras, c2w=c2w.to(torch.float32))):
         return None
-    return Placing(moved @ shrink, "forward-facing", 0.0, 1.0, "spiral", (low * scale, high * scale), ndc=True)
+    return Normalised(moved @ shrink, "forward-facing", 0.0, 1.0, "spiral", (low * scale, high * scale), ndc=True)
 
 
 _NEAREST = 0.75
@@ -189,13 +189,13 @@ def centring(c2w: Float[Tensor, "views rows 4"], origin: Float[Tensor, "3"]) -> 
 
 
 def _within(c2w: Float[Tensor, "views 3 4"], degrees: float) -> bool:
-    """Whether all cameras look within so many degrees of their mean direction."""
+    """Whether all cameras look within ``degrees`` of their mean direction."""
     back = c2w[:, :, 2]
     return bool((back @ torch.nn.functional.normalize(back.mean(0), dim=0)).min() > math.cos(math.radians(degrees)))
 
 
 def _side_by_side(c2w: Float[Tensor, "views 3 4"]) -> bool:
-    """Whether cameras look one way, from places that differ across that way more than along it."""
+    """Whether cameras look one way, from positions that differ across that direction more than along it."""
     back = torch.nn.functional.normalize(c2w[:, :, 2].mean(0), dim=0)
     apart = c2w[:, :, 3] - c2w[:, :, 3].mean(0)
     along = apart @ back
@@ -203,23 +203,23 @@ def _side_by_side(c2w: Float[Tensor, "views 3 4"]) -> bool:
     return _within(c2w, 45) and bool(across > along.square().sum())
 
 
-def _depths(cameras: Cameras, points: Float[Tensor, "n 3"] | None) -> Float[Tensor, "seen"] | None:
-    """How far along their rays the cameras see points of the file's world; None where that is next to none."""
+def _depths(cameras: Cameras, points: Float[Tensor, "n 3"] | None) -> Float[Tensor, "n"] | None:
+    """Distances along their rays at which the cameras see points of the file's world; None for fewer than 10."""
     if points is None or not len(points):
         return None
     points = points[:: -(-len(points) // _SAMPLE_POINTS)].to(torch.float64)
     found = []
     for view in range(0, len(cameras), -(-len(cameras) // _SAMPLE_VIEWS)):
         views = torch.full((len(points),), view)
-        pixels, seen = cameras.project(views, points)
+        pixels, visible = cameras.project(views, points)
         size = torch.stack([cameras.width[view], cameras.height[view]])
-        inside = seen & (pixels >= 0).all(-1) & (pixels <= size).all(-1)
+        inside = visible & (pixels >= 0).all(-1) & (pixels <= size).all(-1)
         found.append(cameras.depths(views[inside], points[inside]))
     depths = torch.cat(found)
     return depths if len(depths) >= _FEW else None
 
 
-def _range(c2w: Float[Tensor, "views 3 4"], bounds: Bounds, seen: tuple[float, float] | None) -> tuple[float, float]:
+def _range(c2w: Float[Tensor, "views 3 4"], bounds: Bounds, depth_range: tuple[float, float] | None) -> tuple[float, float]:
     """Near and far for centred cameras that see points between two depths.
 
     An object's points may include some of its surroundings, so they only narrow its range. An unbounded scene has ground
@@ -228,12 +228,13 @@ def _range(c2w: Float[Tensor, "views 3 4"], bounds: Bounds, seen: tuple[float, f
     if bounds == "object":
         distance = c2w[:, :, 3].norm(dim=-1)
         near, far = max(_NEAR, float(distance.min()) - _OBJECT), float(distance.max()) + _OBJECT
-        if seen is not None and 0.9 * seen[0] < far and 1.1 * seen[1] > near:
-            near, far = max(near, 0.9 * seen[0]), min(far, 1.1 * seen[1])
+        if depth_range is not None and 0.9 * depth_range[0] < far and 1.1 * depth_range[1] > near:
+            near, far = max(near, 0.9 * depth_range[0]), min(far, 1.1 * depth_range[1])
         return near, far
-    if seen is None:
+    if depth_range is None:
         return _NEAR, _FAR
-    return (0.9 * seen[0], 1.1 * seen[1]) if bounds == "forward-facing" else (0.5 * seen[0], max(_FAR, 2 * seen[1]))
+    low, high = depth_range
+    return (0.9 * low, 1.1 * high) if bounds == "forward-facing" else (0.5 * low, max(_FAR, 2 * high))
 
 
 def _path(c2w: Float[Tensor, "views 3 4"], meeting: Meeting, bounds: Bounds, depths_known: bool) -> str:

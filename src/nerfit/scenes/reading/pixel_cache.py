@@ -40,10 +40,10 @@ def load_pixels(
     """Pictures shrunk by area to ``sizes`` (width, height), one after another, rows first.
 
     3 channels, or 4 if some pixel of any is transparent. Under a mask (`find_masks`) alpha is 0 where more than half of a
-    pixel is hidden, else 255, and the colour is that of the part that can be seen. When a picture had to be shrunk, or there is
+    pixel is hidden, else 255, and the colour is that of the visible part. When a picture had to be shrunk, or there is
     more than 1 GB, the pixels are mapped, copy-on-write, from a cache: the folder NERFIT_CACHE, else ~/.cache/nerfit. An entry
-    is named by a hash of the files' paths, dates and sizes and of ``sizes``, so changed pictures are read anew. Says so when
-    pictures are linear, or the cache can't be written. Raises SceneError for files that can't be read and masks of another shape.
+    is named by a hash of the files' paths, dates and sizes and of ``sizes``, so changed pictures are read again. Warns of
+    linear pictures and of a cache that can't be written. Raises SceneError for files that can't be read and masks of another shape.
     """
     masks = [None] * len(paths) if masks is None else masks
     with ThreadPoolExecutor() as pool:
@@ -146,7 +146,7 @@ def _view(path: Path, size: tuple[int, int], mask: Path | None) -> UInt8[np.ndar
 
 
 def unmasked(mask: Path, height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """Which pixels of a picture of that size a mask leaves to be seen; the noise of a JPEG's black counts as black."""
+    """The visible pixels of a picture of that size under its mask; the noise of a JPEG's black counts as black."""
     light = read_image(mask)[..., :3].max(-1) > (127 if mask.suffix.lower() in (".jpg", ".jpeg") else 0)
     visible = ~light if mask.name.startswith(_DYNAMIC) else light
     rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), visible.shape, strict=True))
@@ -181,7 +181,7 @@ def _without_alpha(pixels: UInt8[np.ndarray, "pixels 4"]) -> UInt8[np.ndarray, "
 
 
 def _cached(entry: Path, shape: tuple[int, int], fill: Callable[[Pixels], Pixels]) -> Pixels | None:
-    """The pixels of a cache entry, made with ``fill`` where it is absent or damaged; None, said aloud, where it can't be written."""
+    """The pixels of a cache entry, made with ``fill`` where it is absent or damaged; None, with a warning, where it can't be written."""
     pixels = _read_entry(entry, shape[0])
     if pixels is not None:
         return pixels
@@ -191,7 +191,7 @@ def _cached(entry: Path, shape: tuple[int, int], fill: Callable[[Pixels], Pixels
             if _read_entry(entry, shape[0]) is None:  # unless another process has made it in the meantime
                 _write_entry(part, shape, fill)
     except OSError as error:
-        warnings.warn(f"{entry.parent} can't be written ({error.strerror}), so the pictures are read anew every time.", stacklevel=3)
+        warnings.warn(f"{entry.parent} can't be written ({error.strerror}), so the pictures are read again every time.", stacklevel=3)
     return _read_entry(entry, shape[0])
 
 
@@ -215,7 +215,7 @@ def _write_header(file: Any, shape: tuple[int, ...]) -> None:
 
 def _read_entry(entry: Path, count: int) -> Pixels | None:
     """Cached pixels, mapped copy-on-write (the file can't change through it); None when absent or damaged."""
-    with suppress(Exception):  # a damaged header makes NumPy raise nearly anything; the entry is made anew
+    with suppress(Exception):  # a damaged header makes NumPy raise nearly anything; the entry is made again
         pixels = np.load(entry, mmap_mode="c", allow_pickle=False)
         if pixels.dtype == np.uint8 and pixels.shape in ((count, 3), (count, 4)) and pixels.flags.c_contiguous:
             return pixels

@@ -202,8 +202,8 @@ def _march(
 ) -> Float[Tensor, "n 3"]:
     """Colours of rays in grid coordinates (unit directions); ``busy`` says which cells have matter at a corner."""
     last = torch.tensor(busy.shape)
-    ways = torch.stack([-origins / directions, (last - origins) / directions])
-    near, far = ways.amin(0).amax(-1).clamp(min=0), ways.amax(0).amin(-1)
+    planes = torch.stack([-origins / directions, (last - origins) / directions])
+    near, far = planes.amin(0).amax(-1).clamp(min=0), planes.amax(0).amin(-1)
     color, light = torch.zeros_like(origins), torch.ones(len(origins))
     first, final = (near / STEP - 0.5).ceil(), (far / STEP - 0.5).floor()
     for step in range(int((final - first).max()) + 1):

@@ -45,7 +45,7 @@ class MeshConfig:
     close_holes: bool = False
     """Close every hole, also where no view has looked, by a fan of triangles."""
     faces: int | None = None
-    """Simplify to about so many triangles (needs the extra `mesh`)."""
+    """Simplify to about this many triangles (needs the extra `mesh`)."""
     texture: int | None = None
     """Side in pixels of a picture that holds the colours, of .glb and .obj files; none = one at each vertex (needs the extra `mesh`)."""
 
@@ -104,7 +104,7 @@ def fuse(surfaces: Surfaces, grid: Grid) -> tuple[Float[Tensor, "nx ny nz"], Ten
     """Truncated signed distances to the surface (Curless and Levoy 1996), in truncations, positive outside; and which nodes have one.
 
     A view says of a node how far the surface it sees lies behind it, at most 1; what lies deeper than 1 within matter it
-    doesn't see. Where it sees none the node is free. The mean over views is taken near seen points alone.
+    doesn't see. Where it sees none the node is free. The mean over views is taken only near points that views show.
     """
     nodes = near_surfaces(surfaces, grid, _TRUNCATION)
     distance, known = torch.ones(len(grid)), torch.zeros(len(grid), dtype=torch.bool)
@@ -113,10 +113,10 @@ def fuse(surfaces: Surfaces, grid: Grid) -> tuple[Float[Tensor, "nx ny nz"], Ten
         points = grid.scene_points(grid.index(piece))
         total, count = torch.zeros(len(piece)), torch.zeros(len(piece))
         for view in range(len(surfaces)):
-            behind, seen = surfaces.behind(view, points)
-            told = seen & (behind > -truncation)
-            total += torch.where(told, (behind / truncation).clamp(max=1), 0)
-            count += told
+            behind, visible = surfaces.behind(view, points)
+            counts = visible & (behind > -truncation)
+            total += torch.where(counts, (behind / truncation).clamp(max=1), 0)
+            count += counts
         distance[piece] = total / count.clamp(min=1)
         known[piece] = count > 0
     return distance.reshape(grid.shape), known.reshape(grid.shape)

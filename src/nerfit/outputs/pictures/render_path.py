@@ -1,7 +1,7 @@
 """Drawing camera paths and views: PNGs and videos of colour, depth, disparity, opacity and normals."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +66,6 @@ def in_reach(scene: Scene, cameras: Cameras, view: int) -> Scene:
     return replace(scene, near=near, far=max(scene.far + moved, 2 * near))
 
 
-def _video_frame(name: str, path: Path, scene: Scene) -> np.ndarray:
-    """A frame read back from its PNG, depth in colour."""
-    return colorize(read_depth_png(path)[0], scene.near, scene.far) if name == "depth" else read_image(path)[..., :3]
-
-
 def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, rendering: Rendering, chunk: int) -> Tensor:
     """World-space unit normals [height, width, 3] at the expected depth, 0 on empty rays.
 
@@ -110,71 +105,69 @@ def frame_file(folder: Path, name: str, index: int) -> Path:
     return folder / name / f"{index:04d}.png"
 
 
-def draw_frames(
-    method: Method,
-    scene: Scene,
-    cameras: Cameras,
-    chunk: int,
-    names: list[str],
-    folder: Path,
-    frames: Iterable[int],
-    look: Cameras | None = None,
-    report: Callable[[], None] = lambda: None,
-) -> None:
-    """Draw some frames of a camera path into ``folder``; ``report`` is called after each."""
-    for index in frames:
-        reached = in_reach(scene, cameras, index)
-        rendering = render_view(method, reached, cameras, index, chunk, look)
+@dataclass
+class PathFrames:
+    """The pictures of a camera path: quantities ``names`` (`QUANTITIES`) of a method's scene along ``cameras``.
 
-        def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
-            return view_normals(method, scene, cameras, index, rendering, chunk)
-
-        for name in names:
-            write_frame(name, rendering, frame_file(folder, name, index), normals, scene)
-        report()
-
-
-def write_videos(
-    folder: Path, names: list[str], count: int, scene: Scene, fps: float = 30.0, beside: bool = False, video: str = "mp4"
-) -> list[Path]:
-    """A video of each quantity's frames in ``folder``, if they are several; ``beside`` makes one of all quantities side by side.
-
-    ``video`` is mp4, gif or webp. Returns the videos. Memory does not grow with the number of frames.
+    ``chunk`` is the most rays in one piece. ``look`` gives the cameras whose view directions are used instead, where they differ.
     """
-    if count < 2:
-        return []
 
-    def frames(name: str) -> Iterator[np.ndarray]:
-        return (_video_frame(name, frame_file(folder, name, index), scene) for index in range(count))
+    method: Method
+    scene: Scene
+    cameras: Cameras
+    names: list[str]
+    chunk: int
+    look: Cameras | None = None
 
-    videos = {name: frames(name) for name in names}
-    if beside:
-        videos = {
-            "-".join(names): (np.concatenate([to_bytes(picture) for picture in row], 1) for row in zip(*videos.values(), strict=True))
-        }
-    return [write_video(folder / f"{name}.{video}", pictures, fps) for name, pictures in videos.items()]
+    def draw(self, folder: Path, frames: Iterable[int], report: Callable[[], None] = lambda: None) -> None:
+        """Write some frames into ``folder`` as <quantity>/0000.png ...; ``report`` is called after each."""
+        for index in frames:
+            scene = in_reach(self.scene, self.cameras, index)
+            rendering = render_view(self.method, scene, self.cameras, index, self.chunk, self.look)
+
+            def normals(index: int = index, rendering: Rendering = rendering) -> Tensor:
+                return view_normals(self.method, self.scene, self.cameras, index, rendering, self.chunk)
+
+            for name in self.names:
+                write_frame(name, rendering, frame_file(folder, name, index), normals, self.scene)
+            report()
+
+    def missing(self, folder: Path) -> list[int]:
+        """The frames that ``folder`` lacks."""
+        return [i for i in range(len(self.cameras)) if not all(frame_file(folder, name, i).exists() for name in self.names)]
+
+    def write_videos(self, folder: Path, fps: float = 30.0, beside: bool = False, kind: str = "mp4") -> list[Path]:
+        """A video of each quantity's frames in ``folder``, if they are several; ``beside`` makes one of all quantities side by side.
+
+        ``kind`` is mp4, gif or webp. Returns the videos. Memory does not grow with the number of frames.
+        """
+        if len(self.cameras) < 2:
+            return []
+        videos = {name: self._read(folder, name) for name in self.names}
+        if beside:
+            rows = zip(*videos.values(), strict=True)
+            videos = {"-".join(self.names): (np.concatenate([to_bytes(picture) for picture in row], 1) for row in rows)}
+        return [write_video(folder / f"{name}.{kind}", pictures, fps) for name, pictures in videos.items()]
+
+    def _read(self, folder: Path, name: str) -> Iterator[np.ndarray]:
+        """The frames of a quantity, read back from their PNGs; depth in colour."""
+        for index in range(len(self.cameras)):
+            path = frame_file(folder, name, index)
+            yield colorize(read_depth_png(path)[0], self.scene.near, self.scene.far) if name == "depth" else read_image(path)[..., :3]
 
 
-def render_path(
-    method: Method,
-    scene: Scene,
-    cameras: Cameras,
-    chunk: int,
-    names: list[str],
-    folder: Path,
-    look: Cameras | None = None,
-    fps: float = 30.0,
-    report: Callable[[int, int], None] = lambda *_: None,
-) -> list[Path]:
-    """Draw a camera path into ``folder``/<quantity>/0000.png …, and a video of each quantity, which are returned.
+def render_path(frames: PathFrames, folder: Path, fps: float = 30.0, report: Callable[[int, int], None] = lambda *_: None) -> list[Path]:
+    """Draw a camera path into ``folder``/<quantity>/0000.png ..., and a video of each quantity, which are returned.
 
-    ``report(done, of)`` is called after each frame. Processes that train together share the frames, and the first writes them.
+    ``report(done, of)`` is called after each frame. Processes that train together share the frames, and the first writes the videos.
     """
-    count, together = len(cameras), share()
+    draw_share(frames, folder, report)
+    return frames.write_videos(folder, fps) if is_main() else []
+
+
+def draw_share(frames: PathFrames, folder: Path, report: Callable[[int, int], None]) -> None:
+    """Draw this process's share of a path's frames; all of them are in ``folder`` afterwards."""
+    count, together = len(frames.cameras), share()
     done = iter(range(1, count + 1))
     with collected(folder) as into:
-        mine = together.indices(count).tolist()
-        draw_frames(
-            method, scene, cameras, chunk, names, into, mine, look, lambda: report(min(next(done) * together.world_size, count), count)
-        )
-    return write_videos(folder, names, count, scene, fps) if is_main() else []
+        frames.draw(into, together.indices(count).tolist(), lambda: report(min(next(done) * together.world_size, count), count))

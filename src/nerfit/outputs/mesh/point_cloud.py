@@ -61,7 +61,7 @@ def make_points(method: Method, scene: Scene, config: PointsConfig, chunk: int, 
     parts = [_of_view(surfaces, view, config.agreeing, config.tolerance) for view in range(len(surfaces))]
     points, normals, colors = (torch.cat(part) for part in zip(*parts, strict=True))
     if not len(points):
-        raise RunError("no point is seen by several views alike: train longer, or lower --agreeing.")
+        raise RunError("no point appears in several views: train longer, or lower --agreeing.")
     chosen = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[: config.count]
     to_output = scene.to_original.double() if config.coordinates == "original" else torch.eye(4, dtype=torch.float64)
     outwards = torch.nn.functional.normalize(normals[chosen].double() @ to_output[:3, :3].T, dim=-1)
@@ -97,10 +97,10 @@ def confirmed(surfaces: Surfaces, view: int, points: Float[Tensor, "n 3"], agree
     nearest = (centers - centers[view]).norm(dim=-1).argsort()[1 : 1 + _NEIGHBOURS]
     agree, through = torch.zeros(len(points)), torch.zeros(len(points))
     for other in nearest.tolist():
-        behind, seen = surfaces.behind(other, points)
+        behind, visible = surfaces.behind(other, points)
         margin = tolerance * (points - surfaces.cameras.centers[other]).norm(dim=-1)
-        agree += seen & (behind.abs() <= margin)
-        through += seen & (behind > margin)
+        agree += visible & (behind.abs() <= margin)
+        through += visible & (behind > margin)
     needed = min(agreeing, len(nearest))
     return (agree >= needed) & ((agree > through) | (needed == 0))
 

@@ -1,4 +1,4 @@
-"""Points of a reconstruction as depths of the pixels in which they are seen (DS-NeRF, Deng et al. 2022)."""
+"""Points of a reconstruction as depths of the pixels that show them (DS-NeRF, Deng et al. 2022)."""
 
 from dataclasses import dataclass, fields
 
@@ -28,16 +28,16 @@ class PointDepths:
 
 
 def point_depths(
-    cameras: Cameras, points: Float[Tensor, "n 3"], error: Float[Tensor, "n"], view: Int[Tensor, "seen"], point: Int[Tensor, "seen"]
+    cameras: Cameras, points: Float[Tensor, "n 3"], error: Float[Tensor, "n"], view: Int[Tensor, "visible"], point: Int[Tensor, "visible"]
 ) -> PointDepths:
     """The pixels that ``points`` fall into where a ``view`` sees a ``point``, as far as they lie inside the picture.
 
     A depth is taken for the one along the pixel's middle. It is trusted as exp(-½(error/mean error)²), with the mean of all points'
     reprojection errors: DS-NeRF's weights of squared errors are squares of that (section 3.2 and the released code).
     """
-    where, seen = cameras.project(view, points[point])
+    where, visible = cameras.project(view, points[point])
     pixel = where.floor().long()
-    seen &= (pixel >= 0).all(-1) & (pixel[:, 0] < cameras.width[view]) & (pixel[:, 1] < cameras.height[view])
+    visible &= (pixel >= 0).all(-1) & (pixel[:, 0] < cameras.width[view]) & (pixel[:, 1] < cameras.height[view])
     trust = torch.exp(-0.5 * (error / error.mean().clamp(min=1e-9)).square())[point]
     depth = cameras.depths(view, points[point])
-    return PointDepths(view, pixel[:, 0], pixel[:, 1], depth.float(), trust.float())[seen]
+    return PointDepths(view, pixel[:, 0], pixel[:, 1], depth.float(), trust.float())[visible]

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _PIECE = 1 << 21
-"""Pixels that are looked at together."""
+"""Pixels in one piece."""
 
 
 def rasterise(

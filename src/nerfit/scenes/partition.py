@@ -1,6 +1,6 @@
 """A scene too large for one field, cut into blocks by where its cameras stand.
 
-After Block-NeRF (Tancik et al. 2022), whose blocks overlap, are trained apart, and are blended by the place of the camera that looks
+After Block-NeRF (Tancik et al. 2022), whose blocks overlap, are trained apart, and are blended by the distance of the camera
 (section 4.3.2), and Mega-NeRF (Turki et al. 2022), whose blocks are the cells of a grid (section 3.1).
 """
 
@@ -121,7 +121,7 @@ class Block:
 def blocks_of(scene: Scene, config: BlocksConfig) -> tuple[Partition, list[Block]]:
     """How a scene is cut, and its blocks; ConfigError where it can't be."""
     if scene.ndc:
-        raise ConfigError(f"{scene.name} is seen in normalised device coordinates, which can't be cut into blocks: add --scene.no-ndc.")
+        raise ConfigError(f"{scene.name} is in normalised device coordinates, which can't be cut into blocks: add --scene.no-ndc.")
     train = torch.tensor(scene.splits["train"])
     parts = partition(scene.cameras[train], config)
     weights = parts.weights(scene.cameras.centers[train])
@@ -144,7 +144,7 @@ def _block(scene: Scene, views: list[int]) -> Block:
 
 
 def cut(scene: Scene, config: BlocksConfig) -> Scene:
-    """The scene as the training of one block sees it: in the block's coordinates, unbounded, with its own views to train on and to judge.
+    """The scene of one block: in the block's coordinates, unbounded, with its own training and test views.
 
     A scene that isn't cut stays as it is.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nerfit.errors import ConfigError
 from nerfit.outputs.extras import extra
-from nerfit.outputs.mesh.extraction import Mesh
+from nerfit.outputs.mesh.extract import Mesh
 from nerfit.scenes.images import replacing, write_png
 from nerfit.scenes.reading.ply import write_ply
 
