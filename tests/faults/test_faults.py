@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rest(tmp_path: Path, writer: str
 def test_pictures_are_read_where_their_cache_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
     Image.fromarray(noise(0, 40, 40, 3)).save(tmp_path / "a.png")
-    with largest_file(300), pytest.warns(UserWarning, match="pictures are read anew"):
+    with largest_file(300), pytest.warns(UserWarning, match="pictures are read again"):
         read = pixels.load_pixels([tmp_path / "a.png"], [(20, 20)])
     assert content(tmp_path / "cache") == {}
     assert torch.equal(read, pixels.load_pixels([tmp_path / "a.png"], [(20, 20)]))

@@ -13,12 +13,11 @@ from nerfit.kernels.pixels import camera_rays
 
 @dataclass
 class Rays:
-    """A flat batch of rays ``o + t·d``.
+    """A flat batch of rays ``origins + t·directions``, sampled from t = ``near`` to ``far``.
 
-    ``directions`` keep their length: for a perspective camera's own rays ``t`` is the depth along the optical axis, for
-    other lenses' the distance.
-    ``viewdirs`` are unit world directions, taken before any warp such as NDC. ``pixel_radius`` is the cone radius at
-    t = 1 (mip-NeRF, section 3.1: pixel width times 2/√12).
+    ``directions`` keep their length: ``t`` is the depth along the optical axis of a perspective camera, the distance from a camera
+    with another lens. ``viewdirs`` are unit directions in the world, taken before a warp such as NDC. ``pixel_radius`` is the radius
+    of a pixel's cone at t = 1 (mip-NeRF, section 3.1: pixel width times 2/√12). ``image_index`` is the view of each ray.
     """
 
     origins: Float[Tensor, "rays 3"]
@@ -45,10 +44,10 @@ class Rays:
 class Cameras:
     """A batch of cameras; each may have its own size and lens.
 
-    Intrinsics are in pixels with the principal point measured from the image's corner, so the centre of a W×H image
-    is (W/2, H/2) and pixel (i, j) covers [i, i+1]×[j, j+1]. ``distortion`` holds `lenses.LENS_PARAMETERS`, ``lens`` each
-    view's place in `lenses.LENSES` (None: all perspective); an equirectangular picture has fx = W/2π and fy = H/π.
-    ``pixel_offset`` is where in its pixel a ray starts: 0.5, the centre; the original NeRF code used 0.
+    ``c2w`` takes camera to world coordinates (OpenGL axes). Focal lengths fx, fy and the principal point cx, cy are in pixels, counted
+    from the image's corner: the centre of a W×H image is (W/2, H/2) and pixel (i, j) covers [i, i+1]×[j, j+1]. ``distortion`` holds
+    `lenses.LENS_PARAMETERS`, ``lens`` an index into `lenses.LENSES` (None: all perspective); an equirectangular picture has fx = W/2π
+    and fy = H/π. ``pixel_offset`` is the point of a pixel where its ray starts: 0.5 is the centre; the original NeRF code used 0.
     """
 
     c2w: Float[Tensor, "views 3 4"]
@@ -64,7 +63,10 @@ class Cameras:
 
     @classmethod
     def pinhole(cls, c2w: Tensor, focal: float | Tensor, width: int, height: int, pixel_offset: float = 0.5) -> "Cameras":
-        """Cameras ``c2w`` ([views, 3 or 4, 4]) that share one size and focal length (pixels), principal point centred."""
+        """Cameras with poses ``c2w`` [views, 3 or 4, 4], one size and focal length in pixels, and the principal point in the middle.
+
+        ``focal`` is a number or one for each view [views].
+        """
         n = c2w.shape[0]
         f = torch.as_tensor(focal, dtype=torch.float32).expand(n).clone()
         size = (torch.full((n,), width), torch.full((n,), height))
@@ -94,44 +96,44 @@ class Cameras:
         return self.c2w[:, :, 3]
 
     def resize(self, width: int, height: int) -> "Cameras":
-        """Cameras of the same pictures resampled to width×height: every intrinsic follows."""
-        sx, sy = width / self.width.to(self.fx), height / self.height.to(self.fy)
-        size = {"width": torch.full_like(self.width, width), "height": torch.full_like(self.height, height)}
-        return replace(self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, **size)
+        """Cameras of the same pictures resampled to ``width`` × ``height`` pixels: every intrinsic follows."""
+        return self._with_size(torch.full_like(self.width, width), torch.full_like(self.height, height))
 
     def rescale(self, factor: float) -> "Cameras":
         """Cameras of pictures ``factor`` times as large (0.5 halves them); sizes are rounded to whole pixels, at least 1."""
-        width = (self.width * factor).round().clamp(min=1).long()
-        height = (self.height * factor).round().clamp(min=1).long()
+        return self._with_size(*((side * factor).round().clamp(min=1).long() for side in (self.width, self.height)))
+
+    def _with_size(self, width: Int[Tensor, "views"], height: Int[Tensor, "views"]) -> "Cameras":
         sx, sy = width / self.width.to(self.fx), height / self.height.to(self.fy)
-        scaled = {"fx": self.fx * sx, "fy": self.fy * sy, "cx": self.cx * sx, "cy": self.cy * sy}
-        return replace(self, width=width, height=height, **scaled)
+        return replace(self, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy, width=width, height=height)
 
     def crop(self, x: int, y: int, width: int, height: int) -> "Cameras":
-        """Cameras of the window whose top left pixel is (x, y)."""
+        """Cameras of the window of ``width`` × ``height`` pixels whose top left pixel is column ``x``, row ``y``."""
         size = {"width": torch.full_like(self.width, width), "height": torch.full_like(self.height, height)}
         return replace(self, cx=self.cx - x, cy=self.cy - y, **size)
 
     def directions(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor) -> Float[Tensor, "rays 3"]:
-        """World directions of the rays through pixels (x, y) (column, row), of unit depth, or unit length (see `lenses.unproject`).
+        """World directions of the rays through pixels: of unit depth, for lenses other than perspective of unit length.
 
-        A perspective pixel's camera direction is ((x + offset - cx)/fx, -(y + offset - cy)/fy, -1) after the lens is undone.
+        ``views`` [rays] are the cameras' indices, ``x`` and ``y`` [rays] the pixels' columns and rows (fractions
+        allowed). A perspective pixel's camera direction is ((x + offset - cx)/fx, -(y + offset - cy)/fy, -1) after the lens is undone.
         """
         u = (x + self.pixel_offset - self.cx[views]) / self.fx[views]
         v = (y + self.pixel_offset - self.cy[views]) / self.fy[views]
         return torch.einsum("rij,rj->ri", self.c2w[views, :, :3], unproject(u, v, *self._optics(views)))
 
     def project(self, views: Int[Tensor, "n"], points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, "n"]]:
-        """Where world points appear in the given views (column, row in pixels from the image's corner), and whether they do.
+        """Image positions [n, 2] of world ``points``, each in one of ``views`` [n], and which are visible [n].
 
-        They do where they lie in front of the camera and the lens shows them, inside the image or not.
+        Positions are (column, row) in pixels from the image's corner. A point is visible where it lies in front of the camera and the
+        lens shows it, inside the image or not.
         """
         local = torch.einsum("rij,ri->rj", self.c2w[views, :, :3], points - self.c2w[views, :, 3])
         u, v, visible = project(local, *self._optics(views))
         return torch.stack([u * self.fx[views] + self.cx[views], v * self.fy[views] + self.cy[views]], -1), visible
 
     def depths(self, views: Int[Tensor, "n"], points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
-        """The distance t at which rays of the given views meet world points: along the axis of a perspective camera, else straight."""
+        """The t [n] at which rays of ``views`` [n] meet world ``points``: depth along the axis of a perspective camera, else distance."""
         to, perspective = points - self.c2w[views, :, 3], True if self.lens is None else self.lens[views] == 0
         return torch.where(torch.as_tensor(perspective, device=to.device), -(to * self.c2w[views, :, 2]).sum(-1), to.norm(dim=-1))
 
@@ -141,7 +143,7 @@ class Cameras:
         return None if lens is None else lens[views], None if k is None else k[views]
 
     def rays(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor, near: float, far: float) -> Rays:
-        """Rays through pixels (x, y) of the given views, on this batch's device."""
+        """Rays from t = ``near`` to ``far`` through pixels of column ``x`` and row ``y`` ([rays]) of ``views`` [rays], on this device."""
         intrinsics = (self.fx, self.fy, self.cx, self.cy, self.lens, self.distortion)
         fast = camera_rays(self.c2w, *intrinsics, self.pixel_offset, NEWTON_STEPS, views, x, y)
         if fast is not None:

@@ -16,7 +16,7 @@ NEWTON_STEPS = 12
 
 
 def distort(u: Tensor, v: Tensor, k: Float[Tensor, "*rays 13"]) -> tuple[Tensor, Tensor]:
-    """Where the lens moves the ideal image point (u, v), in units of the focal length (v points down).
+    """Image points [*rays] to which the lens moves the ideal points ``u``, ``v`` [*rays], in units of the focal length (v points down).
 
     ``k`` holds `LENS_PARAMETERS`, OpenCV's model with one more power: the radial factor
     (1 + k1 r² + k2 r⁴ + k3 r⁶ + k4 r⁸) / (1 + d1 r² + d2 r⁴ + d3 r⁶), tangential p1, p2, and the thin prism
@@ -47,7 +47,9 @@ def _distort(u: Tensor, v: Tensor, k: Tensor) -> tuple[Tensor, ...]:
 
 
 def undistort(ud: Tensor, vd: Tensor, k: Float[Tensor, "*rays 13"], iterations: int = NEWTON_STEPS) -> tuple[Tensor, Tensor]:
-    """The ideal image point that the lens shows at (ud, vd): inverse of `distort` by Newton steps from (ud, vd).
+    """The ideal image points that the lens shows at ``ud``, ``vd`` [*rays]: inverse of `distort` by Newton steps from (ud, vd).
+
+    ``k`` holds `LENS_PARAMETERS`, ``iterations`` is the number of steps.
 
     Far from the axis most fitted lenses fold back, where no point has the image (ud, vd). A step onto what is folded (there
     the Jacobian's determinant turns negative) is halved until it isn't, so the result is finite, and short of a single fold.
@@ -68,10 +70,11 @@ def undistort(ud: Tensor, vd: Tensor, k: Float[Tensor, "*rays 13"], iterations: 
 def unproject(
     u: Float[Tensor, "rays"], v: Float[Tensor, "rays"], lens: Int[Tensor, "rays"] | None, k: Float[Tensor, "rays 13"] | None
 ) -> Float[Tensor, "rays 3"]:
-    """Directions in camera axes (right, up, backwards) of image points in units of the focal length from the principal point.
+    """Directions in camera axes (right, up, backwards) of image points ``u``, ``v``, in units of the focal length from the principal point.
 
-    Those of perspective lenses have unit depth, those of the others unit length. A fisheye shows what lies θ off the axis at
-    the distance θ, distorted like a perspective picture; an equirectangular picture spans longitude and latitude, in radians.
+    ``lens`` indexes `LENSES` (None: all perspective), ``k`` holds `LENS_PARAMETERS` (None: no distortion). Directions of perspective
+    lenses have unit depth, those of the others unit length. A fisheye shows a direction at the angle θ from the axis at the distance
+    θ, distorted like a perspective picture; an equirectangular picture spans longitude and latitude, in radians.
     """
     if k is not None:
         u, v = undistort(u, v, k)
@@ -88,9 +91,10 @@ def unproject(
 def project(
     directions: Float[Tensor, "rays 3"], lens: Int[Tensor, "rays"] | None, k: Float[Tensor, "rays 13"] | None
 ) -> tuple[Float[Tensor, "rays"], Float[Tensor, "rays"], Bool[Tensor, "rays"]]:
-    """Image points (u, v) of directions of any length in camera axes, the inverse of `unproject`, and whether they are visible.
+    """Image points (u, v) of directions in camera axes, of any length, and which of them are visible; the inverse of `unproject`.
 
-    Not visible is what lies behind a perspective camera, exactly behind a fisheye, or beyond the fold of the lens.
+    ``lens`` indexes `LENSES` (None: all perspective), ``k`` holds `LENS_PARAMETERS` (None: no distortion). Directions behind a
+    perspective camera, exactly behind a fisheye, or beyond the fold of the lens are not visible.
     """
     x, y, depth = directions[:, 0], -directions[:, 1], -directions[:, 2]
     visible = depth > 0

@@ -80,7 +80,7 @@ def _pinhole(cameras: Cameras) -> Cameras:
 def pose_spherical(azimuth: float, elevation: float, radius: float) -> Float[Tensor, "3 4"]:
     """A camera on the sphere about the origin (z up) looking at it, as the Blender scenes' renderer placed it.
 
-    Degrees; a negative elevation lies above the ground. Azimuth 0 stands at +y, azimuth 90 at +x.
+    Angles are in degrees, ``radius`` in scene units. A negative elevation lies above the ground. Azimuth 0 stands at +y, azimuth 90 at +x.
     """
     phi, theta = math.radians(elevation), math.radians(azimuth)
     sin, cos = math.sin(phi), math.cos(phi)
@@ -93,11 +93,12 @@ def pose_spherical(azimuth: float, elevation: float, radius: float) -> Float[Ten
 
 
 def circle(cameras: Cameras, frames: int = 40, radius: float | None = None, elevation: float | None = None) -> Tensor:
-    """One turn about the point that the cameras look at, azimuth -180° to 180°, end excluded.
+    """Poses [frames, 3, 4] of one turn about the point that the cameras look at, azimuth -180° to 180°, end excluded.
 
+    ``radius`` (scene units) and ``elevation`` (degrees, negative above the ground) are derived unless given.
     Cameras 4 ± 0.2 units from the origin that look at it within 0.2 units (the Blender scenes) get that data set's own
-    circle: about the origin, z up, radius 4, elevation -30° (above). For others all of that is derived: centre where the
-    axes meet, up from the cameras, their mean distance and mean elevation. Raises SceneError when most cameras look away.
+    circle: about the origin, z up, radius 4, elevation -30°. For others the centre is where the axes meet, up is that of the
+    cameras, radius and elevation are their means. Raises SceneError when most cameras look away.
     """
     meeting = rays_meet(cameras)
     if meeting.in_front <= 0.5:
@@ -137,7 +138,10 @@ def sphere(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tenso
 
 
 def focus_distance(depth_range: tuple[float, float]) -> float:
-    """Distance of the point that a spiral's cameras look at: 1/(0.25/(0.9·near) + 0.75/(5·far)) (LLFF); 70 % of far when near is 0."""
+    """Distance of the point that a spiral's cameras look at: 1/(0.25/(0.9·near) + 0.75/(5·far)) (LLFF); 70 % of far when near is 0.
+
+    ``depth_range`` is (near, far) of the scene's content.
+    """
     near, far = depth_range
     return 1 / (0.25 / (0.9 * near) + 0.75 / (5 * far)) if near > 0 else near + 0.7 * (far - near)
 
@@ -152,9 +156,10 @@ def spiral(
 ) -> Float[Tensor, "frames 3 4"]:
     """A spiral about the average pose, looking at a point in front of it (LLFF).
 
-    In the average frame the camera is at (rx cos θ, -ry sin θ, -rz sin(zrate·θ)), the radii being the 90th percentiles of
-    the cameras' own distances along each axis. ``flat``: rz = 0, and the whole path 10 % of the near depth forwards.
-    Without ``depth_range`` it looks where the axes meet; raises SceneError if that isn't in front of all cameras.
+    In the average frame the camera is at (rx cos θ, -ry sin θ, -rz sin(zrate·θ)); θ makes ``turns`` turns. The radii are the 90th
+    percentiles of the cameras' own distances along each axis. ``flat``: rz = 0, and the whole path 10 % of the near depth forwards.
+    ``depth_range`` is (near, far) of the scene's content. Without it the cameras look where the axes meet; raises SceneError if that
+    isn't in front of all cameras.
     """
     if depth_range is None:
         meeting = rays_meet(cameras)
@@ -176,7 +181,7 @@ def spiral(
 
 
 def interpolate(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tensor, "frames 3 4"]:
-    """Through the given poses in order, first to last: slerp of rotations, straight lines between positions."""
+    """A path through the poses ``c2w`` in order, first to last: slerp of rotations, straight lines between positions."""
     c2w = to_4x4(c2w)
     u = torch.linspace(0, len(c2w) - 1, frames, dtype=torch.float64)
     first = u.floor().long().clamp(max=max(len(c2w) - 2, 0))
@@ -215,9 +220,9 @@ def ellipse(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tens
 
 
 def glide(c2w: Float[Tensor, "views rows 4"], frames: int = 120) -> Float[Tensor, "frames 3 4"]:
-    """Through the given poses in order without a jolt: Catmull-Rom splines of positions and of unit quaternions.
+    """A smooth path through the poses ``c2w`` in order: Catmull-Rom splines of positions and of unit quaternions.
 
-    Each pose is reached at an equal part of the way, with the velocity that leads from the one before to the one after;
+    The poses are reached at equal time steps, each with half the step from the pose before to the pose after as its velocity;
     a path of two poses is a straight line.
     """
     c2w = to_4x4(c2w)
@@ -254,9 +259,8 @@ def read_key_frames(path: Path, cameras: Cameras, scene: str | None = None) -> t
     """Cameras from a JSON file: a list of 4×4 (or 3×4) c2w matrices in scene coordinates with OpenGL axes.
 
     Or an object with that list as ``c2w`` and any of width, height, focal (or fx, fy), cx, cy in pixels; what is not
-    given follows the first of ``cameras``, resized when the size is given. If it holds ``frames`` its poses are key frames of
-    a path of so many; the number is the second value. Raises SceneError for a file that says none of that, or whose ``scene`` (a name)
-    is another one.
+    given follows the first of ``cameras``, resized when the size is given. With ``frames`` the poses are key frames of a path of that
+    many pictures, which is the second value. Raises SceneError for any other file, and for one whose ``scene`` is another name.
     """
     try:
         data: Any = json.loads(path.read_text())

@@ -11,7 +11,7 @@ from nerfit.errors import SceneError
 
 
 def view_frame(position: Tensor, back: Tensor, up: Tensor) -> Float[Tensor, "*n 3 4"]:
-    """Poses at ``position`` whose z axis is ``back`` and whose y axis is as near to ``up`` as that allows (all [*n, 3]).
+    """Poses at ``position`` whose z axis is ``back`` and whose y axis is as near to ``up`` as possible (all [*n, 3]).
 
     x = up × back, y = back × x, normalised. A zero ``back`` counts as z; where ``up`` is zero or parallel to ``back`` the
     world axis farthest from that serves.
@@ -37,14 +37,14 @@ def look_at(position: Tensor, target: Tensor, up: Tensor) -> Float[Tensor, "*n 3
 
 
 def to_4x4(c2w: Float[Tensor, "*n rows 4"]) -> Float[Tensor, "*n 4 4"]:
-    """Float64 poses with the last row 0 0 0 1."""
+    """Poses of 3 or 4 ``rows`` as float64 4×4 matrices with the last row 0 0 0 1."""
     top = c2w[..., :3, :].to("cpu").to(torch.float64)
     bottom = torch.tensor([[0.0, 0.0, 0.0, 1.0]], dtype=torch.float64).expand(*top.shape[:-2], 1, 4)
     return torch.cat([top, bottom], -2)
 
 
 def average_pose(c2w: Float[Tensor, "views rows 4"]) -> Float[Tensor, "3 4"]:
-    """Mean position, direction of the summed z axes, and the summed y axes as up (LLFF)."""
+    """The average of poses: mean position, direction of the summed z axes, and the summed y axes as up (LLFF)."""
     c2w = to_4x4(c2w)
     return view_frame(c2w[:, :3, 3].mean(0), c2w[:, :3, 2].sum(0), c2w[:, :3, 1].sum(0))
 
@@ -64,12 +64,12 @@ def pose_between(c2w: Float[Tensor, "views rows 4"], shares: Float[Tensor, "view
 
 
 def scale_of(transform: Float[Tensor, "4 4"]) -> float:
-    """The factor by which a similarity stretches lengths."""
+    """The factor by which the similarity ``transform`` stretches lengths."""
     return float(torch.linalg.det(transform[:3, :3].to(torch.float64)).abs() ** (1 / 3))
 
 
 def transform_poses(c2w: Float[Tensor, "views rows 4"], transform: Float[Tensor, "4 4"]) -> Float[Tensor, "views 3 4"]:
-    """Cameras carried along by a similarity of the world: positions are mapped, rotations only turned."""
+    """Poses moved by the similarity ``transform`` of the world: positions are mapped, rotations turned but not scaled."""
     moved = transform.to(torch.float64) @ to_4x4(c2w)
     return torch.cat([moved[:, :3, :3] / scale_of(transform), moved[:, :3, 3:]], -1)
 
@@ -153,7 +153,7 @@ class Meeting(NamedTuple):
 
 
 def rays_meet(cameras: Cameras) -> Meeting:
-    """Whether cameras look at something common: a set with wrong axes or inverted poses mostly has it behind itself."""
+    """The point where the optical axes of ``cameras`` meet best. Cameras with wrong axes or inverted poses mostly have it behind them."""
     c2w = to_4x4(cameras.c2w)
     point = nearest_point_to_axes(c2w)
     to_point = point - c2w[:, :3, 3]

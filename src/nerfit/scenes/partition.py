@@ -20,12 +20,12 @@ from nerfit.scenes.scene import Scene
 
 @dataclass
 class BlocksConfig:
-    """How a scene is cut into blocks (`nerfit blocks`), and which of them a training is of."""
+    """How a scene is cut into blocks (`nerfit blocks`), and which block is trained."""
 
     grid: tuple[int, int] = (1, 1)
-    """Blocks along the longer and the shorter way that the cameras spread over the ground; each holds as many of them."""
+    """Blocks along the longer and the shorter side of the ground that the cameras cover; all hold about the same number of cameras."""
     overlap: float = 0.25
-    """How far a block reaches into its neighbours, as a share of the mean width of a block (0.25: Block-NeRF's)."""
+    """How far a block reaches into its neighbours, as a share of the mean block width (0.25 in Block-NeRF)."""
     index: int | None = None
     """The block to train; none = the whole scene."""
 

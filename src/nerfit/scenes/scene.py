@@ -22,20 +22,20 @@ Background = Literal["white", "black", "random"]
 
 @dataclass
 class SceneConfig:
-    """What every scene format understands; a format's own config adds to it."""
+    """Options of every scene format; a format's own config adds to them."""
 
     format: str = ""
     """Scene format; empty = detect it and print it."""
     background: Background = "white"
-    """What lies behind transparent pixels; random draws a colour per ray in training; evaluation takes white."""
+    """Colour behind transparent pixels; random draws a colour per ray in training; evaluation takes white."""
     near: float | None = None
-    """Nearest sampled distance; none = the format's own."""
+    """Nearest sampled distance; none = the format's default."""
     far: float | None = None
-    """Farthest sampled distance; none = the format's own."""
+    """Farthest sampled distance; none = the format's default."""
     train_views: tuple[int, int, int] = (0, -1, 1)
-    """Training views to use: start, end (-1 = all), step, in the format's order."""
+    """Training views to use, in the format's order: first, end (-1 = all), step."""
     pixel_offset: float = 0.5
-    """Where in its pixel a ray starts: 0.5 = centre; the original NeRF code used 0."""
+    """Point of a pixel where its ray starts: 0.5 = the centre; the original NeRF code used 0."""
 
     def reach(self, near: float, far: float) -> tuple[float, float]:
         """Near and far: those given, else the format's own."""

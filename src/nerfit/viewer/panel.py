@@ -25,7 +25,8 @@ class Panel:
         self.status = client.gui.add_markdown("")
         self._picture_controls()
         self.cameras = TrainingCameras(client, host, pilot, self.update)
-        point = client.gui.add_button("choose a point", hint="Then click it in the picture: the camera turns about it from there on.")
+        with self.cameras.folder:
+            point = client.gui.add_button("choose a point", hint="Then click it in the picture: the camera turns about it from there on.")
         point.on_click(lambda _: self._await_click())
         self.crop = CropBox(client, self.meeting, host.shows_field and not self.scene.ndc, self.update)
         self.editor = PathEditor(client, host, self.sight, pilot, self.meeting) if host.shows_field else None

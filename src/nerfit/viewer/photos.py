@@ -33,7 +33,8 @@ class TrainingCameras:
         extent = float(np.linalg.norm(centers - centers.mean(0), axis=1).max()) or 1.0
         length = frustum_length(centers, extent) if len(centers) > 1 else 0.2 * extent
         self.centers, self.clearance = centers[views], 2 * length
-        with gui.add_folder("Cameras"):
+        self.folder = gui.add_folder("Cameras")
+        with self.folder:
             self.shown = gui.add_checkbox("frusta", True, hint=f"{len(views)} of {len(train)} training cameras; click one to fly there.")
             self.share = gui.add_slider("photo", 0, 1, 0.01, 0 if host.shows_field else 1, visible=False)
             self.leave = gui.add_button("leave the photo", visible=False)

@@ -436,7 +436,7 @@ def test_a_damaged_cache_entry_is_made_again(scene, cache, damage):
 
 def test_an_unwritable_cache_costs_only_a_warning(scene, cache):
     cache.write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="read anew"):
+    with pytest.warns(UserWarning, match="read again"):
         pixels = load(str(scene), Config(factor=4)).pixels
     assert pixels is not None
     assert np.array_equal(pixels.reshape(9, 12, 16, 3)[0], resize_area(picture(0), 16, 12))

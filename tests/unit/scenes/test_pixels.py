@@ -177,7 +177,7 @@ def test_a_full_disk_costs_only_a_warning(tmp_path, cache):
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.warns(UserWarning, match="can't be written .*read anew"):
+        with pytest.warns(UserWarning, match="can't be written .*read again"):
             loaded = load_pixels(paths, [(99, 99)] * 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -24,30 +24,31 @@ _PIECE = 1 << 17
 
 @dataclass(kw_only=True)
 class MeshConfig:
-    """What decides a mesh."""
+    """Options of a mesh."""
 
     by: Literal["depth", "density"] = "depth"
-    """Fuse the depths that training views see, or take a level of the density."""
+    """depth = fuse the depth maps of training views; density = take a level set of the density."""
     resolution: int = 256
     """Grid nodes along the longest side of the box."""
     box: tuple[float, float, float, float, float, float] | None = None
-    """Two corners of the part to keep, in the mesh's coordinates; none = what the views see, of unbounded scenes -1 to 1."""
+    """Two corners of the part to keep, in the mesh's coordinates; none = the part that the views show, or -1 to 1 in unbounded
+    scenes."""
     coordinates: Literal["original", "normalised"] = "original"
-    """Those of the scene's files, or those that nerfit trains in."""
+    """original = coordinates of the scene's files; normalised = those that nerfit trains in."""
     views: int = 100
-    """Training views to look from, at most."""
+    """Largest number of training views whose depth is rendered."""
     pixels: int | None = None
     """Longest side of those views' pictures; none = twice the resolution."""
     level: float | None = None
-    """Density that counts as the surface (--by density), per scene unit; none = what halves the light along two spacings."""
+    """Density that counts as the surface (--by density), per scene unit; none = one that halves the light over two grid spacings."""
     largest: bool = False
     """Keep the largest connected piece only."""
     close_holes: bool = False
-    """Close every hole, also where no view has looked, by a fan of triangles."""
+    """Close every hole by a fan of triangles, also where no view shows a surface."""
     faces: int | None = None
     """Simplify to about this many triangles (needs the extra `mesh`)."""
     texture: int | None = None
-    """Side in pixels of a picture that holds the colours, of .glb and .obj files; none = one at each vertex (needs the extra `mesh`)."""
+    """Side in pixels of a texture for .glb and .obj files (needs the extra `mesh`); none = a colour at each vertex."""
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense and keys without effect."""

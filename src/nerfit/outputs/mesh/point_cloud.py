@@ -23,20 +23,20 @@ _NEIGHBOURS = 8
 
 @dataclass(kw_only=True)
 class PointsConfig:
-    """What decides a point cloud."""
+    """Options of a point cloud."""
 
     count: int = 1_000_000
-    """Points at most."""
+    """Largest number of points."""
     views: int = 100
-    """Training views to look from, at most."""
+    """Largest number of training views whose depth is rendered."""
     pixels: int = 400
     """Longest side of those views' pictures."""
     agreeing: int = 2
-    """Other views that must see a point, and more than those that see through it; 0 = keep all points."""
+    """Number of other views that must show a point; it must also exceed the number of views that see through it. 0 = keep all points."""
     tolerance: float = 0.01
     """Difference in depth up to which views agree, as a share of the depth."""
     coordinates: Literal["original", "normalised"] = "original"
-    """Those of the scene's files, or those that nerfit trains in."""
+    """original = coordinates of the scene's files; normalised = those that nerfit trains in."""
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense."""

@@ -23,7 +23,7 @@ STEP = 0.5
 CHANNELS = 13
 """Bytes of a node: opacity, three colours, and the three components of each colour's slope."""
 EARLY_STOP = 0.01
-"""There a ray ends."""
+"""Transmittance below which a ray stops."""
 _PIECE = 1 << 16
 _DIRECTIONS, _RIDGE, _BACK = 16, 0.02, 0.05
 """View directions that a node's colour is fitted to, pull of the slope to 0, and weight of directions from behind."""
@@ -31,15 +31,15 @@ _DIRECTIONS, _RIDGE, _BACK = 16, 0.02, 0.05
 
 @dataclass(kw_only=True)
 class BakeConfig:
-    """What decides a baked field."""
+    """Options of a baked field."""
 
     resolution: int = 384
     """Grid nodes along the longest side of the box."""
     box: tuple[float, float, float, float, float, float] | None = None
-    """Two corners of the part to keep, in the coordinates nerfit trains in (NDC too); none = what the views see, of unbounded scenes
-    -1 to 1."""
+    """Two corners of the part to keep, in the coordinates nerfit trains in (NDC too); none = the part that the views show, or -1 to 1 in
+    unbounded scenes."""
     views: int = 100
-    """Training views that say where surfaces are, at most."""
+    """Largest number of training views whose depth finds the surfaces."""
 
     def check(self) -> None:
         """Raise ConfigError for numbers without sense."""

@@ -28,20 +28,21 @@ KINDS = ("object", "forward-facing", "corridor")
 
 @dataclass
 class Config(SceneConfig):
-    """The procedural scene's own choices."""
+    """Options of procedural scenes."""
 
     size: int = 100
     """Width and height of the pictures in pixels."""
     views: int | None = None
-    """Training views, or all photos of the forward-facing scene (every 8th is held out); none = 60, 20 or, of the corridor, 120."""
+    """Training views, or all photos of the forward-facing scene (every 8th is for testing); none = 60 (object), 20 (forward-facing) or 120
+    (corridor)."""
     test_views: int = 8
-    """Test views of the object, on an orbit of their own, or of the corridor, on a drive along it."""
+    """Test views: of the object on their own orbit, of the corridor on a drive along it."""
     val_views: int = 4
     """Validation views of the object or the corridor."""
     alpha: bool | None = None
-    """Pictures with transparency; none = yes for the object, no for the others; the forward-facing scene loses its wall with it."""
+    """Pictures with transparency, without the wall of the forward-facing scene; none = yes for the object, no for the others."""
     scene_seed: int = 0
-    """Seed of the cameras' places; other than 0 it also changes the colours."""
+    """Seed of the camera positions; other values than 0 also change the colours."""
     samples: int = 3
     """Antialiasing: samples x samples rays per pixel."""
 

@@ -1,4 +1,4 @@
-"""Photographs whose cameras nobody knows, to be learned with the scene (NeRF--, Wang et al. 2021): ``--scene.format unposed``."""
+"""Photographs with unknown cameras, which are learned with the scene (NeRF--, Wang et al. 2021): ``--scene.format unposed``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ from nerfit.scenes.splits import HoldoutConfig, held_out, make_splits
 
 @dataclass
 class Config(HoldoutConfig):
-    """How photographs without cameras are read: one camera made them, and they all look one way from places side by side."""
+    """How photographs without cameras are read: one camera took them, from positions side by side that look in one direction."""
 
     factor: int = 1
     """Shrink the pictures by this factor."""
     fov: float = 53.13
-    """Field of view across the pictures' width in degrees, where a method does not learn it; 53.13 = focal length as long as the width."""
+    """Field of view across the pictures' width in degrees, unless a method learns it; 53.13 = the focal length equals the width."""
 
 
 def detect(source: str) -> bool:

@@ -39,9 +39,9 @@ class VideoConfig(PoseConfig):
     """How frames of a video are chosen, and posed."""
 
     fps: float | None = None
-    """Frames taken of a second of video, the sharpest of each span; none = 2, and more of a short video."""
+    """Frames taken per second of video, the sharpest of each time span; none = 2, and more from a short video."""
     most_frames: int = 300
-    """Frames taken of a video at most."""
+    """Largest number of frames taken from a video."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How photographs without poses are registered, and the report of what came of it: which have a pose, and why not the others."""
+"""Registration of photographs without poses: its options, and the report on which pictures have a pose and why others have none."""
 
 import json
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ class PoseConfig:
     """How camera poses are estimated."""
 
     shared_camera: bool = True
-    """Pictures of one size and focal length come from one camera; else each has a lens of its own."""
+    """Pictures with the same size and focal length share one camera; otherwise each picture has its own."""
     lens: Literal["radial", "opencv", "fisheye"] = "radial"
     """radial = two terms of distortion; opencv = tangential terms and a second focal length too; fisheye = very wide lenses."""
     matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
-    """Pictures compared: all pairs; neighbours in order of names and sometimes all; or those that look alike. auto = exhaustive up to
-    200 photographs, retrieval beyond that, sequential for videos."""
+    """Pairs of pictures to match: exhaustive = all; sequential = neighbours in the order of names and some far pairs; retrieval = pictures
+    that look alike. auto = exhaustive up to 200 photographs, retrieval beyond that, sequential for videos."""
     mapper: Literal["incremental", "global"] = "incremental"
-    """Poses found picture by picture, or of all at once (GLOMAP)."""
+    """incremental = add one picture after the other; global = solve for all poses at once (GLOMAP)."""
     feature_size: int = 1600
-    """Longest side in pixels of the copies in which features are looked for."""
+    """Longest side in pixels of the copies in which features are searched."""
 
 
 @dataclass
 class View:
-    """What is known of a picture before any pose is: ``name`` is the user's, ``key`` that of its copy for matching."""
+    """A picture before it has a pose: ``name`` is the user's, ``key`` that of its copy for matching."""
 
     name: str
     path: Path
@@ -49,18 +49,18 @@ class View:
     scale: float
     """Size of the picture over that of its copy."""
     focal: float | None
-    """Focal length that the EXIF data tells, in pixels of the picture."""
+    """Focal length from the EXIF data, in pixels of the picture."""
     brightness: float
     sharpness: float
     digest: str
     thumbnail: list[int]
     hidden: float = 0.0
-    """Share of the picture that a mask or transparency hides, where no features are looked for."""
+    """Share of the picture that a mask or transparency hides, where no features are searched."""
 
 
 @dataclass
 class Links:
-    """What was found in and between the copies: features of each view, verified matches (more than none) of pairs of views."""
+    """Features of each view, and numbers of verified matches of pairs of views (pairs without a match are left out)."""
 
     features: list[int]
     matches: dict[tuple[int, int], int]
@@ -72,18 +72,18 @@ class Links:
 
 @dataclass
 class Report:
-    """What came of an estimation; ``missing`` says of each photograph without a pose why, ``scene`` is where the result lies."""
+    """The result of an estimation: ``scene`` is its path, ``missing`` gives the reason for each photograph without a pose."""
 
     scene: str
     photographs: int
     registered: list[str]
     missing: dict[str, str] = field(default_factory=dict)
     masked: int = 0
-    """Photographs of which a mask or transparency hides some part."""
+    """Photographs with a part that a mask or transparency hides."""
     cameras: int = 1
     points: int = 0
     error: float = 0.0
-    """Mean distance in pixels of the copies between where points are and where they should be."""
+    """Mean reprojection error in pixels of the copies."""
     seconds: float = 0.0
     advice: list[str] = field(default_factory=list)
 
@@ -107,7 +107,7 @@ class Report:
             f"mean error {self.error:.2f} pixels, {self.seconds:.0f} s)"
         ]
         if self.masked:
-            lines.append(f"  what is masked or transparent in {self.masked} pictures had no part in it")
+            lines.append(f"  masked and transparent parts of {self.masked} pictures were ignored")
         lines += [f"  without: {name}: {why}" for name, why in self.missing.items()]
         return "\n".join([*lines, *self.advice])
 
@@ -137,7 +137,7 @@ def why_missing(view: int, views: Sequence[View], links: Links, groups: Sequence
 
 
 def _weakness(view: int, views: Sequence[View]) -> str:
-    """What may be wrong with a picture itself."""
+    """The likely weakness of a picture, as the end of a sentence."""
     median = sorted(v.sharpness for v in views)[len(views) // 2]
     if views[view].hidden > HIDDEN:
         return "is all but hidden by its mask"
@@ -154,10 +154,10 @@ def _alike(a: View, b: View) -> bool:
 
 
 def advice(report: Report) -> list[str]:
-    """What to do next about a result that is not as good as it should be."""
+    """Sentences on how to improve a result that is not as good as it should be."""
     out = []
     if len(report.registered) < report.photographs / 2:
-        out.append("less than half of the pictures have a pose: what they show may be torn apart; see below before training.")
+        out.append("less than half of the pictures have a pose: they may show separate places; read the reasons above before you train.")
     if report.missing:
         out.append("take sharp pictures of a still scene from places side by side, each sharing two thirds of its content with the next.")
     if report.error > 1.5:

@@ -26,7 +26,7 @@ _SAMPLE_VIEWS, _SAMPLE_POINTS, _FEW = 100, 5_000, 10
 
 @dataclass
 class CaptureConfig(HoldoutConfig):
-    """What captures in a world of their own have in common.
+    """Options of captures in a world of their own.
 
     Unless near and far are given, an unbounded or forward-facing scene reaches from 0.05 to 100 times the cameras' mean distance
     from the point that they look at, an object 0.75 times it on either side of that point. Points known of the scene narrow that.
@@ -36,13 +36,12 @@ class CaptureConfig(HoldoutConfig):
     factor: int = 1
     """Shrink the pictures by this factor."""
     bounds: Bounds | None = None
-    """What the cameras look at; none = object where pixels are transparent (or aabb_scale is 1), forward-facing where all cameras look
-    within 45° one way from places side by side, else unbounded."""
+    """Kind of scene; none = object if pixels are transparent (or aabb_scale is 1), forward-facing if all cameras stand side by side and
+    look within 45° of one direction, else unbounded."""
     centre: bool = True
-    """Put the point that the cameras look at in the origin, their mean distance to it at 1, and up along z."""
+    """Move the point that the cameras look at to the origin, scale their mean distance from it to 1, and turn up to z."""
     ndc: bool | None = None
-    """Normalised device coordinates; none = where a capture is forward-facing and points of it are known, unless near, far or no-centre is
-    given."""
+    """Use normalised device coordinates; none = for forward-facing captures with known points, unless near, far or no-centre is given."""
 
     @property
     def wants_ndc(self) -> bool | None:
