@@ -96,6 +96,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, anchor
 
 
+def test_files_named_in_the_docs_exist() -> None:
+    """Paths of the package and of tests, and names of test files, in inline code."""
+    names = {name for page in PAGES for name in re.findall(r"`([\w./]+)`", page.read_text())}
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    gone = {name for name in names if re.fullmatch(r"test_\w+\.py", name) and name not in tests}
+    rooms = tuple(f"{module.name}/" for module in pkgutil.iter_modules(nerfit.__path__) if module.ispkg)
+    gone |= {name for name in names if name.startswith(("tests/", "src/", "docs/")) and not (ROOT / name).exists()}
+    gone |= {name for name in names if name.startswith(rooms) and not (ROOT / "src/nerfit" / name).exists()}
+    assert not gone, sorted(gone)
+
+
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in cli.COMMANDS:
