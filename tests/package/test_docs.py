@@ -19,7 +19,7 @@ from nerfit.plugins import available
 from nerfit.recipes.loading import load_recipe
 from nerfit.runs import default_config
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "README.md"]
 OTHERS = {"--nnodes", "--nproc-per-node", "--max-restarts", "--local-addr", "--rdzv-conf", "--rdzv-id", "--scene.grey"}
 """Flags of torchrun and of the example plug-in that the docs mention alone."""
 
