@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
 from nerfit.evaluation.evaluate import evaluate
 from nerfit.runs import new_folder
 from nerfit.training import distributed
@@ -30,7 +31,7 @@ def train(out: str, words: list[str], stop: int | None = None, scores: bool = Fa
     again = (folder / "config.yaml").is_file()
     method, source, *flags = words
     argv = ["--resume", "--out", out, *ALWAYS] if again else [*flags, "--out", out, *ALWAYS]
-    plan, _, _ = distributed.broadcast_result(lambda: prepare(method, source, argv))
+    plan, _, _ = distributed.broadcast_result(lambda: prepare(request(method, source, argv)))
     scene = plan.load_scene()
     losses: dict[int, float] = {}
 

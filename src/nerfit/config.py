@@ -10,14 +10,13 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, TypeVar, cast, get_type_hints
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 from nerfit.errors import ConfigError, nearest
-from nerfit.plugins import method_names
 
 T = TypeVar("T")
 
@@ -94,45 +93,33 @@ def keys_of(config_type: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + f.name
 
 
-def typed_keys(argv: list[str]) -> set[str]:
-    """Dotted keys that a command line sets."""
-    names = (token[2:].split("=")[0].replace("-", "_") for token in argv if token.startswith("--"))
-    return {name for n in names for name in (n, n.replace(".no_", ".").removeprefix("no_"))}
+def typed_values(words: Sequence[str]) -> dict[str, list[str]]:
+    """The dotted keys that a command line sets, each with its values; ``--no-key`` sets ``key``."""
+    found: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            key = flag.replace("-", "_")
+            values = [value] if equals else []
+            found |= dict.fromkeys((key, key.replace(".no_", ".").removeprefix("no_")), values)
+        else:
+            values.append(word)
+    return found
 
 
-def typed_value(argv: list[str], flag: str) -> str | None:
-    """The value of ``--flag value`` or ``--flag=value`` on a command line, before it is parsed as a whole."""
-    for place, word in enumerate(argv):
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-        if word == flag:
-            if place + 1 == len(argv):
-                raise ConfigError(f"{flag} needs a value.")
-            return argv[place + 1]
-    return None
-
-
-def parse_with_flags(config_type: type[T], argv: list[str], prog: str, description: str) -> tuple[T, list[str]]:
-    """The options of a command that trains, with what stands before the first flag, and the flags that are for training.
-
-    Where the options have a ``scene`` and a ``method``, these come first, in either order; ConfigError without a scene.
-    """
-    mine = {"--" + f.name.replace("_", "-") for f in dataclasses.fields(cast(Any, config_type))} | {"-h", "--help"}
+def own_words(config_type: Any, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line in two: the flags of a dataclass and all words before the first flag, and the other flags."""
+    keys = [f.name.replace("_", "-") for f in dataclasses.fields(config_type)]
+    mine = {"-h", "--help", *(f"--{key}" for key in keys), *(f"--no-{key}" for key in keys)}
     own: list[str] = []
-    flags: list[str] = []
+    others: list[str] = []
     into = own
-    for word in argv:
+    for word in words:
         if word.startswith("--") or word == "-h":
-            into = own if word.partition("=")[0] in mine else flags
+            into = own if word.partition("=")[0].replace("_", "-") in mine else others
         into.append(word)
-    options: Any = parse(config_type, own, prog=prog, description=description)
-    if hasattr(options, "scene"):
-        methods = method_names()
-        if options.scene in methods and options.method not in methods:
-            options.scene, options.method = options.method, options.scene
-        if not options.scene or own[0].startswith("-"):
-            raise ConfigError(f"a SCENE is needed first: {prog} SCENE [METHOD], for instance {prog} procedural.")
-    return options, flags
+    return own, others
 
 
 def _spelled_out(default: Any, argv: list[str]) -> list[str]:
@@ -161,22 +148,27 @@ def _switches(config: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + f.name
 
 
-def parse(config_type: type[T], argv: list[str], default: T | None = None, prog: str = "nerfit", description: str = "") -> T:
-    """A dataclass from a command line; anything wrong with it is a ConfigError of one sentence."""
-    said = io.StringIO()
+def parse(
+    config_type: type[T], argv: list[str], default: T | None = None, prog: str = "nerfit", description: str = "", others: Any = None
+) -> T:
+    """A dataclass from a command line; anything wrong with it is a ConfigError of one sentence.
+
+    The hint for an unknown flag may also name one of the dataclass ``others``, which was parsed before.
+    """
+    printed = io.StringIO()
     wants_help = "-h" in argv or "--help" in argv
     argv = argv if default is None else _spelled_out(default, argv)
     try:
-        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(printed):
             given: dict[str, Any] = {} if default is None else {"default": default}
             value, unknown = tyro.cli(config_type, args=argv, prog=prog, description=description, return_unknown_args=True, **given)
     except SystemExit as stop:
         if stop.code == 0:
             raise
-        raise ConfigError(_sentence(said.getvalue())) from None
+        raise ConfigError(_sentence(printed.getvalue())) from None
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0])
-        known = ["--" + key.replace("_", "-") for key in keys_of(value)]
+        known = ["--" + key.replace("_", "-") for config in (value, others) if config is not None for key in keys_of(config)]
         if not word.startswith("-"):
             raise ConfigError(f"'{word}' is one value or argument too many.")
         raise ConfigError(f"there is no option {word.split('=')[0]} here{nearest(word.split('=')[0], known) or '.'}")
@@ -190,6 +182,7 @@ def _sentence(box: str) -> str:
     body = [line for line in lines[1:] if not line.startswith(("Argument helptext", "For full helptext"))]
     end = next((i for i, line in enumerate(body) if line.startswith("--") or line.endswith(".")), 0)
     text = " ".join(body[: end + 1]) if body else "the command line can't be understood"
+    text = re.sub(r"^Missing value for argument '(.+?)'\..*", r"\1 needs a value.", text)
     return text if text.endswith(".") else text + "."
 
 

@@ -52,3 +52,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = [k for k, own in tails.items() if own == tail] or difflib.get_close_matches(word, tails, n=1, cutoff=0.6)
     close = close or [k for k, own in tails.items() if difflib.SequenceMatcher(None, own, tail).ratio() > 0.75]
     return f", did you mean '{close[0]}'?" if close else ""
+
+
+def one_of(word: str, command: str, kinds: Iterable[str]) -> str:
+    """The word, if it is one of a command's kinds, else ConfigError."""
+    known = list(kinds)
+    if word not in known:
+        raise ConfigError(f"{command} what? One of {', '.join(known)}{nearest(word, known)}.")
+    return word

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from test_viewer_browser import CHROMIUM, FLAGS
 
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import plan_of
 from nerfit.training.trainer import Callback, Trainer
 from nerfit.viewer.drawing import Viewpoint
 from nerfit.viewer.server import Viewer
@@ -64,7 +65,7 @@ def fly_around(viewer: Viewer, seconds: float) -> tuple[list[int], float]:
 @pytest.mark.skipif(sys.platform == "win32", reason="browsers are stopped by signals")
 def test_a_still_browser_leaves_training_its_speed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--scene.size=200", "--seconds=100000", "--threads=1", "--log.image-every=0"]
-    plan, _, _ = prepare("instant", "procedural", words, folder=False)
+    plan = plan_of(request("instant", "procedural", words))
     scene = plan.load_scene()
     rates: dict[bool, list[float]] = {False: [], True: []}
     with contextlib.closing(Viewer(scene, port=17_400)) as viewer, contextlib.ExitStack() as open_ones:

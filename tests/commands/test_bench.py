@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nerfit import cli
-from nerfit.commands import bench as benchmarks
-from nerfit.commands.kernel_speed import SPACING, _compare
-from nerfit.commands.quality_results import COLUMNS, _nice, quality_chart
+from nerfit.commands import bench_quality, bench_speed
+from nerfit.commands.bench_kernels import SPACING, _compare
+from nerfit.commands.bench_quality_results import COLUMNS, _nice, quality_chart
 from nerfit.kernels.layouts import FieldShape, GridLayout, Samples
 
 TINY = [
@@ -49,7 +49,7 @@ def bench(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
 
 
 def test_speed(bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerfit.commands.kernel_speed.matrix_peak", lambda device, dtype: 2e11 if dtype == torch.float32 else 8e11)
+    monkeypatch.setattr("nerfit.commands.bench_kernels.matrix_peak", lambda device, dtype: 2e11 if dtype == torch.float32 else 8e11)
     code, out, _ = bench("speed", "--levels", 2, "--log2-entries", 10, "--width", 32, "--samples", 259, "--precision", "float32", "--json")
     answer = json.loads(out)
     assert code == 0 and set(answer["machine"]) == MACHINE
@@ -67,7 +67,7 @@ def test_speed(bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.M
     assert field["samples"] == 256 and field["precision"] == "float32"
     assert field["gflops"] == pytest.approx(3e-9 * shape.flops() * field["samples_per_second"])
     assert field["share_of_float32_peak"] == pytest.approx(field["gflops"] / 200)
-    text = benchmarks.speed_text(answer)
+    text = bench_speed.text(answer)
     assert all(name in text for name in KERNELS) and answer["machine"]["cpu"] in text
 
 
@@ -112,7 +112,7 @@ def test_time_to_quality(bench: Callable[..., tuple[int, str, str]], tmp_path: P
             raise KeyboardInterrupt
         return row | {"budget": budget, "seed": seed, "psnr": 20.0 + seed}
 
-    monkeypatch.setattr(benchmarks, "_timed_training", interrupted_at_the_third)
+    monkeypatch.setattr(bench_quality, "_timed_training", interrupted_at_the_third)
     again = ["time-to-quality", "instant", "procedural", "--at", 2, 1, "--seeds", 2, "--out", "q", *TINY]
     assert bench(*again)[0] == 130
     assert bench(*again)[0] == 0
@@ -129,8 +129,8 @@ def test_time_to_quality(bench: Callable[..., tuple[int, str, str]], tmp_path: P
 
 def test_a_training_that_fails_says_why(bench: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "procedural: procedural scene\nnerfit: the disk is full.\n")
-    monkeypatch.setattr("nerfit.commands.bench.subprocess.run", lambda *_, **__: failed)
-    monkeypatch.setattr("nerfit.commands.bench.matrix_peak", lambda *_: 1.0)
+    monkeypatch.setattr("nerfit.commands.bench_quality.subprocess.run", lambda *_, **__: failed)
+    monkeypatch.setattr("nerfit.commands.machine.matrix_peak", lambda *_: 1.0)
     code, out, err = bench("time-to-quality", "procedural", "--at", 2, *TINY)
     assert (code, out) == (1, "") and err.splitlines()[-1] == "nerfit: the training of 2 s failed: the disk is full."
 

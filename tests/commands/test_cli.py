@@ -84,7 +84,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares inspect its seconds of large matrix products."""
-    monkeypatch.setattr("nerfit.commands.inspect.matrix_peak", lambda *_: 1e9)
+    monkeypatch.setattr("nerfit.commands.inspect_parts.matrix_peak", lambda *_: 1e9)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_training_tells_a_person_the_same(here: Path) -> None:
     answer = nerfit("train", "nerf", "procedural", *TINY, "--steps", 3)
     assert answer.code == 0
     assert re.search(r"^3 steps in \d+ s of training -> runs/procedural-nerf\ntest: PSNR \d+\.\d\d dB, SSIM ", answer.out)
-    assert "2 views; full-size test views" in answer.out and "not judged: lpips_vgg" in answer.out
+    assert "2 views; full-size test views" in answer.out and "not evaluated: lpips_vgg" in answer.out
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,8 @@ def test_what_there_is() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        [], ["--help"], ["-h"], ["help"], *([command, "--help"] for command in COMMANDS), ["train", "nerf", "--help"], ["train", "-h"],
+        [], ["--help"], ["-h"], ["help"], ["export", "--help"], *([*command.split(), "--help"] for command in COMMANDS),
+        ["train", "nerf", "--help"], ["train", "-h"],
         ["train", "image", "--help"], ["train", "nerf", "procedural", "--help"], ["train", "nerf", "/nowhere", "--help"],
         ["train", "nerf", "--recipe", "lego", "--help"], ["inspect", "scene", "--help"], ["inspect", "nerf", "procedural", "--help"],
         ["train", "nerf", "--resume", "--help"],

@@ -15,9 +15,8 @@ import pytest
 
 from many_jobs import in_turn, kill, needs_ray, until
 from nerfit.cli import main
-from nerfit.commands import render as filming
+from nerfit.commands import render, render_film
 from nerfit.commands.cluster import Needs, Stop
-from nerfit.commands.options import RenderOptions
 from nerfit.errors import RunError
 
 TINY = [
@@ -39,12 +38,12 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the run, in the current folder."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, tmp_path / "run")
-    filming._opened.cache_clear()
+    render_film._opened.cache_clear()
     return Path("run")
 
 
-def film(run: Path, **more: Any) -> RenderOptions:
-    return RenderOptions(**({"run": run, "frames": 7, "what": "rgb,depth", "threads": 1, "workers": 2} | more))
+def film(run: Path, **more: Any) -> render.Options:
+    return render.Options(**({"run": run, "frames": 7, "what": "rgb,depth", "threads": 1, "workers": 2} | more))
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -60,7 +59,7 @@ def stopped_after(pieces: int) -> Any:
 
 
 def test_workers_draw_what_one_process_draws(run: Path) -> None:
-    plain, farmed = filming.render(film(run, workers=0)), filming.render(film(run), in_turn)
+    plain, farmed = render.run(film(run, workers=0)), render.run(film(run), in_turn)
     assert (plain["folder"], farmed["folder"]) == ("run/renders/circle", "run/renders/circle-2")
     expected = pictures(Path(plain["folder"]))
     assert len(expected) == 14 and pictures(Path(farmed["folder"])) == expected
@@ -70,32 +69,32 @@ def test_workers_draw_what_one_process_draws(run: Path) -> None:
 
 @pytest.mark.parametrize("out", [None, Path("film")])
 def test_what_was_left_undone_is_done(run: Path, out: Path | None, capsys: pytest.CaptureFixture[str]) -> None:
-    stopped = filming.render(film(run, out=out), stopped_after(3))
+    stopped = render.run(film(run, out=out), stopped_after(3))
     folder = Path(stopped["folder"])
     assert (stopped["exit_code"], stopped["videos"]) == (143, []) and "3 of 7 frames" in capsys.readouterr().err
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
     (folder / "depth" / "0001.png").unlink()
-    done = filming.render(film(run, out=out), in_turn)
+    done = render.run(film(run, out=out), in_turn)
     assert done["folder"] == str(folder) and len(pictures(folder)) == 14 and len(done["videos"]) == 2
     assert [p.name for p in before if p.stat().st_mtime_ns != before[p]] == ["0001.png"] * 2
     if out is None:
-        assert filming.render(film(run), in_turn)["folder"] == "run/renders/circle-2"  # a finished film is never touched
+        assert render.run(film(run), in_turn)["folder"] == "run/renders/circle-2"  # a finished film is never touched
     else:
         with pytest.raises(RunError, match="film exists already and holds another film, or a finished one"):
-            filming.render(film(run, out=out), in_turn)
+            render.run(film(run, out=out), in_turn)
 
 
 def test_another_film_has_another_folder(run: Path) -> None:
-    filming.render(film(run), stopped_after(1))
+    render.run(film(run), stopped_after(1))
     for more in ({"frames": 8}, {"what": "rgb"}, {"factor": 2.0}):
-        assert filming.render(film(run, **more), stopped_after(1))["folder"] != "run/renders/circle"
+        assert render.run(film(run, **more), stopped_after(1))["folder"] != "run/renders/circle"
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["train", "--out", "run", "--resume", "--steps", "31", "--no-evaluate"]) == 0
-    assert filming.render(film(run), stopped_after(1))["folder"] == "run/renders/circle-5"
+    assert render.run(film(run), stopped_after(1))["folder"] == "run/renders/circle-5"
     Path("mine").mkdir()
     Path("mine/thesis.tex").touch()
     with pytest.raises(RunError, match="mine exists already"):
-        filming.render(film(run, out=Path("mine")), in_turn)
+        render.run(film(run, out=Path("mine")), in_turn)
 
 
 def test_a_run_that_goes_on_while_it_is_filmed_is_noticed(run: Path) -> None:
@@ -105,7 +104,7 @@ def test_a_run_that_goes_on_while_it_is_filmed_is_noticed(run: Path) -> None:
         yield from in_turn(work, items, needs, stop)
 
     with pytest.raises(RunError, match="was trained on while it was filmed"):
-        filming.render(film(run), trained_meanwhile)
+        render.run(film(run), trained_meanwhile)
 
 
 def test_no_workers_less_than_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 
 from many_jobs import descendants, in_turn, kill, needs_ray, until
 from nerfit.cli import main
-from nerfit.commands import cluster
-from nerfit.commands import sweep as sweeping
+from nerfit.commands import cluster, jobs
+from nerfit.commands import sweep as command
 from nerfit.commands.cluster import Needs, Stop, TaskDied, locked, run_nerfit
-from nerfit.commands.comparison import COLUMNS, MEASURES, compare, table
-from nerfit.commands.options import SweepOptions
+from nerfit.commands.sweep_table import COLUMNS, MEASURES, compare, table
 from nerfit.errors import ConfigError, RunError
 
 SMALL = [
@@ -50,13 +49,15 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...
                 raise RunError("the disk is full.")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeping, "run_nerfit", run)
+    monkeypatch.setattr(jobs, "run_nerfit", run)
     return commands
 
 
 def sweep(*flags: str, seeds: int = 2, methods: Sequence[str] = ("nerf",), recipes: Sequence[str] = (), **more: Any) -> dict[str, Any]:
-    options = SweepOptions(scenes=SCENES, methods=tuple(methods), recipes=tuple(recipes), seeds=seeds, out=Path("out"), **more)
-    return sweeping.sweep(options, [*TINY, *flags], in_turn)
+    options = command.Options(
+        scenes=SCENES, methods=tuple(methods), recipes=tuple(recipes), seeds=seeds, out=Path("out"), flags=(*TINY, *flags), **more
+    )
+    return command.run(options, in_turn)
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -115,7 +116,7 @@ def test_what_was_begun_goes_on(said: list[tuple[str, ...]]) -> None:
 
 
 def test_judging_that_takes_long_is_a_command_of_its_own(said: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerfit.commands.train.EVALUATE_WITHIN", 0.0)
+    monkeypatch.setattr("nerfit.commands.train_run.EVALUATE_WITHIN", 0.0)
     answer = sweep(seeds=1)
     assert [words[0] for words in said] == ["train", "eval"] * 2 and said[1][2:] == ("--threads=1",)
     assert all(job["psnr"] > 3 for job in answer["jobs"]) and answer["exit_code"] == 0
@@ -124,7 +125,7 @@ def test_judging_that_takes_long_is_a_command_of_its_own(said: list[tuple[str, .
 def test_a_job_that_fails_is_a_row_and_one_that_died_is_tried_again(
     said: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, deaths = sweeping.run_nerfit, iter([True, True, False])
+    run, deaths = jobs.run_nerfit, iter([True, True, False])
 
     def sometimes(words: Sequence[str], log: Any, cwd: Path) -> None:
         if "procedural" in words and next(deaths):
@@ -133,8 +134,8 @@ def test_a_job_that_fails_is_a_row_and_one_that_died_is_tried_again(
             raise RunError("the disk is full.")
         run(words, log, cwd)
 
-    monkeypatch.setattr(sweeping, "run_nerfit", sometimes)
-    monkeypatch.setattr(sweeping.sweep, "__defaults__", (in_turn,))
+    monkeypatch.setattr(jobs, "run_nerfit", sometimes)
+    monkeypatch.setattr(command.run, "__defaults__", (in_turn,))
     words = ["sweep", *SCENES, "--methods", "nerf", "--out", "out", "--retries", "2", *TINY]
     assert main([*words, "--json"]) == 1
     answer = json.loads(capsys.readouterr().out)
@@ -151,8 +152,8 @@ def test_a_stopped_sweep_says_what_is_left(said: list[tuple[str, ...]]) -> None:
         yield 0, work(items[0])
         stop.interrupted = 15
 
-    options = SweepOptions(scenes=SCENES, methods=("nerf",), out=Path("out"))
-    answer = sweeping.sweep(options, TINY, stopped)
+    options = command.Options(scenes=SCENES, methods=("nerf",), out=Path("out"), flags=tuple(TINY))
+    answer = command.run(options, stopped)
     assert answer["exit_code"] == 143 and [job["failed"] for job in answer["jobs"]] == [None, "not done yet."]
     assert len(said) == 1 and sweep(seeds=1)["exit_code"] == 0 and len(said) == 2
 

@@ -10,7 +10,7 @@ from nerfit.cli import main
 IMPORTED = (
     "torch._dynamo",
     "torch.utils.tensorboard",
-    "nerfit.commands.train",
+    "nerfit.commands.train_run",
     "nerfit.kernels.cpu.api",
     "nerfit.methods.instant",
 )

@@ -27,8 +27,9 @@ from test_checkpoints import TINY, saved
 from test_fuzz_readers import ODD, check_sentence, damaged_bytes, damaged_json, damaged_text, fuzz, linux, survive
 
 from nerfit.cli import main
-from nerfit.commands.import_weights import read_weights
-from nerfit.commands.preparing import prepare
+from nerfit.commands.old_weights import read_weights
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import plan_of
 from nerfit.config import arguments, parse
 from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.recipes.loading import load_recipe
@@ -170,7 +171,7 @@ def write_recipe(folder: Path) -> None:
 
 
 def use_recipe(folder: Path) -> None:
-    prepare("nerf", "procedural", ["--recipe", str(folder / "r.yaml")], folder=False)
+    plan_of(request("nerf", "procedural", ["--recipe", str(folder / "r.yaml")]))
 
 
 def write_old_config(folder: Path) -> None:
@@ -313,7 +314,7 @@ def test_settings_are_plain_data(here: Path, text: str) -> None:
 def test_values_are_never_evaluated(here: Path, value: str) -> None:
     for words in (["--optim.lr", value], ["--model.skips", value], ["--out", value, "--steps", "x"]):
         with pytest.raises(ConfigError):
-            prepare("nerf", "procedural", words, folder=False)
+            plan_of(request("nerf", "procedural", words))
     assert not Path("hacked").exists()
 
 

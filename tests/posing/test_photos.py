@@ -20,8 +20,9 @@ from PIL import Image
 from conftest import around
 from nerfit.cameras.poses import align, scale_of, to_4x4
 from nerfit.cli import main
-from nerfit.commands import train as jobs
-from nerfit.commands.preparing import prepare
+from nerfit.commands import poses
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
 from nerfit.errors import ConfigError, SceneError
 from nerfit.files import file_lock
 from nerfit.scenes import detect_format
@@ -134,18 +135,18 @@ def test_the_command_line_answers_with_the_report_and_a_scene_for_others(
 
 def test_auto_trains_on_photographs(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    plan, _, folder = prepare("auto", str(album), ["--scene.factor", "2"])
+    plan, _, folder = prepare(request("auto", str(album), ["--scene.factor", "2"]))
     assert (plan.method, plan.format, str(folder)) == ("instant", "photos", "runs/mein Garten äöü-instant")
     assert plan.load_scene().cameras.width.unique().tolist() == [WIDTH // 2]
     picture = str(album / "photo 0.png")
-    plan, _, folder = prepare("auto", picture, [])
+    plan, _, folder = prepare(request("auto", picture, []))
     assert (plan.method, plan.format, str(folder), plan.config.model.pixels) == ("image", "image", "runs/photo 0-image", 8192)
-    assert prepare("auto", "procedural", ["--recipe", "nerf-small"])[0].method == "nerf"
+    assert prepare(request("auto", "procedural", ["--recipe", "nerf-small"]))[0].method == "nerf"
     err = capsys.readouterr().err
     assert "auto: method instant with recipe instant" in err and "auto: method image with recipe image" in err
     assert main(["methods", "--json"]) == 0 and "auto" in json.loads(capsys.readouterr().out)
     with pytest.raises(SceneError, match="no known scene"):
-        prepare("auto", "nowhere", [])
+        prepare(request("auto", "nowhere", []))
 
 
 def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,13 +295,13 @@ def test_other_things_are_no_photographs(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
     assert not photos.detect(str(tmp_path)) and not photos.detect(str(tmp_path / "one.png")) and not photos.detect("nowhere")
     with pytest.raises(SceneError, match="neither a folder of photographs nor a video"):
-        jobs.poses(jobs.PosesOptions(source=str(tmp_path)))
+        poses.run(poses.Options(source=str(tmp_path)))
     (tmp_path / "images").mkdir()
     for i in range(2):
         Image.new("RGB", (4, 4)).save(tmp_path / "images" / f"{i}.png")
     assert photos.detect(str(tmp_path / "images"))
     with pytest.raises(ConfigError, match="--fps"):
-        jobs.poses(jobs.PosesOptions(source=str(tmp_path / "images"), fps=3.0))
+        poses.run(poses.Options(source=str(tmp_path / "images"), fps=3.0))
 
 
 # --- Parts ----------------------------------------------------------------------------------------------------------

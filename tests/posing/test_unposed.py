@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nerfit.commands import train as jobs
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
+from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError, NerfitError, SceneError
 from nerfit.scenes import detect_format
 from nerfit.scenes.formats.unposed import Config, load
@@ -70,9 +71,11 @@ def test_a_run_from_photographs_alone_is_evaluated_without_true_cameras(
     """Held-out views stand by their neighbours; there is nothing to compare the learned cameras with, which is said."""
     words = ["--recipe", "nerfmm", "--scene.format", "unposed", "--steps", "6", "--model.width", "8", "--model.rays", "32"]
     words += ["--model.depth", "2", "--model.skips", "0"]
-    monkeypatch.setattr(jobs, "EVALUATE_WITHIN", math.inf)
-    plan, options, folder = prepare("nerf", str(photos), [*words, "--model.samples", "4", "--json", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr("nerfit.commands.train_run.EVALUATE_WITHIN", math.inf)
+    plan, options, folder = prepare(
+        request("nerf", str(photos), [*words, "--model.samples", "4", "--json", "--out", str(tmp_path / "run")])
+    )
     with pytest.warns(UserWarning, match="the cameras were not judged"):
-        summary = jobs.train(plan, options, folder)
+        summary = train(plan, options, folder)
     assert math.isfinite(summary["test"]["psnr"]) and "cameras" not in summary["test"]
     assert (folder / "renders" / "cameras" / "frusta.png").is_file()

@@ -19,7 +19,8 @@ from nerfit.camera_search.photometric import _moved, _seen_from, adjust_photomet
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.rotations import axis_angle_to_matrix
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import plan_of
 from nerfit.errors import ConfigError
 from nerfit.evaluation.poses import camera_errors, judge_cameras
 from nerfit.methods.instant import Instant, InstantConfig
@@ -131,7 +132,7 @@ def test_a_run_that_adjusts_its_cameras_resumes_exactly(tmp_path: Path, monkeypa
     monkeypatch.setattr(adjusting, "OPAQUE", -1.0)
     words = ["--scene.size=24", "--scene.views=8", "--scene.samples=1", "--steps=24", "--model.log2-entries=10", "--log.print-every=0"]
     words += ["--recipe=instant-unknown", "--model.camera.adjust-at", "0.3", "0.6", "--threads=1", "--model.camera.focal=exp"]
-    plan, _, _ = prepare("instant", "procedural:forward-facing", words, folder=False)
+    plan = plan_of(request("instant", "procedural:forward-facing", words))
     scene = plan.load_scene()
 
     def trained(name: str, stops: list[int]) -> Trainer:
@@ -161,7 +162,7 @@ def test_pictures_that_stay_unlike_are_called_hopeless() -> None:
 def test_a_search_from_nothing_finds_the_cameras(tmp_path: Path) -> None:
     """The whole of it, in some three minutes of one thread: within half a degree and one percent."""
     words = ["--recipe=instant-unknown", "--model.camera.focal=given", "--steps=4000", "--threads=1"]
-    plan, _, _ = prepare("instant", "procedural:forward-facing", words, folder=False)
+    plan = plan_of(request("instant", "procedural:forward-facing", words))
     scene = plan.load_scene()
     trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, tmp_path, quiet=True)
     trainer.train()

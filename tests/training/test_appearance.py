@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.cli import EvalOptions
-from nerfit.commands import train as jobs
+from nerfit.commands import evaluate as evaluation
+from nerfit.commands import train_run
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
 from nerfit.config import arguments
 from nerfit.errors import ConfigError
 from nerfit.evaluation.appearance import fitted_to_left_half
@@ -230,9 +232,9 @@ def test_a_run_records_how_it_was_evaluated(tmp_path: Path) -> None:
     small = {"scene": {"size": 16, "views": 9, "samples": 1}, "steps": 5}
     model = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64, "appearance": {"kind": "affine"}}
     words = [*arguments(small | {"model": model}), "--json", "--out", str(tmp_path / "run")]
-    trained = jobs.train(*jobs.prepare("nerf", "procedural:forward-facing", words))["test"]
+    trained = train_run.train(*prepare(request("nerf", "procedural:forward-facing", words)))["test"]
     assert trained["protocol"].endswith("in the mean appearance of the training pictures")
-    evaluated = jobs.evaluate(EvalOptions(run=tmp_path / "run", appearance_fit=True))
+    evaluated = evaluation.run(evaluation.Options(run=tmp_path / "run", appearance_fit=True))
     assert evaluated["protocol"].endswith("the right half of each picture, after the affine colour map that fits its left half best")
     run = open_run(tmp_path / "run", images=True)
     for row, view in zip(evaluated["views"], run.scene.splits["test"], strict=True):

@@ -19,9 +19,7 @@ from many_jobs import in_turn
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import look_at
 from nerfit.cli import main
-from nerfit.commands import blocks as dividing
-from nerfit.commands import sweep as sweeping
-from nerfit.commands.options import BlocksOptions
+from nerfit.commands import blocks, jobs, sweep
 from nerfit.errors import ConfigError
 from nerfit.methods.base import Batch, Method, render_view
 from nerfit.methods.blocks import Blended
@@ -177,8 +175,8 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...
             assert main(list(words)) == 0
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweeping, "run_nerfit", run)
-    monkeypatch.setattr(dividing.divide, "__defaults__", (in_turn,))
+    monkeypatch.setattr(jobs, "run_nerfit", run)
+    monkeypatch.setattr(blocks.run, "__defaults__", (in_turn,))
     return commands
 
 
@@ -239,9 +237,9 @@ def test_one_block_alone_and_none_such(said: list[tuple[str, ...]], capsys: pyte
     assert "blocks.overlap has no effect here: blocks.grid is 1 1" in capsys.readouterr().err
     assert list(Path().iterdir()) == []
     with pytest.raises(ConfigError, match="leave out --recipe"):
-        sweeping.planned(sweeping.SweepOptions(scenes=("procedural",), methods=("nerf",)), ["--recipe", "nerf"])
+        sweep.planned(sweep.Options(scenes=("procedural",), methods=("nerf",), flags=("--recipe", "nerf")))
 
 
 def test_options_reach_the_plan(said: list[tuple[str, ...]]) -> None:
-    whole, words = dividing._planned(BlocksOptions(scene="procedural:corridor", blocks="3x2"), ["--blocks.overlap", "0.4"])
+    whole, words = blocks.planned(blocks.Options(scene="procedural:corridor", blocks="3x2", flags=("--blocks.overlap", "0.4")))
     assert whole.config.blocks == BlocksConfig((3, 2), 0.4) and words[-3:] == ["--blocks.grid", "3", "2"]

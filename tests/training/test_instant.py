@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nerfit.commands import train as jobs
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
+from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError
 from nerfit.methods.base import render_view
 from nerfit.methods.instant import Instant, InstantConfig
@@ -45,9 +46,9 @@ def test_an_object_is_learned_by_the_command(tmp_path: Path) -> None:
     """The mean training picture scores 17.9 dB, the best of all training pictures for each view 19.7."""
     words = ["--steps", "600", "--scene.size", "64", "--scene.samples", "2", "--out", str(tmp_path / "run"), "--json"]
     words += ["--model.log2-entries", "14", "--model.samples", "4096", "--optim.lr", "2e-2"]
-    plan, options, folder = prepare("instant", "procedural", words)
+    plan, options, folder = prepare(request("instant", "procedural", words))
     assert plan.config.optim.optimizer == "sparse-adam"  # the method's own recipe is the default
-    assert jobs.train(plan, options, folder)["test"]["psnr"] > 22.5
+    assert train(plan, options, folder)["test"]["psnr"] > 22.5
 
 
 @pytest.mark.parametrize("kind", ["forward-facing", "unbounded"])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from nerfit.commands import train as jobs
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import choose_method
 from nerfit.errors import ConfigError
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
 from nerfit.runs import Plan
@@ -156,5 +157,5 @@ def test_auto_takes_it_for_unbounded_scenes_unless_words_are_for_another(
 ) -> None:
     given = replace(scene, **changes)
     monkeypatch.setattr(Plan, "load_scene", lambda plan: given)
-    chosen, loaded = jobs.choose_method("procedural", [*words, "--steps", "7"])
+    chosen, loaded = choose_method(request("auto", "procedural", [*words, "--steps", "7"]))
     assert chosen == method and loaded is given

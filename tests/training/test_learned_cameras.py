@@ -16,9 +16,10 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.learned import ROTATIONS, CameraConfig, LearnedCameras
 from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import axis_angle_to_matrix, six_to_matrix
-from nerfit.commands import train as jobs
-from nerfit.commands.options import EvalOptions
-from nerfit.commands.preparing import prepare
+from nerfit.commands import evaluate
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
+from nerfit.commands.train_run import train
 from nerfit.config import arguments
 from nerfit.errors import ConfigError
 from nerfit.evaluation.poses import camera_errors
@@ -331,15 +332,15 @@ def test_a_run_keeps_its_cameras(tmp_path: Path) -> None:
     model = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64}
     model |= {"camera": {"learn": True, "start": "identity", "focal": "square"}}
     words = [*arguments(small | {"model": model}), "--json", "--out"]
-    plan, options, folder = prepare("nerf", "procedural:forward-facing", [*words, str(tmp_path / "run")])
-    first = jobs.train(plan, options, folder)["test"]
+    plan, options, folder = prepare(request("nerf", "procedural:forward-facing", [*words, str(tmp_path / "run")]))
+    first = train(plan, options, folder)["test"]
     assert first["cameras"].keys() == {"rotation_degrees", "translation_percent", "focal_percent"}
     assert "carried into the learned world" in first["protocol"]
-    again = prepare(None, None, ["--out", str(folder), "--resume", "--steps", "30", "--json"])
-    second = jobs.train(*again)["test"]
+    again = prepare(request(None, None, ["--out", str(folder), "--resume", "--steps", "30", "--json"]))
+    second = train(*again)["test"]
     run = open_run(folder, images=False)
     saved = json.loads((folder / "cameras.json").read_text())
     assert_close(run.scene.cameras.c2w, torch.tensor(saved["normalised"]["c2w"]))
     assert_close(plan.load_scene().cameras.c2w, torch.tensor(saved["given"]["c2w"]))
-    evaluated = jobs.evaluate(EvalOptions(run=folder, reference_poses="procedural:forward-facing", pose_steps=1))
+    evaluated = evaluate.run(evaluate.Options(run=folder, reference_poses="procedural:forward-facing", pose_steps=1))
     assert second["cameras"] != first["cameras"] and "photometric" in evaluated["protocol"]

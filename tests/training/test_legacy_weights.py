@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.cli import main
-from nerfit.commands.import_weights import read_weights
+from nerfit.commands.old_weights import read_weights
 from nerfit.errors import RunError
 from nerfit.runs import open_run
 

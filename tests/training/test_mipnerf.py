@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.commands import train as jobs
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import plan_of, prepare
+from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError
 from nerfit.evaluation.evaluate import evaluate
 from nerfit.methods.base import Batch, render_view
@@ -78,7 +79,7 @@ def test_networks_have_the_papers_sizes(scene: Scene) -> None:
     assert parameters(MipNerf(MipNerfConfig(), scene)) == 612_740
     large = MipNerf360(MipNerf360Config(), scene)
     assert parameters(large) == 9_007_493 and parameters(large.proposal) == 326_913
-    plan, *_ = prepare("mipnerf360", "procedural", ["--recipe", "mipnerf360"], folder=False)
+    plan = plan_of(request("mipnerf360", "procedural", ["--recipe", "mipnerf360"]))
     assert plan.config.model == MipNerf360Config()
     blender = replace(MipNerf360Config(), width=256, basis="axes", frequencies=16)
     assert 0.8e6 < parameters(MipNerf360(blender, scene)) < 0.85e6
@@ -306,8 +307,8 @@ def test_lego_in_five_minutes(kind: str, tmp_path: Path, data_folder: Path) -> N
         str(tmp_path / "run"),
         "--json",
     ]
-    plan, options, folder = prepare(words[0], words[1], words[2:])
-    assert jobs.train(plan, options, folder)["test"]["psnr"] > 22
+    plan, options, folder = prepare(request(words[0], words[1], words[2:]))
+    assert train(plan, options, folder)["test"]["psnr"] > 22
 
 
 # --- Pictures of histograms -----------------------------------------------------------------------------------------

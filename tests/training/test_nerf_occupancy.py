@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import plan_of
 from nerfit.errors import ConfigError
 from nerfit.methods import nerf
 from nerfit.methods.base import render_view
@@ -193,11 +194,11 @@ def test_where_all_is_occupied_steps_are_longer(scene: Scene, most: int) -> None
 def test_keys_of_coarse_and_fine_networks_are_refused(key: str) -> None:
     words = ["--model.occupancy", f"--model.{key}", "17"]
     with pytest.raises(ConfigError, match=f"model.{key.replace('-', '_')} has no effect here: occupancy is on"):
-        prepare("nerf", "procedural", words, folder=False)
+        plan_of(request("nerf", "procedural", words))
 
 
 def test_march_steps_are_refused_without_a_grid() -> None:
     with pytest.raises(ConfigError, match="model.march_steps has no effect here: occupancy is off"):
-        prepare("nerf", "procedural", ["--model.march-steps", "99"], folder=False)
-    plan, *_ = prepare("nerf", "procedural", ["--recipe", "nerf-occupancy"], folder=False)
+        plan_of(request("nerf", "procedural", ["--model.march-steps", "99"]))
+    plan = plan_of(request("nerf", "procedural", ["--recipe", "nerf-occupancy"]))
     assert plan.config.model.occupancy and plan.config.model.march_steps == 128

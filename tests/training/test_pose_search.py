@@ -23,10 +23,10 @@ from nerfit.camera_search.history import MOST, PoseSearch
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.poses import transform_poses
-from nerfit.commands import train as jobs
-from nerfit.commands.options import RenderOptions
-from nerfit.commands.preparing import prepare
+from nerfit.commands import render, train_run
 from nerfit.commands.seeds import compare, compare_text, train_seeds
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.config import arguments
 from nerfit.errors import ConfigError, RunError
 from nerfit.fields.siren import SirenMLP
@@ -156,9 +156,9 @@ def test_epochs_are_steps_per_training_view(start: Callable[..., Trainer], scene
     trainer = start(steps=None, epochs=3)
     trainer.train()
     assert trainer.state.step == 3 * len(scene.splits["train"]) == 21
-    plan = prepare("nerf", "procedural:forward-facing", ["--recipe", "nerfmm-siren"], folder=False)[0]
+    plan = plan_of(request("nerf", "procedural:forward-facing", ["--recipe", "nerfmm-siren"]))
     assert (plan.config.epochs, plan.config.steps, plan.config.model.density_factor) == (10_000, None, 20.0)
-    plan = prepare("nerf", "procedural:forward-facing", ["--recipe", "nerfmm", "--steps", "7"], folder=False)[0]
+    plan = plan_of(request("nerf", "procedural:forward-facing", ["--recipe", "nerfmm", "--steps", "7"]))
     assert (plan.config.epochs, plan.config.steps) == (None, 7)
 
 
@@ -211,15 +211,15 @@ def prepared(tmp_path: Path, name: str, *argv: str, camera: dict[str, Any] = CAM
         "log": {"image_every": 10, "print_every": 5},
     }
     words = [*arguments(values), "--json", "--out", str(tmp_path / name), *argv]
-    return prepare("nerf", "procedural:forward-facing", words)
+    return prepare(request("nerf", "procedural:forward-facing", words))
 
 
 def test_the_cameras_of_another_run_are_where_a_run_begins(tmp_path: Path) -> None:
-    first = Path(jobs.train(*prepared(tmp_path, "first", "--no-evaluate"))["run"])
+    first = Path(train_run.train(*prepared(tmp_path, "first", "--no-evaluate"))["run"])
     second = prepared(
         tmp_path, "second", "--init", str(first), "--init-only", "cameras", "--no-evaluate", camera=CAMERA | {"rotation": "6d"}
     )
-    jobs.train(*second)
+    train_run.train(*second)
     found = load_checkpoint(tmp_path / "second" / "checkpoints")
     learned = Scene.load(first).cameras
     assert found is not None and torch.equal(found[1]["model.cameras.first"], learned.c2w)
@@ -228,7 +228,7 @@ def test_the_cameras_of_another_run_are_where_a_run_begins(tmp_path: Path) -> No
 
     def refused(words: list[str], reported: str, camera: dict[str, Any] = CAMERA) -> None:
         with pytest.raises(ConfigError, match=reported):
-            jobs.train(*prepared(tmp_path, "third", *words, camera=camera))
+            train_run.train(*prepared(tmp_path, "third", *words, camera=camera))
 
     init = ["--init", str(first), "--init-only", "cameras"]
     refused(["--init-only", "cameras"], "add --init RUN")
@@ -301,14 +301,14 @@ def test_pictures_of_a_search(scene: Scene) -> None:
 
 
 def test_a_run_with_learned_cameras_is_drawn_and_filmed(tmp_path: Path) -> None:
-    folder = Path(jobs.train(*prepared(tmp_path, "run", "--no-evaluate"))["run"])
+    folder = Path(train_run.train(*prepared(tmp_path, "run", "--no-evaluate"))["run"])
     assert {p.name for p in (folder / "renders" / "cameras").iterdir()} == {"frusta.png", "positions.png", "search.mp4"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert [e.step for e in events.Images("cameras/positions")] == [10, 20, 30]
     for path in ("interpolate", "spiral"):
-        drawn = jobs.render(RenderOptions(run=folder, path=path, frames=3, what="rgb"))
+        drawn = render.run(render.Options(run=folder, path=path, frames=3, what="rgb"))
         assert drawn["frames"] == 3 and Path(drawn["videos"][0]).is_file()
 
 
@@ -329,17 +329,17 @@ def test_seeds_are_compared() -> None:
 
 def test_the_best_of_several_seeds_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, options, folder = prepared(tmp_path, "run", "--seeds", "3", "--seed", "4", "--no-evaluate", steps=12)
-    train, calls = jobs.train, []
+    train, calls = train_run.train, []
 
     def stopped(plan: Any, options: Any, folder: Path, *tell: Any, **rest: Any) -> Any:
         calls.append((plan.config.seed, options.resume))
         return train(plan, options, folder, *tell, **rest) | ({"exit_code": 130} if len(calls) == 2 else {})
 
-    monkeypatch.setattr(jobs, "train", stopped)
+    monkeypatch.setattr(train_run, "train", stopped)
     reported: list[Any] = []
     assert train_seeds(plan, options, folder, reported.append)["exit_code"] == 130 and len(reported) == 1
     summary = train_seeds(
-        *prepare(None, None, ["--resume", "--seeds", "3", "--out", str(folder), "--json", "--no-evaluate"]), reported.append
+        *prepare(request(None, None, ["--resume", "--seeds", "3", "--out", str(folder), "--json", "--no-evaluate"])), reported.append
     )
     assert calls == [(4, False), (5, False), (4, True), (5, True), (6, False)] and reported[1] == summary
     each = {int(seed): of["training_psnr"] for seed, of in json.loads((folder / "seeds.json").read_text())["each"].items()}

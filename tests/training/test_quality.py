@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from nerfit.commands import train as jobs
-from nerfit.commands.preparing import prepare
+from nerfit.commands import train_run
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
 from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene
@@ -17,8 +18,8 @@ from nerfit.training.trainer import LoopConfig, Trainer
 
 def train(tmp_path: Path, *words: str) -> dict[str, Any]:
     """What `nerfit train` reaches, for instance ["test"]["psnr"]."""
-    plan, options, folder = prepare(words[0], words[1], [*words[2:], "--out", str(tmp_path / "run"), "--json"])
-    return jobs.train(plan, options, folder)
+    plan, options, folder = prepare(request(words[0], words[1], [*words[2:], "--out", str(tmp_path / "run"), "--json"]))
+    return train_run.train(plan, options, folder)
 
 
 SMALL = ["--recipe", "nerf-small", "--scene.size", "40", "--scene.samples", "2", "--model.rays", "384", "--precision", "float32"]

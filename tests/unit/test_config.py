@@ -15,7 +15,8 @@ from PIL import Image
 
 from config_values import OPTIMISERS, other_value
 from nerfit.cameras.learned import CameraConfig
-from nerfit.commands.preparing import prepare
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.config import arguments, flatten, parse, to_dict
 from nerfit.errors import ConfigError, nearest
 from nerfit.methods.mipnerf import MipNerfConfig
@@ -44,13 +45,13 @@ def write(tmp_path: Path) -> Callable[[str, Any], str]:
 
 
 def config_of(*argv: str, method: str | None = "nerf", source: str | None = "procedural") -> RunConfig[Any, Any]:
-    return prepare(method, source, list(argv), folder=False)[0].config
+    return plan_of(request(method, source, list(argv))).config
 
 
 def refusal(*argv: str, method: str | None = "nerf", source: str | None = "procedural") -> str:
     """The one sentence that a command line is refused with."""
     with pytest.raises(ConfigError) as error:
-        prepare(method, source, list(argv), folder=False)
+        plan_of(request(method, source, list(argv)))
     message = str(error.value)
     assert "\n" not in message and message.endswith((".", "?")) and not message.endswith(("..", "?."))
     return message
@@ -304,7 +305,7 @@ def test_every_shipped_recipe_is_a_configuration(name: str, tmp_path: Path) -> N
     assert recipe.description and recipe.method in METHODS
     forms = [recipe.format] if recipe.format else ["procedural", "blender", "llff"]
     for form in forms:
-        plan = prepare(None, Places(tmp_path)[form], ["--recipe", name], folder=False)[0]
+        plan = plan_of(request(None, Places(tmp_path)[form], ["--recipe", name]))
         assert (plan.method, plan.format) == (recipe.method, form)
         flat = flatten(to_dict(plan.config))
         assert {key: flat[key] for key in flatten(recipe.values)} == flatten(recipe.values)
@@ -315,8 +316,8 @@ def test_an_old_config_is_a_recipe_that_names_method_scene_and_folder(tmp_path: 
     source = Places(tmp_path)["llff"]
     text = "expname = fern_test\nbasedir = ./logs\ndatadir = ./llff\ndataset_type = llff\nN_samples = 64\nN_importance = 32\n"
     (tmp_path / "config_fern.txt").write_text(text)
-    plan, _, folder = prepare(None, None, ["--recipe", "config_fern.txt", "--model.width", "64"])
+    plan, _, folder = prepare(request(None, None, ["--recipe", "config_fern.txt", "--model.width", "64"]))
     assert (plan.method, plan.format, plan.source, folder) == ("nerf", "llff", source, Path("logs/fern_test"))
     assert (plan.config.model.fine_samples, plan.config.model.width, plan.config.scene.ndc) == (32, 64, True)
-    assert prepare("nerf", source, ["--recipe", "config_fern.txt", "--out", "elsewhere"])[2] == Path("elsewhere")
+    assert prepare(request("nerf", source, ["--recipe", "config_fern.txt", "--out", "elsewhere"]))[2] == Path("elsewhere")
     assert refusal("--recipe", "config_fern.txt").startswith("recipe config_fern.txt is for llff scenes")

@@ -1,14 +1,13 @@
-"""What this machine and this installation can do."""
+"""nerfit doctor: versions, devices, kernels and missing extras."""
 
 import importlib.metadata
 import platform
 import sys
-
-import torch
+from dataclasses import dataclass
+from typing import Any
 
 from nerfit import __version__
-from nerfit.kernels.dispatch import backend
-from nerfit.training.devices import free_memory, pick_device
+from nerfit.commands.options import Common
 
 _NEEDED = (
     "torch",
@@ -39,8 +38,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _kernels(device: torch.device) -> str:
-    """Which bodies of the kernels run here."""
+def _kernels(device: Any) -> str:
+    """The implementation of the kernels that runs here."""
+    from nerfit.kernels.dispatch import backend
+
     kind = backend(device)
     if kind != "cpu":
         return {"cuda": "Triton", "reference": "plain PyTorch"}[kind]
@@ -49,10 +50,18 @@ def _kernels(device: torch.device) -> str:
     return f"Numba on plain threads, {'bfloat16 tiles (AMX) where precision allows' if has_tiles() else 'float32 vectors'}"
 
 
-def report() -> dict[str, str]:
+@dataclass
+class Options(Common):
+    """nerfit doctor: versions, devices, kernels in use, and missing extras with the command that installs them."""
+
+
+def run(options: Options) -> dict[str, str]:
     """Versions, devices, kernels in use, missing extras and how to get them, as label and text."""
+    import torch
+
     from nerfit.metrics.lpips import find_weights
     from nerfit.outputs.pictures.video import find_encoder
+    from nerfit.training.devices import free_memory, pick_device
 
     lines = {
         "nerfit": __version__,
@@ -74,3 +83,8 @@ def report() -> dict[str, str]:
     for extra, (package, what) in _EXTRAS.items():
         lines[f"extra {extra}"] = _version(package) or f'not installed ({what}): pip install "nerfit[{extra}]"'
     return lines
+
+
+def text(answer: dict[str, str]) -> str:
+    """A line for each fact."""
+    return "\n".join(f"{key:22} {value}" for key, value in answer.items())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nerfit.commands import train as jobs
+from nerfit.commands import train_run
 from nerfit.errors import ConfigError
 from nerfit.files import write_json
 from nerfit.progress import say
@@ -27,16 +27,16 @@ _TOLD = {
 def train_seeds(
     plan: Plan, options: Any, folder: Path, tell: Callable[[dict[str, Any]], None] = lambda _: None, scene: Scene | None = None
 ) -> dict[str, Any]:
-    """Train ``options.seeds`` times (`jobs.train`); the run with the highest PSNR of its latest training pixels becomes the folder's.
+    """Train ``options.seeds`` times (`train_run.train`); the run with the highest PSNR of its latest training pixels becomes the folder's.
 
     The others stay in its folder ``seeds``. The summary is the best run's, with mean and spread (standard deviation) of all
     under ``seeds``; it is ``seeds.json`` too. Interrupted, it goes on with --resume and the same --seeds; once the best run is chosen it
-    alone goes on. ``scene`` as in `jobs.train`.
+    alone goes on. ``scene`` as in `train_run.train`.
     """
     if options.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}.")
     if options.seeds == 1:
-        return jobs.train(plan, options, folder, tell, scene)
+        return train_run.train(plan, options, folder, tell, scene)
     if share().world_size > 1:
         raise ConfigError("--seeds trains several fields, one after another: leave out --devices, or train them one by one.")
     if options.viewer:
@@ -76,7 +76,7 @@ def _chosen(plan: Plan, options: Any, folder: Path, tell: Callable[[dict[str, An
     _move(folder, seeds["kept"])
     own = dataclasses.replace(plan, config=dataclasses.replace(plan.config, seed=seeds["kept"]))
     also = {"seed": seeds["kept"], "seeds": seeds}
-    return jobs.train(own, options, folder, lambda summary: tell(summary | also), scene) | also
+    return train_run.train(own, options, folder, lambda summary: tell(summary | also), scene) | also
 
 
 def _one(plan: Plan, options: Any, folder: Path, seed: int, scene: Scene | None) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _one(plan: Plan, options: Any, folder: Path, seed: int, scene: Scene | None)
     own = dataclasses.replace(plan, config=dataclasses.replace(plan.config, seed=seed))
     begun = (folder / "config.yaml").is_file()
     say(f"seed {seed}")
-    summary = jobs.train(own, dataclasses.replace(options, out=folder, resume=begun, seeds=1), folder, scene=scene)
+    summary = train_run.train(own, dataclasses.replace(options, out=folder, resume=begun, seeds=1), folder, scene=scene)
     train = json.loads((folder / "metrics.json").read_text())["train"]
     return summary | {"seed": seed, "training_psnr": train["training_psnr"]}
 
@@ -104,9 +104,9 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def train_text(summary: dict[str, Any]) -> str:
     """What `train_seeds` reached, for a reader."""
     if "seeds" not in summary:
-        return jobs.train_text(summary)
+        return train_run.train_text(summary)
     kept = f"kept the run of seed {summary['seed']}, the best on training pixels"
-    return f"{jobs.train_text(summary)}\n{kept}\n{compare_text(summary['seeds'])}"
+    return f"{train_run.train_text(summary)}\n{kept}\n{compare_text(summary['seeds'])}"
 
 
 def compare_text(seeds: dict[str, Any]) -> str:

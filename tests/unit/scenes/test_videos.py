@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from nerfit.commands import train as jobs
+from nerfit.commands import poses
 from nerfit.errors import ConfigError, SceneError
 from nerfit.outputs.pictures.video import write_video
 from nerfit.scenes import detect_format
@@ -156,7 +156,7 @@ def test_files_that_are_no_videos_are_refused_in_a_sentence(tmp_path: Path) -> N
         with pytest.raises(SceneError, match=name):
             video.load(str(tmp_path / name), video.Config())
     with pytest.raises(SceneError, match="neither"):
-        jobs.poses(jobs.PosesOptions(source=str(tmp_path / "absent.mp4")))
+        poses.run(poses.Options(source=str(tmp_path / "absent.mp4")))
     for wrong in (VideoConfig(fps=0.0), VideoConfig(fps=math.nan), VideoConfig(most_frames=2)):
         with pytest.raises(ConfigError):
             extract(tmp_path / "whole.mp4", wrong)

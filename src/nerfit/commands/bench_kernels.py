@@ -1,24 +1,20 @@
 """How fast this machine is: matrix products, the fused field, and every kernel beside its definition in PyTorch."""
 
 import contextlib
-import datetime
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nerfit import __version__
 from nerfit.cameras import Cameras
-from nerfit.commands.inspect import matrix_peak
+from nerfit.commands.machine import machine, matrix_peak
 from nerfit.errors import ConfigError
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
@@ -41,23 +37,6 @@ RADIUS = 0.3
 """Of the ball of matter in the made-up scene, in the unit cube."""
 DENSITY = 400.0
 """Of the ball, per side of the cube: a ray ends after about five march steps, as in a trained field."""
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a measurement was made on and with, and when."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    found = {
-        "cpu": name,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return found | {"python": platform.python_version(), "torch": torch.__version__, "nerfit": __version__, "date": now}
 
 
 @dataclass

@@ -1,0 +1,46 @@
+"""nerfit demo: a made-up scene, trained and rendered as a video."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nerfit.commands.options import Common
+
+
+@dataclass
+class Options(Common):
+    """nerfit demo: a made-up scene is trained and rendered as a video in a few minutes."""
+
+    out: Path | None = None
+    """Run folder; none = runs/demo[-n]."""
+    seconds: float | None = None
+    """Training time; none = the recipe's."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Train and render; the run, its PSNR, the video and the seconds, or the summary of a training that was stopped."""
+    from nerfit.commands import render
+    from nerfit.commands.train import request
+    from nerfit.commands.train_plan import prepare
+    from nerfit.commands.train_run import train
+    from nerfit.runs import numbered_folders
+
+    start = time.perf_counter()
+    seconds = [] if options.seconds is None else ["--seconds", str(options.seconds)]
+    folder = options.out or next(p for p in numbered_folders(Path("runs/demo")) if not p.exists())
+    plan, train_options, folder = prepare(request("instant", "procedural", ["--recipe", "demo", "--out", str(folder), *seconds]))
+    summary = train(plan, train_options, folder)
+    if summary["exit_code"]:
+        return summary
+    drawn = render.run(render.Options(run=folder, frames=48))
+    answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0]}
+    return answer | {"training_seconds": summary["seconds"], "seconds": time.perf_counter() - start}
+
+
+def text(answer: dict[str, Any]) -> str:
+    """The answer for a reader."""
+    if "video" not in answer:
+        return f"stopped; go on with: nerfit train --out {answer['run']} --resume"
+    times = f"{answer['training_seconds']:.0f} s of training, {answer['seconds']:.0f} s in all"
+    return f"test PSNR {answer['psnr']:.2f} dB after {times}\nvideo: {answer['video']}"
