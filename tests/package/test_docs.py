@@ -108,6 +108,25 @@ def test_files_named_in_the_docs_exist() -> None:
     assert not gone, sorted(gone)
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md", "docs/plugins.md"])
+def test_names_in_the_pages_for_developers_exist(page: str) -> None:
+    """Each name in inline code is a word of the source, the tests or the project file; `Voxels` is the page's own example."""
+    source = "".join(path.read_text() for path in [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "pyproject.toml"])
+    words = set(re.findall(r"\w+", source)) | {"Voxels", "VoxelsConfig"}
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.S)
+    assert set(re.findall(r"`@?([A-Za-z_]\w*)(?:\([^`]*\))?`", text)) <= words
+
+
+def test_tests_named_beside_faults_exist() -> None:
+    """docs/faults.md: a test file, and parts of the names of its tests."""
+    rows = re.findall(r"`(test_\w+\.py)`: ((?:`\w+`(?:, )?)+)", (ROOT / "docs" / "faults.md").read_text())
+    assert rows
+    for file, parts in rows:
+        names = re.findall(r"def (test_\w+)", (ROOT / "tests" / "faults" / file).read_text())
+        for part in re.findall(r"`(\w+)`", parts):
+            assert any(part in name for name in names), (file, part)
+
+
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in NAMES:
