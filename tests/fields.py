@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nerfit.methods.base import Batch, Method
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_weights
 from nerfit.sampling.along_rays import stratified
 from nerfit.scenes.scene import Scene

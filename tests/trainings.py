@@ -1,6 +1,6 @@
 """What tests of trainings share."""
 
-from nerfit.methods.base import render_view
+from nerfit.methods.views import render_view
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.training.trainer import Trainer
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from conftest import around
 from nerfit.cameras import Cameras
-from nerfit.methods.base import Batch, Method
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.scene import Scene
 from nerfit.viewer.drawing import Wish, draw

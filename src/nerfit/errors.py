@@ -45,6 +45,13 @@ def require_min(prefix: str, config: Any, **least: float) -> None:
             raise ConfigError(f"{prefix}{key} must be at least {value}, not {given}.")
 
 
+def require_above(prefix: str, config: Any, **limits: float) -> None:
+    """Raise ConfigError where a number of a config is not above its limit; ``prefix`` as in `require_min`."""
+    for key, limit in limits.items():
+        if not getattr(config, key) > limit:
+            raise ConfigError(f"{prefix}{key} must be above {limit:g}, not {getattr(config, key):g}.")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint such as ``, did you mean 'depth'?``, or nothing when no known word is close."""
     tails = {k: k.rsplit(".", 1)[-1].lstrip("-") for k in known}

@@ -18,6 +18,7 @@ _BUILT_IN = {
         "instant": "nerfit.methods.instant:Instant",
         "instant-unbounded": "nerfit.methods.instant_proposals:InstantProposals",
         "nerf": "nerfit.methods.nerf:Nerf",
+        "nerf-occupancy": "nerfit.methods.nerf_occupancy:NerfOccupancy",
         "mipnerf": "nerfit.methods.mipnerf:MipNerf",
         "mipnerf360": "nerfit.methods.mipnerf360:MipNerf360",
         "image": "nerfit.methods.image:Image",

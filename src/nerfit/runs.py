@@ -22,8 +22,9 @@ from nerfit.cameras import Cameras
 from nerfit.config import arguments, flatten, parse, read_settings, to_dict, unused_keys
 from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.files import lock_descriptor, peek_json, read_text, write_text
-from nerfit.methods.base import Method, render_view
+from nerfit.methods.base import Method
 from nerfit.methods.blocks import Blended
+from nerfit.methods.views import render_view
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format

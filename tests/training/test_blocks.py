@@ -21,8 +21,10 @@ from nerfit.cameras.poses import look_at
 from nerfit.cli import main
 from nerfit.commands import blocks, jobs, sweep
 from nerfit.errors import ConfigError
-from nerfit.methods.base import Batch, Method, render_view
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.methods.blocks import Blended
+from nerfit.methods.views import render_view
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.runs import open_run
 from nerfit.scenes.formats import procedural

@@ -16,13 +16,15 @@ from torch import Tensor
 from conftest import around, assert_close
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, SceneError
-from nerfit.methods.base import Method, render_view
-from nerfit.methods.batches import pixel_batch, random_pixels
+from nerfit.methods.base import Method
 from nerfit.methods.instant import Instant, InstantConfig
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.nerf_occupancy import NerfOccupancy, NerfOccupancyConfig
+from nerfit.methods.pixel_batches import PixelSource, pixel_batch, random_pixels
+from nerfit.methods.views import render_view
 from nerfit.rendering.losses import depth_error
 from nerfit.scenes.formats import colmap
 from nerfit.scenes.formats.procedural import Config, load
@@ -68,11 +70,11 @@ def test_batches_bring_the_depths_at_which_their_rays_meet_the_scene(request: py
     """Points of the world at those depths, from the scene's own maps, lie on the rays at those distances: in NDC too."""
     scene: Scene = request.getfixturevalue(kind)
     generator = torch.Generator().manual_seed(3)
+    source = PixelSource(scene, 0, generator, torch.device("cpu"), depths=True)
     if draw == "with replacement":
-        batch = random_pixels(scene, 200, 0.5, generator, torch.device("cpu"), depths=True)
+        batch = random_pixels(source, 200, 0.5)
     else:
-        batching = "image" if draw == "one image" else "all"
-        batch = pixel_batch(scene, 200, batching, 0, 0, generator, torch.device("cpu"), depths=True)
+        batch = pixel_batch(source, 200, "image" if draw == "one image" else "all")
     rays, depth, weight = batch.rays, batch.depth, batch.depth_weight
     assert rays is not None and depth is not None and weight is not None and len(depth) == len(batch) == 200
     seen = weight > 0
@@ -102,14 +104,14 @@ def test_few_known_points_are_drawn_beside_the_pixels(few: Scene) -> None:
     index = torch.arange(3)
     points = PointDepths(torch.tensor([0, 1, 3]), 5 + index, 7 + index, 2.0 + index, torch.tensor([1.0, 0.5, 0.25]))
     scene = replace(few, depths=None, points=points)
-    batch = pixel_batch(scene, 100, "all", 0, 0, torch.Generator().manual_seed(1), torch.device("cpu"), depths=True)
+    batch = pixel_batch(PixelSource(scene, 0, torch.Generator().manual_seed(1), torch.device("cpu"), depths=True), 100, "all")
     assert batch.rays is not None and batch.depth is not None and batch.depth_weight is not None and len(batch) == 125
     assert (batch.depth_weight[:100] == 0).all() and set(batch.depth[100:].tolist()) == {2.0, 3.0, 4.0}
     assert_close(batch.depth_weight[100:] * batch.depth[100:], 2 ** (2 - batch.depth[100:]))
     row = (batch.depth[100:] - 2).long()
     own = scene.rays(points.view[row], points.x[row], points.y[row])
     assert torch.equal(own.directions, batch.rays.directions[100:])
-    alone = pixel_batch(scene, 100, "all", 0, 0, torch.Generator().manual_seed(1), torch.device("cpu"))
+    alone = pixel_batch(PixelSource(scene, 0, torch.Generator().manual_seed(1), torch.device("cpu")), 100, "all")
     assert alone.rays is not None and torch.equal(alone.rays.origins, batch.rays.origins[:100])
 
 
@@ -207,7 +209,7 @@ def test_a_model_without_observations_is_refused(capture: Path) -> None:
 
 QUICK: dict[str, tuple[Callable[[Any, Scene], Method], Any]] = {
     "nerf": (Nerf, NerfConfig(depth=2, width=8, skips=[], samples=4, fine_samples=4, rays=32, batching="all")),
-    "nerf on a grid": (Nerf, NerfConfig(depth=2, width=8, skips=[], occupancy=True, march_steps=32, rays=32, batching="all")),
+    "nerf on a grid": (NerfOccupancy, NerfOccupancyConfig(depth=2, width=8, skips=[], march_steps=32, rays=32, batching="all")),
     "mipnerf": (MipNerf, MipNerfConfig(depth=2, width=8, skips=[], samples=4, rays=32, batching="all")),
     "mipnerf360": (
         MipNerf360,

@@ -25,10 +25,10 @@ from nerfit.cli import main
 from nerfit.kernels.factored import add_factored, as_row
 from nerfit.kernels.layouts import FactoredGradient, GridLayout
 from nerfit.kernels.pixels import draw_pixels, draw_pixels_reference
-from nerfit.methods.base import Batch
-from nerfit.methods.batches import pixel_batch, random_pixels
+from nerfit.methods.batch import Batch
 from nerfit.methods.instant import InstantConfig
 from nerfit.methods.nerf import NerfConfig
+from nerfit.methods.pixel_batches import PixelSource, pixel_batch, random_pixels
 from nerfit.runs import RunConfig, with_devices
 from nerfit.sampling.share import Share
 from nerfit.sampling.shuffle import epoch_indices
@@ -95,19 +95,17 @@ def test_parts_of_pixels_are_those_of_the_whole(few: Scene, kind: str, depths: b
     scene = dataclasses.replace(few, masked=masked, background="random")
 
     def batch(share: Share) -> Batch:
-        generator = torch.Generator().manual_seed(5)
-        if kind == "random":
-            return random_pixels(scene, 100, 0.5, generator, torch.device("cpu"), depths=depths, share=share)
-        return pixel_batch(scene, 100, kind, 2, 7, generator, torch.device("cpu"), depths=depths, share=share)
+        source = PixelSource(scene, 2, torch.Generator().manual_seed(5), torch.device("cpu"), 7, None, depths, share)
+        return random_pixels(source, 100, 0.5) if kind == "random" else pixel_batch(source, 100, kind)
 
     whole = batch(Share())
     assert whole.part is None
     for index in range(3):
         part = batch(Share(index, 3))
         assert part.part is not None and part.whole == len(whole) and part.rays is not None and whole.rays is not None
-        assert torch.equal(part.rays.directions, whole.rays.directions[part.part.places])
+        assert torch.equal(part.rays.directions, whole.rays.directions[part.part.indices])
         for name in ("target", "background", *(("depth", "depth_weight") if depths else ())):
-            assert torch.equal(getattr(part, name), getattr(whole, name)[part.part.places])
+            assert torch.equal(getattr(part, name), getattr(whole, name)[part.part.indices])
 
 
 def test_a_row_of_factors_adds_what_its_pieces_add() -> None:

@@ -12,8 +12,8 @@ from nerfit.commands.train import request
 from nerfit.commands.train_plan import prepare
 from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError
-from nerfit.methods.base import render_view
 from nerfit.methods.instant import Instant, InstantConfig
+from nerfit.methods.views import render_view
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene

@@ -29,8 +29,10 @@ from nerfit.kernels.field import field_reference
 from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, Network, RaySet
 from nerfit.kernels.marching import pack_occupancy
 from nerfit.kernels.rendering import render_rays
-from nerfit.methods.base import Batch, Method, render_view
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.views import render_view
 from nerfit.rendering.volume import Rendering
 from nerfit.runs import open_run
 from nerfit.scenes.formats.procedural import Config, load

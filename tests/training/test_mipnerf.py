@@ -15,10 +15,11 @@ from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError
 from nerfit.evaluation.evaluate import evaluate
-from nerfit.methods.base import Batch, render_view
+from nerfit.methods.batch import Batch
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.views import render_view
 from nerfit.outputs.pictures.histograms import HEIGHT, WIDTH, _bars, draw_histograms
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats.procedural import Config, load

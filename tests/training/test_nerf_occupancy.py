@@ -14,9 +14,10 @@ from conftest import assert_close
 from nerfit.commands.train import request
 from nerfit.commands.train_plan import plan_of
 from nerfit.errors import ConfigError
-from nerfit.methods import nerf
-from nerfit.methods.base import render_view
-from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.kernels.layouts import Cutoffs
+from nerfit.methods import nerf_occupancy
+from nerfit.methods.nerf_occupancy import NerfOccupancy, NerfOccupancyConfig
+from nerfit.methods.views import render_view
 from nerfit.rendering.volume import composite_samples, render_weights
 from nerfit.sampling.space import OccupiedSpace
 from nerfit.scenes.formats.procedural import Config, load
@@ -26,7 +27,7 @@ from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import LoopConfig, Trainer
 from trainings import mean_test_psnr
 
-SMALL = NerfConfig(depth=3, width=48, skips=[], frequencies=5, view_frequencies=2, rays=384, batching="all", occupancy=True, march_steps=96)
+SMALL = NerfOccupancyConfig(depth=3, width=48, skips=[], frequencies=5, view_frequencies=2, rays=384, batching="all", march_steps=96)
 OPTIM = OptimConfig(lr=5e-3, schedule="log-linear", lr_final=5e-4, warmup_steps=50)
 Start = Callable[..., Trainer]
 
@@ -40,17 +41,17 @@ def scene() -> Scene:
 def start(tmp_path: Path, scene: Scene) -> Start:
     """A trainer in a folder of its own name."""
 
-    def make(name: str = "run", scene: Scene = scene, config: NerfConfig = SMALL, **choices: Any) -> Trainer:
+    def make(name: str = "run", scene: Scene = scene, config: NerfOccupancyConfig = SMALL, **choices: Any) -> Trainer:
         (tmp_path / name).mkdir(exist_ok=True)
         quiet = LogConfig(image_every=0, save_every=0)
         settings = LoopConfig(**({"optim": OPTIM, "log": quiet, "device": "cpu", "threads": 1} | choices))
-        return Trainer(lambda: Nerf(config, scene), scene, settings, tmp_path / name, quiet=True)
+        return Trainer(lambda: NerfOccupancy(config, scene), scene, settings, tmp_path / name, quiet=True)
 
     return make
 
 
 def space_of(method: Any) -> OccupiedSpace:
-    assert isinstance(method, Nerf) and method.space is not None
+    assert isinstance(method, NerfOccupancy)
     return method.space
 
 
@@ -79,7 +80,7 @@ def test_other_bounds_are_learned(start: Start, scene: Scene, kind: str, monkeyp
     else:
         scene = replace(scene, bounds="unbounded")
         assert OccupiedSpace(scene, 96).grid.cascades == 5
-        monkeypatch.setattr(nerf, "OccupiedSpace", partial(OccupiedSpace, cascades=2))
+        monkeypatch.setattr(nerf_occupancy, "OccupiedSpace", partial(OccupiedSpace, cascades=2))
     run = start(scene=scene, steps=300)
     run.train()
     assert mean_test_psnr(run) > (17 if kind == "unbounded" else 15.2)
@@ -110,10 +111,9 @@ def test_chunks_and_views_are_what_they_are_in_one_piece(start: Start) -> None:
 
 def test_a_full_grid_gives_dense_quadrature(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every march step of every ray, composited in float64 from the network itself."""
-    monkeypatch.setattr(nerf, "MIN_WEIGHT", 0.0)
-    monkeypatch.setattr(nerf, "EARLY_STOP", 0.0)
+    monkeypatch.setattr(nerf_occupancy, "CUTOFFS", Cutoffs(0.0, 0.0))
     torch.manual_seed(0)
-    method = Nerf(replace(SMALL, jitter=False), scene)
+    method = NerfOccupancy(replace(SMALL, jitter=False), scene)
     space = space_of(method)
     batch = method.view_batch(scene, scene.cameras, 0, torch.arange(0, 32 * 32, 7))
     rays = batch.rays
@@ -131,7 +131,7 @@ def test_a_full_grid_gives_dense_quadrature(scene: Scene, monkeypatch: pytest.Mo
     method.double()
     o, d = rays.origins.double(), rays.directions.double()
     points = o[:, None] + t[..., None] * d[:, None]
-    density, rgb = method._evaluate(method.coarse, points, rays.viewdirs.double(), None)
+    density, rgb = method.field(points, rays.viewdirs.double())
     weights = render_weights(density.double(), delta * d.norm(dim=-1)[:, None])
     expected = composite_samples(weights, rgb.double(), t, batch.background)
     for name in ("rgb", "depth", "opacity", "disparity"):
@@ -166,7 +166,7 @@ def test_places_in_the_scene_and_in_the_cascades(scene: Scene) -> None:
 
 
 def test_nothing_is_dense_outside_the_grid(scene: Scene) -> None:
-    method = Nerf(SMALL, scene)
+    method = NerfOccupancy(SMALL, scene)
     space = space_of(method)
     points = space.origin + space.side * torch.tensor([[-0.01, 0.5, 0.5], [0.5, 0.5, 0.5], [0.5, 1.01, 0.5]])
     assert (method.density(points) > 0).tolist() == [False, True, False]
@@ -190,15 +190,13 @@ def test_where_all_is_occupied_steps_are_longer(scene: Scene, most: int) -> None
 # --- Its keys -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["samples", "fine-samples", "fine-depth", "fine-width"])
-def test_keys_of_coarse_and_fine_networks_are_refused(key: str) -> None:
-    words = ["--model.occupancy", f"--model.{key}", "17"]
-    with pytest.raises(ConfigError, match=f"model.{key.replace('-', '_')} has no effect here: occupancy is on"):
-        plan_of(request("nerf", "procedural", words))
+def test_its_recipe_is_its_own_and_it_has_no_keys_of_coarse_and_fine_samples() -> None:
+    plan = plan_of(request("nerf-occupancy", "procedural", []))
+    assert plan.config.model.march_steps == 128
+    with pytest.raises(ConfigError, match="there is no option --model.fine-samples here"):
+        plan_of(request("nerf-occupancy", "procedural", ["--model.fine-samples", "17"]))
 
 
-def test_march_steps_are_refused_without_a_grid() -> None:
-    with pytest.raises(ConfigError, match="model.march_steps has no effect here: occupancy is off"):
-        plan_of(request("nerf", "procedural", ["--model.march-steps", "99"]))
-    plan = plan_of(request("nerf", "procedural", ["--recipe", "nerf-occupancy"]))
-    assert plan.config.model.occupancy and plan.config.model.march_steps == 128
+def test_too_few_march_steps_are_refused(scene: Scene) -> None:
+    with pytest.raises(ConfigError, match="model.march_steps must be at least 16"):
+        NerfOccupancy(replace(SMALL, march_steps=8), scene)

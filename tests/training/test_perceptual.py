@@ -17,7 +17,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.poses import look_at, pose_between
 from nerfit.errors import ConfigError, NerfitError
-from nerfit.methods.base import Batch, Method
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.methods.instant import Instant, InstantConfig
 from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.rendering.volume import Rendering

@@ -29,6 +29,7 @@ from nerfit.commands.train import request
 from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.config import arguments
 from nerfit.errors import ConfigError, RunError
+from nerfit.fields.mlp import Layers
 from nerfit.fields.siren import SirenMLP
 from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.outputs.pictures.frusta import draw_search
@@ -81,7 +82,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def test_sine_layers_follow_their_twin() -> None:
     torch.manual_seed(0)
-    net = SirenMLP(3, 3, 3, 8, [], first_w0=30.0, hidden_w0=1.5)
+    net = SirenMLP(3, 3, Layers(3, 8, []), first_w0=30.0, hidden_w0=1.5)
     position, direction = torch.rand(5, 2, 3) - 0.5, torch.randn(5, 3)
     density, rgb = net(position, direction)
 
@@ -101,7 +102,7 @@ def test_sine_layers_follow_their_twin() -> None:
 def test_sine_layers_keep_the_spread_of_what_they_carry(hidden_w0: float) -> None:
     """Behind each layer an arcsine law of variance a half, before each a spread of about one (Sitzmann et al., theorem 1.8)."""
     torch.manual_seed(1)
-    net = SirenMLP(3, 0, 6, 256, [], first_w0=30.0, hidden_w0=hidden_w0)
+    net = SirenMLP(3, 0, Layers(6, 256, []), first_w0=30.0, hidden_w0=hidden_w0)
     h = 2 * torch.rand(2000, 3) - 1
     for i, layer in enumerate(net.trunk):
         h = net.activation(layer(h), first=i == 0)

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, RunError
-from nerfit.methods.base import Batch, Method, render_view
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.methods.image import Image, ImageConfig
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.views import render_view
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats.procedural import Config, load

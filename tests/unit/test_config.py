@@ -22,6 +22,7 @@ from nerfit.errors import ConfigError, nearest
 from nerfit.methods.mipnerf import MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360Config
 from nerfit.methods.nerf import NerfConfig
+from nerfit.methods.nerf_occupancy import NerfOccupancyConfig
 from nerfit.plugins import available, find
 from nerfit.recipes.loading import load_recipe, merge, shipped_recipes
 from nerfit.runs import Plan, RunConfig, config_type, default_config
@@ -124,7 +125,7 @@ def picture(tmp_path: Path) -> str:
 SECTIONS = [
     *OPTIMISERS.values(),
     *(NerfConfig(network="siren", frequencies=0, viewdirs=False, camera=CameraConfig(learn=True)), NerfConfig()),
-    *(NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5), NerfConfig(occupancy=True)),
+    *(NerfConfig(fine_samples=0, viewdirs=False), NerfConfig(precrop_steps=5), NerfOccupancyConfig(depth=3)),
     *(MipNerfConfig(depth=2), MipNerf360Config(depth=2)),
     *(PerceptualConfig(), PerceptualConfig(net="vgg")),
     *(scene_format(form).Config() for form in FORMATS if hasattr(scene_format(form).Config, "unused")),

@@ -9,7 +9,8 @@ from nerfit.camera_search.photometric import adjust_photometrically
 from nerfit.cameras import Cameras
 from nerfit.cameras.ndc import from_ndc
 from nerfit.cameras.poses import align, recentre, transform_poses
-from nerfit.methods.base import Batch, Method
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig, LearnedCameras
 from nerfit.cameras.rotations import axis_angle_to_matrix
-from nerfit.methods.base import Batch, Method
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene, composite
 

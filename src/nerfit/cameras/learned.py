@@ -233,9 +233,7 @@ def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], nd
     ``ndc`` says that rays are taken to NDC, ``boxed`` that the field has a box, which lies where given poses look.
     """
     if config.learn and config.start == "identity" and boxed and not ndc:
-        raise ConfigError(
-            "model.camera.start identity needs a forward-facing scene in NDC here; the method nerf without occupancy takes others."
-        )
+        raise ConfigError("model.camera.start identity needs a forward-facing scene in NDC here; the method nerf takes others.")
     pivot = config.pivot
     if pivot is None:
         pivot = NDC_PIVOT if ndc or config.start == "identity" else 0.0

@@ -28,7 +28,7 @@ def run(options: Options) -> dict[str, Any]:
     from nerfit.commands.machine import machine
     from nerfit.commands.train import request
     from nerfit.commands.train_plan import plan_of
-    from nerfit.methods.base import render_view
+    from nerfit.methods.views import render_view
     from nerfit.training.devices import peak_memory, pick_device
     from nerfit.training.trainer import Trainer
 

@@ -9,7 +9,7 @@ import torch
 from nerfit.cameras.poses import rays_meet
 from nerfit.commands.machine import matrix_peak, median_seconds
 from nerfit.errors import ConfigError
-from nerfit.methods.base import render_view
+from nerfit.methods.views import render_view
 from nerfit.outputs.pictures.frusta import draw_cameras
 from nerfit.scenes.images import colorize, strip, write_png
 from nerfit.scenes.scene import Scene

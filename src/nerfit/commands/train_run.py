@@ -15,7 +15,8 @@ from nerfit.commands.train_plan import load_scene
 from nerfit.errors import NerfitError, RunError
 from nerfit.evaluation.evaluate import evaluate as evaluate_views
 from nerfit.evaluation.poses import judge_cameras
-from nerfit.methods.base import Method, render_view
+from nerfit.methods.base import Method
+from nerfit.methods.views import render_view
 from nerfit.outputs.pictures.histograms import draw_histograms
 from nerfit.outputs.pictures.pose_plots import draw_poses, log_paths
 from nerfit.outputs.pictures.render_path import PathFrames, render_path

@@ -13,7 +13,8 @@ from torch import Tensor
 from nerfit.errors import SceneError
 from nerfit.evaluation.appearance import fitted_to_left_half
 from nerfit.evaluation.poses import optimised_pose
-from nerfit.methods.base import Method, render_view
+from nerfit.methods.base import Method
+from nerfit.methods.views import render_view
 from nerfit.metrics.lpips import Lpips, find_weights, load_lpips
 from nerfit.metrics.psnr_ssim import psnr, quantise, ssim
 from nerfit.rendering.volume import Rendering

@@ -1,1 +1,1 @@
-"""Position and direction to density and colour: the networks."""
+"""Fields: position (and direction) to density and colour, and the encodings that they begin with."""

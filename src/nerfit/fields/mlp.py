@@ -1,5 +1,7 @@
 """The multi-layer perceptrons of NeRF and of image fitting."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,8 +23,17 @@ def linear(layer: nn.Linear, *inputs: Tensor) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Layers:
+    """``depth`` hidden layers of ``width`` channels; after the layers ``skips`` (from 0) the network's input is joined to the features."""
+
+    depth: int
+    width: int
+    skips: list[int]
+
+
 def unused_skips(skips: list[int], depth: int) -> dict[str, str]:
-    """What a config's ``unused()`` says of skips that all lie beyond the layers of its deepest network."""
+    """The entry of a config's ``unused()`` for skips that all lie beyond the layers of its deepest network."""
     return {"skips": f"the network has only layers 0 to {depth - 1}"} if skips and min(skips) >= depth else {}
 
 
@@ -48,25 +59,24 @@ def perceptron(inputs: int, depth: int, width: int, outputs: int, init: str) -> 
 class NerfMLP(nn.Module):
     """NeRF's network (figure 7, as the original code built it): encoded position (and direction) to density and colour.
 
-    ``depth`` ReLU layers of ``width``; after the layers named in ``skips`` the encoded position joins again. With
-    directions: a linear density head, a linear bottleneck, one layer of width/2 that sees the direction, then colour (the last two of
-    other sizes on demand). Without: one linear layer to colour and density. 595,844 parameters at depth 8, width 256, 63 + 27 inputs.
+    With directions the ReLU ``layers`` lead to a linear density head, a linear ``bottleneck`` (None = as wide as a layer), a layer of
+    ``view_width`` channels (None = half as many) that takes the direction too, then colour. Without directions they lead to one linear
+    layer for colour and density. 595,844 parameters at depth 8, width 256, 63 + 27 inputs.
     """
 
     def __init__(
         self,
         position_size: int,
         direction_size: int,
-        depth: int,
-        width: int,
-        skips: list[int],
+        layers: Layers,
         init: str,
         bottleneck: int | None = None,
         view_width: int | None = None,
     ) -> None:
         super().__init__()
-        self.skips = frozenset(skips)
-        sizes = [position_size] + [width + (position_size if i in self.skips else 0) for i in range(depth)]
+        self.layers, width = layers, layers.width
+        self.skips = frozenset(layers.skips)
+        sizes = [position_size] + [width + (position_size if i in self.skips else 0) for i in range(layers.depth)]
         self.trunk = nn.ModuleList([nn.Linear(size, width) for size in sizes[:-1]])
         if direction_size:
             self.density = nn.Linear(sizes[-1], 1)
@@ -80,7 +90,7 @@ class NerfMLP(nn.Module):
         initialise(self, init)
 
     def activation(self, x: Tensor, first: bool = False) -> Tensor:
-        """What follows each layer but the linear ones; ``first`` says that the layer sees the position alone."""
+        """Activation of every layer but the linear ones; ``first`` marks the layer whose only input is the position."""
         return F.relu(x)
 
     def trunk_features(self, position: Float[Tensor, "*n position"]) -> list[Tensor]:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nerfit.fields.mlp import NerfMLP
+from nerfit.fields.mlp import Layers, NerfMLP
 
 
 class SirenMLP(NerfMLP):
@@ -15,10 +15,8 @@ class SirenMLP(NerfMLP):
     spread of activations from layer to layer. Meant for raw coordinates: 0 octaves of encoding, no skips.
     """
 
-    def __init__(
-        self, position_size: int, direction_size: int, depth: int, width: int, skips: list[int], first_w0: float, hidden_w0: float
-    ) -> None:
-        super().__init__(position_size, direction_size, depth, width, skips, init="torch")
+    def __init__(self, position_size: int, direction_size: int, layers: Layers, first_w0: float, hidden_w0: float) -> None:
+        super().__init__(position_size, direction_size, layers, init="torch")
         self.first_w0, self.hidden_w0 = first_w0, hidden_w0
         for layer in (module for module in self.modules() if isinstance(module, nn.Linear)):
             within = 1 / layer.in_features if layer is self.trunk[0] else math.sqrt(6 / layer.in_features) / hidden_w0

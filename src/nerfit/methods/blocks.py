@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from nerfit.cameras import Rays
 from nerfit.errors import RunError
-from nerfit.methods.base import Batch, Method
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.scenes.partition import Block, Partition
 from nerfit.scenes.scene import Scene

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.cameras import Cameras
+from nerfit.errors import require_min
 from nerfit.fields.frequency import encoded_size, frequency_encoding
 from nerfit.fields.mlp import ImageMLP
-from nerfit.methods.base import Batch, Method, require_model_min
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.rendering.volume import Rendering
 from nerfit.sampling.shuffle import permute
 from nerfit.scenes.scene import Scene, composite
@@ -40,7 +42,7 @@ class Image(Method):
     def __init__(self, config: ImageConfig, scene: Scene) -> None:
         super().__init__()
         self.config = config
-        require_model_min(config, depth=1, width=1, frequencies=0, pixels=1)
+        require_min("model.", config, depth=1, width=1, frequencies=0, pixels=1)
         self.net = ImageMLP(encoded_size(2, config.frequencies), config.depth, config.width)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:

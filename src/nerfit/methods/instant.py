@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.cameras.learned import CameraConfig, learned_cameras
+from nerfit.errors import require_min
 from nerfit.fields.frequency import opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads, warm_up
 from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, contract
 from nerfit.kernels.rendering import render_rays
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
-from nerfit.methods.batches import random_pixels, rays_for_samples
+from nerfit.methods.base import CaptureConfig, Method
+from nerfit.methods.batch import Batch
+from nerfit.methods.pixel_batches import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.volume import Rendering, over_background
 from nerfit.sampling.space import OccupiedSpace
@@ -89,7 +91,7 @@ class Instant(Method):
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_model_min(c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
+        require_min("model.", c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
         self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone_angle, c.occupancy_threshold)
         unbounded = self.space.cascades > 1
         finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
@@ -101,15 +103,9 @@ class Instant(Method):
         self.register_buffer("rays", torch.tensor(256))
         self.set_capture(c, scene)
 
-    @property
-    def half_precision(self) -> bool:
-        """Whether matrix products take half-precision inputs."""
-        return self.precision != torch.float32
-
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, fewer of the empty ones; as many as give ``samples`` visible samples."""
-        cameras, depths = self.training_cameras(), self.depth_loss > 0
-        return random_pixels(scene, int(self.rays), self.config.empty_pixels, generator, self.device, cameras, depths, self.share)
+        return random_pixels(self.pixel_source(scene, step, generator), int(self.rays), self.config.empty_pixels)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""

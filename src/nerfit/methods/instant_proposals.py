@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nerfit.cameras import Rays
-from nerfit.errors import ConfigError
+from nerfit.errors import ConfigError, require_min
 from nerfit.fields.hash_field import HashDensity, HashField
 from nerfit.kernels.dispatch import kernels_take_threads
 from nerfit.kernels.intervals import render_intervals, warm_up
 from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, RaySet, contract
 from nerfit.kernels.rendering import Rendered
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
-from nerfit.methods.batches import random_pixels, rays_for_samples
+from nerfit.methods.base import CaptureConfig, Method
+from nerfit.methods.batch import Batch
+from nerfit.methods.pixel_batches import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.losses import interlevel
 from nerfit.rendering.volume import Rendering, over_background, render_weights
@@ -97,8 +98,8 @@ class InstantProposals(Method):
     def __init__(self, config: InstantProposalsConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_model_min(
-            c, intervals=2, samples=64, padding=1e-6, anneal=0, trained_rays=0.01, proposal_lr=0, distortion=0, near_falloff=0
+        require_min(
+            "model.", c, intervals=2, samples=64, padding=1e-6, anneal=0, trained_rays=0.01, proposal_lr=0, distortion=0, near_falloff=0
         )
         if len(c.proposal_finest) != len(c.proposal_samples) or min(c.proposal_samples, default=0) < 2:
             raise ConfigError("model.proposal_finest and model.proposal_samples must name as many proposals, each of 2 samples at least.")
@@ -117,15 +118,10 @@ class InstantProposals(Method):
         self.kept = 0
         """Samples of the latest step that got a colour."""
 
-    @property
-    def half_precision(self) -> bool:
-        """Whether matrix products take half-precision inputs."""
-        return self.precision != torch.float32
-
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, as many as give ``samples`` visible samples."""
         self.kept = 0
-        return random_pixels(scene, int(self.rays), 1.0, generator, self.device, depths=self.depth_loss > 0, share=self.share)
+        return random_pixels(self.pixel_source(scene, step, generator), int(self.rays), empty=1.0)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
@@ -173,7 +169,7 @@ class InstantProposals(Method):
         if batch.generator is None:
             return 0
         whole = math.ceil(self.config.trained_rays * batch.whole)
-        return whole if batch.part is None else int((batch.part.places < whole).sum())
+        return whole if batch.part is None else int((batch.part.indices < whole).sum())
 
     def _to_grid(self, rays: Rays) -> RaySet:
         """Rays in cascade coordinates, with the same distances."""

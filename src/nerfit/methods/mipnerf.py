@@ -8,16 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.cameras import Rays
-from nerfit.errors import ConfigError
+from nerfit.errors import require_above, require_min
 from nerfit.fields.frequency import encoded_size, frequency_encoding
 from nerfit.fields.integrated import integrated_encoding
-from nerfit.fields.mlp import NerfMLP, unused_skips
+from nerfit.fields.mlp import Layers, NerfMLP, unused_skips
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_inverse_depth, require_model_min
-from nerfit.methods.batches import colour_error, mean_area, pixel_batch
+from nerfit.methods.base import CaptureConfig, Method
+from nerfit.methods.batch import Batch
+from nerfit.methods.pixel_batches import colour_error, mean_area, pixel_batch
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering, composite_samples, render_weights
-from nerfit.sampling.along_rays import stratified
+from nerfit.sampling.along_rays import require_inverse_depth, stratified
 from nerfit.sampling.frustums import PointGaussians, ray_gaussians
 from nerfit.sampling.histograms import blurred
 from nerfit.scenes.scene import Scene
@@ -58,6 +59,12 @@ class MipNerfConfig(CaptureConfig):
     rays: int = 4096
     """Rays per step."""
 
+    def check(self, scene: Scene) -> None:
+        """Raise ConfigError for values that can't work with a scene."""
+        require_min("model.", self, depth=1, width=2, frequencies=1, view_frequencies=0, samples=2, rays=1, raw_noise=0, rgb_padding=0)
+        require_above("model.", self, padding=0)
+        require_inverse_depth(self.lindisp, scene)
+
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
         return unused_skips(self.skips, self.depth)
@@ -73,19 +80,15 @@ class MipNerf(Method):
     def __init__(self, config: MipNerfConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_model_min(c, depth=1, width=2, frequencies=1, view_frequencies=0, samples=2, rays=1, raw_noise=0, rgb_padding=0)
-        if not c.padding > 0:
-            raise ConfigError(f"model.padding must be above 0, not {c.padding:g}.")
-        require_inverse_depth(c.lindisp, scene)
-        self.network = NerfMLP(6 * c.frequencies, encoded_size(3, c.view_frequencies), c.depth, c.width, c.skips, "glorot")
+        c.check(scene)
+        self.network = NerfMLP(6 * c.frequencies, encoded_size(3, c.view_frequencies), Layers(c.depth, c.width, c.skips), "glorot")
         self.ndc, self.point_gaussians = scene.ndc, PointGaussians(scene)
         self.mean_area = mean_area(scene) if c.batching == "all" else None
         self.set_capture(c, scene)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Rays of one random image, or of all."""
-        c, depths = self.config, self.depth_loss > 0
-        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths, share=self.share)
+        return pixel_batch(self.pixel_source(scene, step, generator), self.config.rays, self.config.batching)
 
     def render(self, batch: Batch) -> Rendering:
         """Evenly spread frustums, then as many where the first ones' blurred weights are (section 3.2), through the same network."""

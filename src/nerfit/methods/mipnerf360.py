@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nerfit.errors import ConfigError
+from nerfit.errors import ConfigError, require_above, require_min
 from nerfit.fields.frequency import encoded_size, frequency_encoding
 from nerfit.fields.integrated import icosahedron_basis, integrated_encoding, lift
-from nerfit.fields.mlp import NerfMLP, perceptron, unused_skips
-from nerfit.methods.base import Batch, CaptureConfig, Method, require_model_min
-from nerfit.methods.batches import pixel_batch
+from nerfit.fields.mlp import Layers, NerfMLP, perceptron, unused_skips
+from nerfit.methods.base import CaptureConfig, Method
+from nerfit.methods.batch import Batch
 from nerfit.methods.mipnerf import widened_sigmoid
+from nerfit.methods.pixel_batches import pixel_batch
 from nerfit.rendering.distortion import distortion
 from nerfit.rendering.losses import charbonnier, interlevel
 from nerfit.rendering.volume import Rendering, over_background, render_weights
@@ -76,6 +77,15 @@ class MipNerf360Config(CaptureConfig):
     rays: int = 16384
     """Rays per step."""
 
+    def check(self) -> None:
+        """Raise ConfigError for values that can't work."""
+        sizes = {"depth": 1, "width": 2, "bottleneck": 1, "view_width": 1, "proposal_depth": 1, "proposal_width": 2}
+        require_min("model.", self, **sizes, frequencies=1, view_frequencies=0, samples=2, rays=1)
+        require_min("model.", self, anneal=0, dilation=0, charbonnier=0, interlevel=0, distortion=0)
+        require_above("model.", self, least_dilation=0)
+        if min(self.proposal_samples, default=0) < 2:
+            raise ConfigError("model.proposal_samples must name at least one level, each of at least 2 samples.")
+
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
         return unused_skips(self.skips, self.depth)
@@ -93,26 +103,20 @@ class MipNerf360(Method):
     def __init__(self, config: MipNerf360Config, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_model_min(c, depth=1, width=2, bottleneck=1, view_width=1, proposal_depth=1, proposal_width=2, frequencies=1)
-        require_model_min(c, view_frequencies=0, samples=2, rays=1, anneal=0, dilation=0, charbonnier=0, interlevel=0, distortion=0)
-        if min(c.proposal_samples, default=0) < 2:
-            raise ConfigError("model.proposal_samples must name at least one level, each of at least 2 samples.")
-        if not c.least_dilation > 0:
-            raise ConfigError(f"model.least_dilation must be above 0, not {c.least_dilation:g}.")
+        c.check()
         self.contracted = scene.bounds == "unbounded" and not scene.ndc if c.contracted is None else c.contracted
         if self.contracted and (scene.ndc or scene.near <= 0):
             raise ConfigError("model.contracted needs a scene without NDC and a near distance above 0: set --scene.near, --scene.no-ndc.")
         self.register_buffer("basis", icosahedron_basis() if c.basis == "icosahedron" else torch.eye(3), persistent=False)
         size, directions = 2 * len(self.basis) * c.frequencies, encoded_size(3, c.view_frequencies)
         self.proposal = perceptron(size, c.proposal_depth, c.proposal_width, 1, "he")
-        self.field = NerfMLP(size, directions, c.depth, c.width, c.skips, "he", c.bottleneck, c.view_width)
+        self.field = NerfMLP(size, directions, Layers(c.depth, c.width, c.skips), "he", c.bottleneck, c.view_width)
         self.ndc, self.point_gaussians = scene.ndc, PointGaussians(scene)
         self.set_capture(c, scene)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Rays of all images, or of a random one."""
-        c, depths = self.config, self.depth_loss > 0
-        return pixel_batch(scene, c.rays, c.batching, step, self.seed, generator, self.device, depths=depths, share=self.share)
+        return pixel_batch(self.pixel_source(scene, step, generator), self.config.rays, self.config.batching)
 
     def render(self, batch: Batch) -> Rendering:
         """What the field's few samples show; of training rays also the losses on the histograms of all levels."""

@@ -11,7 +11,9 @@ from nerfit.cameras import Cameras, Rays
 from nerfit.cameras.lenses import project
 from nerfit.cameras.ndc import ndc_rays, to_ndc
 from nerfit.errors import ConfigError, RunError
-from nerfit.methods.base import Batch, Method, render_view
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
+from nerfit.methods.views import render_view
 from nerfit.scenes.scene import Scene
 
 _INFINITE = 1e-3

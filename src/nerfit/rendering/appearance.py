@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nerfit.errors import ConfigError
+from nerfit.errors import require_above
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.scene import Scene
 
@@ -44,9 +44,7 @@ class Appearance(nn.Module):
 
     def __init__(self, config: AppearanceConfig, scene: Scene) -> None:
         super().__init__()
-        for key in ("lr", "lr_final"):
-            if not getattr(config, key) > 0:
-                raise ConfigError(f"model.appearance.{key} must be above 0, not {getattr(config, key):g}.")
+        require_above("model.appearance.", config, lr=0, lr_final=0)
         self.config, self.cut_out = config, scene.has_alpha
         train = scene.splits["train"]
         rows = torch.zeros(len(scene.cameras), dtype=torch.long)

@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nerfit.errors import ConfigError
+from nerfit.scenes.scene import Scene
+
 
 def spaced(
     near: Float[Tensor, "rays"], far: Float[Tensor, "rays"], s: Float[Tensor, "*rays samples"], lindisp: bool
@@ -31,3 +34,11 @@ def stratified(
     mids = 0.5 * (t[:, 1:] + t[:, :-1])
     lower, upper = torch.cat([t[:, :1], mids], -1), torch.cat([mids, t[:, -1:]], -1)
     return lower + (upper - lower) * uniform
+
+
+def require_inverse_depth(lindisp: bool, scene: Scene) -> None:
+    """Raise ConfigError where samples are to be spaced in an inverse depth (model.lindisp) that a scene doesn't have."""
+    if lindisp and scene.ndc:
+        raise ConfigError("model.lindisp has no meaning in NDC, whose depth is inverse already: add --scene.no-ndc or drop it.")
+    if lindisp and scene.near <= 0:
+        raise ConfigError("model.lindisp needs a near distance above 0: set --scene.near.")

@@ -19,7 +19,9 @@ from nerfit.camera_search.relocate import relocate
 from nerfit.errors import ConfigError, RunError
 from nerfit.files import atomic_write
 from nerfit.kernels.dispatch import warm_up
-from nerfit.methods.base import Batch, Method, render_view, smaller_chunk
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
+from nerfit.methods.views import render_view, smaller_chunk
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering, join
 from nerfit.sampling.shuffle import mix

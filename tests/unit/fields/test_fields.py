@@ -15,10 +15,12 @@ from conftest import assert_close
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError
 from nerfit.fields.frequency import encoded_size, frequency_encoding
-from nerfit.fields.mlp import ImageMLP, NerfMLP, linear
-from nerfit.methods.base import Batch, Method, render_view
+from nerfit.fields.mlp import ImageMLP, Layers, NerfMLP, linear
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
 from nerfit.methods.image import Image, ImageConfig
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.views import render_view
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene
@@ -81,7 +83,7 @@ def nerf_twin(net: NerfMLP, position: np.ndarray, direction: np.ndarray | None) 
 
 def some_net(viewdirs: bool, depth: int = 3, width: int = 8, skips: tuple[int, ...] = (1,), init: str = "torch") -> NerfMLP:
     torch.manual_seed(0)
-    return NerfMLP(7, 5 if viewdirs else 0, depth, width, list(skips), init)
+    return NerfMLP(7, 5 if viewdirs else 0, Layers(depth, width, list(skips)), init)
 
 
 @VIEWDIRS
@@ -100,7 +102,7 @@ def test_nerfs_network_follows_its_twin(viewdirs, depth, width, skips):
 
 @pytest.mark.parametrize(("directions", "count"), [(27, 595_844), (0, 494_084)])
 def test_the_papers_network_has_the_papers_parameters(directions, count):
-    net = NerfMLP(63, directions, 8, 256, [4], "torch")
+    net = NerfMLP(63, directions, Layers(8, 256, [4]), "torch")
     assert sum(p.numel() for p in net.parameters()) == count
 
 
@@ -112,7 +114,7 @@ def test_nerf_has_a_coarse_and_a_fine_network(scene):
     assert sum(len(group["params"]) for group in method.parameter_groups()) == len(list(method.parameters()))
     deeper = Nerf(NerfConfig(fine_depth=3, fine_width=32, skips=[1]), scene)
     assert deeper.fine is not None
-    assert [(len(n.trunk), n.trunk[0].out_features) for n in (deeper.coarse, deeper.fine)] == [(8, 256), (3, 32)]
+    assert [(n.network.layers.depth, n.network.layers.width) for n in (deeper.coarse, deeper.fine)] == [(8, 256), (3, 32)]
 
 
 @given(seed=SEEDS, sizes=st.lists(SMALL, min_size=1, max_size=4), rows=SMALL, out=SMALL)
@@ -235,7 +237,7 @@ def test_a_coarse_rendering_follows_its_twin_from_ray_to_colour(viewdirs, activa
         last = 0.0 if activation == "softplus" else 1e10
         for i in range(6):
             point = [a + t[i] * b for a, b in zip(o, d, strict=True)]
-            sigma, *rgb = nerf_twin(method.coarse, np.array(encoding_twin(point, 2)), toward)
+            sigma, *rgb = nerf_twin(method.coarse.network, np.array(encoding_twin(point, 2)), toward)
             sigma = max(sigma + 0.2, 0) if activation == "relu" else softplus(sigma + 0.2 - 1)
             alpha = 1 - math.exp(-sigma * norm * (t[i + 1] - t[i] if i < 5 else last))
             color += through * alpha / (1 + np.exp(-np.array(rgb)))
@@ -282,7 +284,6 @@ def test_samples_per_ray_counts_network_evaluations(viewdirs, fine, scene):
 
 
 UNUSABLE = [
-    ({"occupancy": True, "march_steps": 8}, "march_steps"),
     ({"lindisp": True, "ndc": True}, "lindisp"),
     ({"lindisp": True, "near": 0.0}, "lindisp"),
     ({"samples": 2}, "samples"),

@@ -9,8 +9,9 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.cameras.ndc import from_ndc, to_ndc
 from nerfit.errors import RunError
-from nerfit.methods.base import Batch, render_view
+from nerfit.methods.batch import Batch
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.views import render_view
 from nerfit.outputs.pictures.render_path import view_normals
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats import procedural

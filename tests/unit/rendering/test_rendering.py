@@ -15,8 +15,9 @@ from torch import Tensor
 from conftest import assert_close, rotation
 from nerfit.cameras import Cameras, Rays
 from nerfit.methods import nerf
-from nerfit.methods.base import Batch, render_view
+from nerfit.methods.batch import Batch
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.views import render_view
 from nerfit.rendering.volume import Rendering, composite_samples, intervals, render_weights
 from nerfit.scenes.scene import Scene
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from conftest import assert_close, rotation
 from nerfit.cameras import Cameras
-from nerfit.methods.base import Batch
-from nerfit.methods.batches import pixel_batch
+from nerfit.methods.batch import Batch
 from nerfit.methods.nerf import Nerf, NerfConfig
+from nerfit.methods.pixel_batches import PixelSource, pixel_batch
 from nerfit.sampling.along_rays import stratified
 from nerfit.sampling.shuffle import epoch_indices, mix, permute
 from nerfit.scenes.scene import Scene
@@ -177,7 +177,7 @@ def pixel_scene(sizes: list[tuple[int, int]] = SIZES, background: str = "white",
 def batch_of(scene: Scene, count: int, batching: str, step: int = 0, seed: int = 0, crop: float = 1.0) -> Batch:
     """The batch that a training of that seed sees at that step."""
     generator = torch.Generator().manual_seed(mix(seed, step + 1))
-    return pixel_batch(scene, count, batching, step, seed, generator, torch.device("cpu"), crop)
+    return pixel_batch(PixelSource(scene, step, generator, torch.device("cpu"), seed), count, batching, crop)
 
 
 def pixels_of(scene: Scene, batch: Batch) -> list[tuple[int, int, int]]:

@@ -22,8 +22,9 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.errors import SceneError
 from nerfit.evaluation.evaluate import evaluate
-from nerfit.methods.base import Batch, Method
-from nerfit.methods.batches import pixel_batch, random_pixels
+from nerfit.methods.base import Method
+from nerfit.methods.batch import Batch
+from nerfit.methods.pixel_batches import PixelSource, pixel_batch, random_pixels
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats import blender, llff
 from nerfit.scenes.images import read_image, resize_area
@@ -308,11 +309,8 @@ def numbers(batch: Batch) -> Tensor:
 def test_only_visible_pixels_are_trained_on(kind, seen, masked):
     scene, counts = masked_scene(holes(seen), masked), torch.zeros(4 * 99)
     for step in range(300):
-        generator = torch.Generator().manual_seed(step)
-        if kind == "random":
-            batch = random_pixels(scene, 30, 0.5, generator, torch.device("cpu"))
-        else:
-            batch = pixel_batch(scene, 30, kind, step, 0, generator, torch.device("cpu"))
+        source = PixelSource(scene, step, torch.Generator().manual_seed(step), torch.device("cpu"))
+        batch = random_pixels(source, 30, 0.5) if kind == "random" else pixel_batch(source, 30, kind)
         assert 0 < len(batch) <= 30
         colors = scene.stored_pixels[numbers(batch)]
         assert masked or len(batch) == 30
@@ -329,13 +327,14 @@ def test_only_visible_pixels_are_trained_on(kind, seen, masked):
 
 def test_masks_that_hide_everything_are_refused():
     scene = masked_scene(holes(0.0))
+    source = PixelSource(scene, 0, torch.Generator().manual_seed(0), torch.device("cpu"))
     for batch in (
-        lambda g: random_pixels(scene, 30, 0.0, g, torch.device("cpu")),
-        lambda g: pixel_batch(scene, 30, "all", 0, 0, g, torch.device("cpu")),
-        lambda g: pixel_batch(scene, 30, "image", 0, 0, g, torch.device("cpu")),
+        lambda: random_pixels(source, 30, 0.0),
+        lambda: pixel_batch(source, 30, "all"),
+        lambda: pixel_batch(source, 30, "image"),
     ):
         with pytest.raises(SceneError, match="holes: the masks hide nearly everything"):
-            batch(torch.Generator().manual_seed(0))
+            batch()
     with pytest.raises(SceneError, match="no test views that can be judged"):
         evaluate(Flat(), scene, 100)
 

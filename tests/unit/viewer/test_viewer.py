@@ -27,7 +27,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import rays_meet
 from nerfit.cli import main
 from nerfit.errors import ConfigError, SceneError
-from nerfit.methods.base import Batch
+from nerfit.methods.batch import Batch
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene

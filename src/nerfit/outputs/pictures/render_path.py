@@ -12,7 +12,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.ndc import from_ndc, to_ndc
 from nerfit.cameras.poses import rays_meet
 from nerfit.errors import ConfigError, nearest
-from nerfit.methods.base import Method, render_view
+from nerfit.methods.base import Method
+from nerfit.methods.views import render_view
 from nerfit.outputs.pictures.video import write_video
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import colorize, read_depth_png, read_image, to_bytes, write_depth_png, write_png
