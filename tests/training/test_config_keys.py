@@ -17,6 +17,7 @@ from nerfit.methods.image import ImageConfig
 from nerfit.methods.mipnerf import MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360Config
 from nerfit.methods.nerf import NerfConfig
+from nerfit.methods.nerf_occupancy import NerfOccupancyConfig
 from nerfit.plugins import find
 from nerfit.runs import RunConfig
 from nerfit.scenes import scene_format
@@ -66,10 +67,11 @@ def picture(tmp_path: Path) -> str:
     return str(tmp_path / "picture.png")
 
 
+QUICK_OCCUPANCY = NerfOccupancyConfig(depth=1, width=8, skips=[], rays=16, march_steps=64)
 BASES: dict[str, tuple[str, RunConfig[Any, Any]]] = {
     "nerf": ("nerf", RunConfig(model=replace(QUICK_NERF, precrop_steps=2), scene=SMALL_SCENE)),
     "nerf without a fine network": ("nerf", RunConfig(model=replace(QUICK_NERF, fine_samples=0, precrop_steps=0), scene=SMALL_SCENE)),
-    "nerf on an occupancy grid": ("nerf", RunConfig(model=replace(QUICK_NERF, occupancy=True, march_steps=64), scene=SMALL_SCENE)),
+    "nerf on an occupancy grid": ("nerf-occupancy", RunConfig(model=QUICK_OCCUPANCY, scene=SMALL_SCENE)),
     "nerf of sine layers": ("nerf", RunConfig(model=replace(QUICK_NERF, network="siren"), scene=SMALL_SCENE)),
     "nerf without directions": ("nerf", RunConfig(model=replace(QUICK_NERF, viewdirs=False), scene=SMALL_SCENE)),
     "mipnerf": ("mipnerf", RunConfig(model=QUICK_MIP, scene=SMALL_SCENE)),

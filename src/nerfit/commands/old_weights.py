@@ -38,7 +38,7 @@ class OldWeights:
 
     def state(self) -> dict[str, Tensor]:
         """What `Nerf.load_state_dict` takes."""
-        return {f"{name}.{key}": t for name in ("coarse", "fine") for key, t in (getattr(self, name) or {}).items()}
+        return {f"{name}.network.{key}": t for name in ("coarse", "fine") for key, t in (getattr(self, name) or {}).items()}
 
     def flags(self) -> list[str]:
         """The command line of a run with such networks, whose rays and density are those of the original programs."""

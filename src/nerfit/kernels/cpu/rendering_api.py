@@ -75,7 +75,7 @@ class Slots:
             self.directions,
             self.features,
         )
-        return *rendered, *samples, self.positions, self.directions, self.features
+        return *rendered, *samples
 
     def samples(self) -> tuple[Samples, Tensor]:
         """The kept samples by ray, and their slots' numbers in that order."""
