@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from conftest import ROOT
 from nerfit import __version__
 from nerfit.cli import COMMANDS, main
 from nerfit.errors import ConfigError
@@ -296,6 +298,10 @@ def test_what_there_is() -> None:
     doctor = nerfit("doctor", "--json").data
     assert doctor["nerfit"] == __version__ and "GiB free" in doctor["device in use"] and "video" in doctor
     assert all(line.split()[0] for line in nerfit("doctor").out.splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split("[<>=]", package)[0] for package in project["dependencies"]}
+    extras = {f"extra {name}" for name in project["optional-dependencies"] if name not in ("dev", "all")}
+    assert doctor.keys() >= needed | extras, (needed | extras) - doctor.keys()
     assert nerfit("--version").out == nerfit("-V").out == f"nerfit {__version__}\n"
 
 

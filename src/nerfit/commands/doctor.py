@@ -10,24 +10,14 @@ from nerfit import __version__
 from nerfit.commands.options import Common
 
 _NEEDED = (
-    "torch",
-    "numba",
-    "numpy",
-    "pillow",
-    "scikit-image",
-    "tyro",
-    "pyyaml",
-    "safetensors",
-    "rich",
-    "tensorboard",
-    "av",
-    "pycolmap",
-    "jaxtyping",
+    *("torch", "numba", "numpy", "pillow", "scikit-image", "tyro", "pyyaml", "safetensors", "rich", "tensorboard", "av", "pycolmap"),
+    *("viser", "websockets", "jaxtyping"),
 )
 _EXTRAS = {
-    "wandb": ("wandb", "logging to Weights & Biases"),
-    "clip": ("transformers", "CLIP from Hugging Face's hub"),
-    "cluster": ("ray", "many jobs, blocks and frames on Ray"),
+    "mesh": (("trimesh", "fast-simplification", "xatlas"), "meshes with textures, with fewer triangles, or as .glb"),
+    "wandb": (("wandb",), "logging to Weights & Biases"),
+    "clip": (("transformers",), "CLIP from Hugging Face's hub"),
+    "cluster": (("ray",), "many jobs, blocks and frames on Ray"),
 }
 
 
@@ -80,8 +70,10 @@ def run(options: Options) -> dict[str, str]:
     lines["video"] = find_encoder() or "no H.264 encoder in PyAV: videos become GIFs"
     for net in ("vgg", "alex"):
         lines[f"lpips {net}"] = str(find_weights(net) or f"no weights: put {net}.safetensors into a folder and set NERFIT_LPIPS to it")
-    for extra, (package, what) in _EXTRAS.items():
-        lines[f"extra {extra}"] = _version(package) or f'not installed ({what}): pip install "nerfit[{extra}]"'
+    for extra, (packages, what) in _EXTRAS.items():
+        found = {package: _version(package) for package in packages}
+        versions = ", ".join(f"{package} {version}" for package, version in found.items())
+        lines[f"extra {extra}"] = versions if all(found.values()) else f'not installed ({what}): pip install "nerfit[{extra}]"'
     return lines
 
 
