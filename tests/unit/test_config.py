@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -240,6 +241,14 @@ def test_a_single_picture_is_not_for_nerf(picture: str) -> None:
     assert "single picture" in refusal(source=picture)
     assert config_of(source=picture, method="image").scene.format == ""
     assert "image" in refusal(source="procedural", method="image")
+
+
+def test_the_table_of_variants_is_no_recipe_and_names_none_twice() -> None:
+    assert "variants" not in shipped_recipes() and "no recipe 'variants'" in refusal("--recipe", "variants")
+    folder = files("nerfit") / "recipes"
+    table = yaml.safe_load((folder / "variants.yaml").read_text())
+    assert len(table) > 30 and not any((folder / f"{name}.yaml").is_file() for name in table)
+    assert all(row.keys() == {"parent", "description"} for row in table.values())
 
 
 def test_parents_in_a_circle_end(write: Callable[[str, Any], str]) -> None:

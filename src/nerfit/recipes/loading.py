@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from nerfit.config import flatten, read_settings
 from nerfit.errors import ConfigError, nearest
+from nerfit.files import read_text
 from nerfit.recipes import legacy
 
 
@@ -27,12 +29,33 @@ class Recipe:
 
 
 _HEADER = ("parent", "method", "format", "description", "source", "out")
+_FOLDER = files("nerfit") / "recipes"
 
 
 def shipped_recipes() -> dict[str, str]:
     """Names of the recipes in the package, with their descriptions."""
-    names = sorted(f.name.removesuffix(".yaml") for f in files("nerfit").joinpath("recipes").iterdir() if f.name.endswith(".yaml"))
-    return {name: load_recipe(name).description for name in names}
+    return {name: load_recipe(name).description for name in _shipped_names()}
+
+
+def _shipped_names() -> list[str]:
+    named = {f.name.removesuffix(".yaml") for f in _FOLDER.iterdir() if f.name.endswith(".yaml")} - {"variants"}
+    return sorted(named | _variants().keys())
+
+
+@cache
+def _variants() -> dict[str, dict[str, str]]:
+    """The recipes that are nothing but another name for their parent."""
+    return read_settings((_FOLDER / "variants.yaml").read_text(encoding="utf-8"), "the table of recipes")
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    """The keys of a recipe in the package; ConfigError for an unknown name."""
+    names = _shipped_names()
+    if name not in names:
+        raise ConfigError(f"there is no recipe '{name}'{nearest(name, names)} (`nerfit recipes` lists them).")
+    if name in _variants():
+        return dict(_variants()[name])
+    return read_settings((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
 
 
 def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...] = ()) -> Recipe:
@@ -42,21 +65,14 @@ def load_recipe(name: str, beside: Path | None = None, children: tuple[Path, ...
     on the way to it, may be its own ancestor.
     """
     path = Path(name) if beside is None or Path(name).is_absolute() else beside / name
-    shipped = files("nerfit").joinpath("recipes") / f"{name}.yaml"
     if os.path.isfile(path):  # a name that no file can have is not there
         if path.resolve() in children:
             raise ConfigError(f"recipe {name} is among its own parents: one of them must stand alone.")
         if legacy.is_legacy(path):
             return _translated(path)
-        from nerfit.files import read_text
-
-        text, folder = read_text(path), path.parent
-    elif "/" not in name and shipped.is_file():
-        text, folder = shipped.read_text(), None
+        data, folder = read_settings(read_text(path), f"recipe {name}"), path.parent
     else:
-        known = [f.name.removesuffix(".yaml") for f in files("nerfit").joinpath("recipes").iterdir() if f.name.endswith(".yaml")]
-        raise ConfigError(f"there is no recipe '{name}'{nearest(name, known)} (`nerfit recipes` lists them).")
-    data = read_settings(text, f"recipe {name}")
+        data, folder = _shipped(name), None
     for key in set(_HEADER) & data.keys():
         if not isinstance(data[key], str):
             raise ConfigError(f"recipe {name}: {key} must be a text, not {data[key]!r}.")

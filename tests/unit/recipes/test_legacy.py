@@ -125,9 +125,13 @@ def refusal(folder: Path, text: str) -> str:
     return message
 
 
+VARIANTS = yaml.safe_load((files("nerfit") / "recipes" / "variants.yaml").read_text())
+
+
 def shipped(name: str) -> dict[str, Any]:
     """A shipped recipe with its parents underneath."""
-    data = yaml.safe_load((files("nerfit") / "recipes" / f"{name}.yaml").read_text())
+    file = files("nerfit") / "recipes" / f"{name}.yaml"
+    data = yaml.safe_load(file.read_text()) if file.is_file() else dict(VARIANTS[name])
     parent = shipped(data.pop("parent")) if "parent" in data else {}
     for key, value in data.items():
         parent[key] = parent.get(key, {}) | value if isinstance(value, dict) else value
@@ -135,7 +139,8 @@ def shipped(name: str) -> dict[str, Any]:
 
 
 def names() -> list[str]:
-    return sorted(path.name.removesuffix(".yaml") for path in (files("nerfit") / "recipes").iterdir() if path.name.endswith(".yaml"))
+    found = {path.name.removesuffix(".yaml") for path in (files("nerfit") / "recipes").iterdir() if path.name.endswith(".yaml")}
+    return sorted(found - {"variants"} | VARIANTS.keys())
 
 
 def essence(recipe: dict[str, Any]) -> dict[str, Any]:
