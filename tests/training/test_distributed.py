@@ -109,7 +109,7 @@ def test_parts_of_pixels_are_those_of_the_whole(few: Scene, kind: str, depths: b
 
 
 def test_a_row_of_factors_adds_what_its_pieces_add() -> None:
-    from nerfit.kernels.cpu.matmul import LANES
+    from nerfit.kernels.cpu.blocks import LANES
 
     layout, rng = GridLayout(2, 8, 4, 8), np.random.default_rng(0)
 

@@ -4,7 +4,6 @@ Run as ``python -m nerfit.commands.cluster ARGUMENTS`` this is `nerfit ARGUMENTS
 """
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from nerfit.errors import ConfigError, NerfitError, RunError
+from nerfit.kernels.libc import from_libc
 from nerfit.training.interrupts import stop_on_signals
 
 T = TypeVar("T")
@@ -156,8 +156,9 @@ def run_nerfit(words: Sequence[str], log: BinaryIO, cwd: Path) -> None:
 
 def _end_with_parent() -> None:
     """Have Linux send SIGTERM to this process when its parent dies; elsewhere it goes on to its end."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    prctl, on_parents_death = from_libc("prctl"), 1  # PR_SET_PDEATHSIG
+    if prctl is not None:
+        prctl(on_parents_death, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def as_row(pieces: Sequence[FactoredGradient]) -> FactoredGradient | None:
     """The sum of several gradients as one row, of whole blocks of samples: those past the last of a piece have zeros. None of none."""
     if not pieces:
         return None
-    from nerfit.kernels.cpu.matmul import LANES
+    from nerfit.kernels.cpu.blocks import LANES
 
     positions, features = [], []
     for piece in pieces:

@@ -1,24 +1,14 @@
 """Where large tensors lie."""
 
 import ctypes
-import sys
-from functools import cache
 from mmap import PAGESIZE
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from nerfit.kernels.libc import from_libc
+
 _MADV_HUGEPAGE = 14
-
-
-@cache
-def from_libc(name: str) -> Any:
-    """A function of Linux's C library; None elsewhere."""
-    try:
-        return getattr(ctypes.CDLL("libc.so.6"), name) if sys.platform == "linux" else None
-    except (OSError, AttributeError):
-        return None
 
 
 def in_large_pages(fresh: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.memory import from_libc
+from nerfit.kernels.libc import from_libc
 from nerfit.methods.base import Method
 
 

@@ -13,7 +13,7 @@ from conftest import assert_close
 from nerfit.errors import ConfigError
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
-from nerfit.kernels.cpu import api, compositing, hash_grid, matmul
+from nerfit.kernels.cpu import amx, api, compositing, hash_grid
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import field, field_density, field_reference
 from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
@@ -385,7 +385,7 @@ def rounded_field(x: Tensor, d: Tensor, table: Tensor, weights: Tensor, shape: F
 @SIZES
 @SHAPES
 def test_tiles_round_their_inputs_to_bfloat16_and_nothing_else(levels, width, n):
-    if not matmul.has_tiles():
+    if not amx.has_tiles():
         pytest.skip("this processor has no bfloat16 tiles")
     shape = FieldShape(layout_of(levels), width)
     inputs, d = field_inputs(n, shape), directions(n)
@@ -410,7 +410,7 @@ def test_half_without_tiles_is_float32(monkeypatch):
     inputs, d = field_inputs(9, shape), directions(9)
     x, table, weights = inputs
     exact = field(x, d, Network(table, weights, shape))
-    monkeypatch.setattr(matmul, "has_tiles", lambda: False)
+    monkeypatch.setattr(amx, "has_tiles", lambda: False)
     assert all(torch.equal(a, b) for a, b in zip(field(x, d, Network(table, weights, shape, half=True)), exact, strict=True))
 
 

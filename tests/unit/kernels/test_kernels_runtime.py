@@ -16,20 +16,10 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.cpu import matmul, runtime, warm
-from nerfit.kernels.cpu.matmul import (
-    LANES,
-    Matrix,
-    backward,
-    begin,
-    end,
-    forward,
-    forward_relu,
-    round16,
-    take,
-    take_gradient,
-    weight_gradient,
-)
+from nerfit.kernels.cpu import amx, runtime, warm
+from nerfit.kernels.cpu.amx import round16
+from nerfit.kernels.cpu.blocks import LANES, Matrix
+from nerfit.kernels.cpu.matmul import backward, begin, end, forward, forward_relu, take, take_gradient, weight_gradient
 from nerfit.kernels.cpu.runtime import kernel, run_parallel
 from nerfit.kernels.cpu.vectors import (
     any_nonzero,
@@ -168,7 +158,7 @@ def rounded(a: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("rows, depth", [(16, 32), (32, 32), (16, 128), (64, 32), (96, 64), (64, 96), (128, 128)])
 def test_products(rows, depth, tiles):
-    if tiles and not matmul.has_tiles():
+    if tiles and not amx.has_tiles():
         pytest.skip("this processor has no bfloat16 tiles")
     rng = np.random.default_rng(rows + depth)
     size, channels = max(rows, depth), max(rows, 32)
@@ -194,6 +184,26 @@ def test_products(rows, depth, tiles):
         wanted = np.where(gate > 0, w.T @ g, 0)
         assert_close(back, wanted, rounding)
         assert_close(sums_back, dw_back + back.astype(float) @ x.T, 1e-6)
+
+
+# --- Tiles ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "processor, features, expected",
+    [
+        ("sapphirerapids", "", True),
+        ("graniterapids-d", "+avx2", True),
+        ("sapphirerapids", "+avx2,-amx-bf16", False),
+        ("sapphirerapids", "-amx-tile", False),
+        ("haswell", "", False),
+        ("haswell", "+amx-tile,+amx-bf16", True),
+        ("haswell", "+amx-bf16,-amx-tile", False),
+        ("generic", "", False),
+    ],
+)
+def test_tiles_are_those_of_numbas_target(processor, features, expected):
+    assert amx.target_has_tiles(processor, features) == expected
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nerfit.kernels import layouts
 from nerfit.kernels.cpu import field, sampling
-from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, march_arrays, matrices
 from nerfit.kernels.layouts import March, Network, Occupancy, RaySet, Samples

@@ -4,22 +4,10 @@ from collections import namedtuple
 
 import numpy as np
 
+from nerfit.kernels.cpu.amx import round16
+from nerfit.kernels.cpu.blocks import LANES, Matrix, aligned, aligned_zeros
 from nerfit.kernels.cpu.hash_grid import CHUNK, encode_blocks, positions
-from nerfit.kernels.cpu.matmul import (
-    LANES,
-    Matrix,
-    aligned,
-    aligned_zeros,
-    backward,
-    begin,
-    end,
-    forward,
-    forward_relu,
-    round16,
-    take,
-    take_gradient,
-    weight_gradient,
-)
+from nerfit.kernels.cpu.matmul import backward, begin, end, forward, forward_relu, take, take_gradient, weight_gradient
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 from nerfit.kernels.cpu.spherical_harmonics import spherical_harmonics_block
 from nerfit.kernels.cpu.vectors import exp16, load16, minimum, positive_part, splat16, store16

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nerfit.kernels.cpu.matmul import LANES, aligned
+from nerfit.kernels.cpu.blocks import LANES, aligned
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, grid
 from nerfit.kernels.cpu.vectors import (

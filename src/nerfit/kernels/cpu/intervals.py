@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from nerfit.kernels.cpu.blocks import LANES, aligned, aligned_zeros
 from nerfit.kernels.cpu.field import (
     back_through_code,
     code_of_block,
@@ -15,7 +16,7 @@ from nerfit.kernels.cpu.field import (
     transposes,
 )
 from nerfit.kernels.cpu.hash_grid import CHUNK
-from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end
+from nerfit.kernels.cpu.matmul import begin, end
 from nerfit.kernels.cpu.rendering import POOL, WAVE, blank_lanes, copy_lanes, look_along, paint
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import contraction

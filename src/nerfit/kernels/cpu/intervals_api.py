@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nerfit.kernels.cpu import intervals
-from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.rendering import POOL, WAVE
 from nerfit.kernels.cpu.rendering_api import Slots
 from nerfit.kernels.cpu.runtime import part_count, run_parallel

@@ -7,6 +7,7 @@ back, so light can be summed forwards when they are found, and gradients backwar
 
 import numpy as np
 
+from nerfit.kernels.cpu.blocks import LANES, aligned, aligned_zeros
 from nerfit.kernels.cpu.field import (
     all_layers,
     back_through_layers,
@@ -18,7 +19,7 @@ from nerfit.kernels.cpu.field import (
     networks,
     transposes,
 )
-from nerfit.kernels.cpu.matmul import LANES, aligned, aligned_zeros, begin, end
+from nerfit.kernels.cpu.matmul import begin, end
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import enter, march_ray
 from nerfit.kernels.cpu.spherical_harmonics import spherical_harmonics_block

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nerfit.kernels import layouts
 from nerfit.kernels.cpu import rendering
+from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.hash_grid import gradients_by_place
-from nerfit.kernels.cpu.matmul import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, march_arrays, matrices
 from nerfit.kernels.layouts import Cutoffs, March, Network, RaySet, Samples

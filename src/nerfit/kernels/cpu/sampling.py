@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)

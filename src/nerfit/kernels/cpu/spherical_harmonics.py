@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nerfit.kernels.cpu.blocks import LANES, aligned
 from nerfit.kernels.cpu.hash_grid import positions
-from nerfit.kernels.cpu.matmul import LANES, aligned
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel, run_parallel
 from nerfit.kernels.cpu.tensors import array
 from nerfit.kernels.cpu.vectors import load16, splat16, store16

@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from nerfit.kernels import layouts
-from nerfit.kernels.cpu import matmul
-from nerfit.kernels.cpu.matmul import LANES
+from nerfit.kernels.cpu import amx
+from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.layouts import GridLayout, March, Network
 
 f32 = np.float32
@@ -31,7 +31,7 @@ def grid(layout: GridLayout) -> tuple[Any, Any, int]:
 def matrices(network: Network) -> tuple[Any, int, int, bool]:
     """Weights, depth of the features, width, and whether products use the processor's bf16 tiles."""
     shape = network.shape
-    return array(network.weights), shape.grid.depth, shape.width, network.half and matmul.has_tiles()
+    return array(network.weights), shape.grid.depth, shape.width, network.half and amx.has_tiles()
 
 
 def field_arrays(network: Network) -> tuple[Any, ...]:

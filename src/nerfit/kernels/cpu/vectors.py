@@ -69,14 +69,15 @@ def _splat(builder: Any, value: Any, lanes: int) -> Any:
     return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: Any) -> Any:
+def pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, to: Any) -> Any:
+    """The address of ``array[index]`` as a pointer to LLVM type ``to``; TypeError for an array that is not contiguous."""
     if array_type.layout != "C":
         raise TypeError("vectors are loaded from and stored to contiguous arrays only")
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), to.as_pointer())
 
 
-def _index(builder: Any, kind: Any, value: Any) -> Any:
+def index64(builder: Any, kind: Any, value: Any) -> Any:
     """An index as a 64-bit integer."""
     if value.type.width == 64:
         return value
@@ -87,7 +88,7 @@ def _loader(kind: Vector) -> Any:
     @intrinsic
     def load(typingctx: Any, array: Any, index: Any) -> Any:
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            at = _pointer(context, builder, array, args[0], _index(builder, index, args[1]), kind.llvm)
+            at = pointer(context, builder, array, args[0], index64(builder, index, args[1]), kind.llvm)
             return builder.load(at, align=4)
 
         return kind(array, index), emit
@@ -99,7 +100,7 @@ def _storer(kind: Vector) -> Any:
     @intrinsic
     def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            at = _pointer(context, builder, array, args[0], _index(builder, index, args[1]), kind.llvm)
+            at = pointer(context, builder, array, args[0], index64(builder, index, args[1]), kind.llvm)
             builder.store(args[2], at, align=4)
             return context.get_dummy_value()
 
@@ -126,7 +127,8 @@ def _splatter(kind: Vector, scalar: Any) -> Any:
 splat16, splat4, splat16i = _splatter(f32x16, types.float32), _splatter(f32x4, types.float32), _splatter(i32x16, types.int32)
 
 
-def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+def call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    """A call of the LLVM function ``name``, which returns the type ``result``."""
     declared = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
     return builder.call(declared, args)
 
@@ -136,7 +138,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """a·b + c, lane by lane."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.fma.v{a.lanes}f32", a.llvm, list(args))
+        return call(builder, f"llvm.fma.v{a.lanes}f32", a.llvm, list(args))
 
     return a(a, b, c), emit
 
@@ -213,7 +215,7 @@ def _nearest(typingctx: Any, a: Any) -> Any:
     """Lanes rounded to the nearest integer."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, "llvm.nearbyint.v16f32", f32x16.llvm, list(args))
+        return call(builder, "llvm.nearbyint.v16f32", f32x16.llvm, list(args))
 
     return a(a), emit
 
@@ -240,8 +242,8 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of ``array[index]``."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        at = _pointer(context, builder, array, args[0], _index(builder, index, args[1]), ir.IntType(8))
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), [at, *(ir.Constant(_I32, v) for v in (0, 3, 1))])
+        at = pointer(context, builder, array, args[0], index64(builder, index, args[1]), ir.IntType(8))
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [at, *(ir.Constant(_I32, v) for v in (0, 3, 1))])
         return context.get_dummy_value()
 
     return types.void(array, index), emit
@@ -251,17 +253,17 @@ def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
 
 
-def _rows(context: Any, builder: Any, kinds: Any, args: Any, at: int, count: int) -> list[Any]:
+def row_pointers(context: Any, builder: Any, kinds: Any, args: Any, at: int, count: int) -> list[Any]:
     """Pointers to ``count`` rows of 16 floats of ``args[at]``, from ``args[at + 1]``, ``args[at + 2]`` apart."""
-    start, stride = (_index(builder, kinds[at + k], args[at + k]) for k in (1, 2))
+    start, stride = (index64(builder, kinds[at + k], args[at + k]) for k in (1, 2))
     rows = []
     for _ in range(count):
-        rows.append(_pointer(context, builder, kinds[at], args[at], start, f32x16.llvm))
+        rows.append(pointer(context, builder, kinds[at], args[at], start, f32x16.llvm))
         start = builder.add(start, stride)
     return rows
 
 
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     """The columns of 16 vectors of 16 lanes."""
     for block in (8, 4, 2, 1):  # exchange bit `block` of the row number with that of the lane number
         low = [lane + 16 - block if lane & block else lane for lane in range(16)]
@@ -279,8 +281,8 @@ def transpose16(typingctx: Any, source: Any, start: Any, stride: Any, target: An
     sig = types.void(source, start, stride, target, to, to_stride)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        rows = _transposed(builder, [builder.load(p, align=4) for p in _rows(context, builder, sig.args, args, 0, 16)])
-        for row, p in zip(rows, _rows(context, builder, sig.args, args, 3, 16), strict=True):
+        rows = transposed(builder, [builder.load(p, align=4) for p in row_pointers(context, builder, sig.args, args, 0, 16)])
+        for row, p in zip(rows, row_pointers(context, builder, sig.args, args, 3, 16), strict=True):
             builder.store(row, p, align=4)
         return context.get_dummy_value()
 
@@ -295,13 +297,13 @@ def split4(typingctx: Any, source: Any, start: Any, target: Any, to: Any, to_str
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kinds = (*sig.args[:2], types.intp, *sig.args[2:])
         args = (*args[:2], ir.Constant(ir.IntType(64), 16), *args[2:])
-        z = [builder.load(p, align=4) for p in _rows(context, builder, kinds, args, 0, 4)]
+        z = [builder.load(p, align=4) for p in row_pointers(context, builder, kinds, args, 0, 4)]
         rows = []
         for f in (0, 2):
             pick = [4 * s + f for s in range(8)] + [4 * s + f + 1 for s in range(8)]
             a, b = _shuffle(builder, z[0], z[1], pick), _shuffle(builder, z[2], z[3], pick)
             rows += [_shuffle(builder, a, b, [*range(8), *range(16, 24)]), _shuffle(builder, a, b, [*range(8, 16), *range(24, 32)])]
-        for row, p in zip(rows, _rows(context, builder, kinds, args, 3, 4), strict=True):
+        for row, p in zip(rows, row_pointers(context, builder, kinds, args, 3, 4), strict=True):
             builder.store(row, p, align=4)
         return context.get_dummy_value()
 
@@ -316,11 +318,11 @@ def join4(typingctx: Any, source: Any, start: Any, stride: Any, target: Any, to:
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kinds = (*sig.args, types.intp)
         args = (*args, ir.Constant(ir.IntType(64), 16))
-        r = [builder.load(p, align=4) for p in _rows(context, builder, kinds, args, 0, 4)]
+        r = [builder.load(p, align=4) for p in row_pointers(context, builder, kinds, args, 0, 4)]
         for half, p2 in ((0, 0), (8, 2)):
             pair = [half + k // 2 + 16 * (k % 2) for k in range(16)]
             a, b = _shuffle(builder, r[0], r[1], pair), _shuffle(builder, r[2], r[3], pair)
-            out = _rows(context, builder, kinds, args, 3, 4)
+            out = row_pointers(context, builder, kinds, args, 3, 4)
             for q in (0, 1):
                 lanes = [8 * q + 2 * (k // 4) + (k % 4 if k % 4 < 2 else 14 + k % 4) for k in range(16)]
                 builder.store(_shuffle(builder, a, b, lanes), out[p2 + q], align=4)
@@ -357,6 +359,6 @@ def square_root(typingctx: Any, a: Any) -> Any:
     """Square roots of the lanes."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(builder, f"llvm.sqrt.v{a.lanes}f32", a.llvm, list(args))
+        return call(builder, f"llvm.sqrt.v{a.lanes}f32", a.llvm, list(args))
 
     return a(a), emit
