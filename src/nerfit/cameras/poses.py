@@ -141,7 +141,7 @@ def world_up(c2w: Float[Tensor, "views rows 4"]) -> Float[Tensor, "3"]:
 
 
 class Meeting(NamedTuple):
-    """Where and how well the optical axes of a set of cameras meet; lengths are in scene units."""
+    """The point where the optical axes of cameras meet, and how well; lengths are in scene units."""
 
     point: Float[Tensor, "3"]
     in_front: float

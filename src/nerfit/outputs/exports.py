@@ -1,4 +1,4 @@
-"""What a run hands to other programs."""
+"""The cameras of a run, for other programs."""
 
 import os
 from pathlib import Path

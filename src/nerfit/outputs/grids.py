@@ -34,13 +34,13 @@ class Grid:
         """The spacing in scene units."""
         return self.spacing * scale_of(self.to_scene)
 
-    def places(self, nodes: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    def positions(self, nodes: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """Output coordinates (float64) of positions counted in nodes."""
         return self.low + self.spacing * nodes.double()
 
     def scene_points(self, nodes: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
         """Scene coordinates of positions counted in nodes."""
-        return transformed(self.to_scene, self.places(nodes)).float()
+        return transformed(self.to_scene, self.positions(nodes)).float()
 
     def index(self, flat: Int[Tensor, "n"]) -> Int[Tensor, "n 3"]:
         """The three indices of nodes by their flat one (z fastest)."""

@@ -22,7 +22,7 @@ _INFINITE = 1e-3
 
 @dataclass
 class Surfaces:
-    """What each of some cameras sees: depths in units of its pixels' ray directions, infinite where the field is
+    """The surfaces that some cameras show: depths in units of its pixels' ray directions, infinite where the field is
     transparent, and colours."""
 
     cameras: Cameras
@@ -38,7 +38,7 @@ class Surfaces:
         return at(_pixel_rays(self.cameras, view), depth.flatten()).reshape(*depth.shape, 3)
 
     def behind(self, view: int, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
-        """How far the surface that a view sees lies behind points, along its rays, and which points it has in its picture."""
+        """Distance from points to the surface behind them, along the rays of a view, and which points lie in its picture."""
         depth, c = self.depths[view], self.cameras
         local = (points - c.c2w[view, :, 3]) @ c.c2w[view, :, :3]
         lens = None if c.lens is None else c.lens[view].expand(len(local))

@@ -21,7 +21,7 @@ Picture = Tensor | np.ndarray
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr", ".hdr")
 """Endings of the names of pictures, in small letters."""
 _PILLOW = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
-"""What Pillow may take a file for, whatever its name; its readers of rarer kinds know no limits (GIF's goes through gigabytes by bytes)."""
+"""Formats that Pillow may read. Its readers of rarer formats know no limits (GIF's goes through gigabytes by bytes)."""
 MOST_JPEG_BYTES = 1 << 28
 """A larger JPEG is none: Pillow seeks its header byte by byte."""
 MOST_PIXELS = 500_000_000
@@ -32,7 +32,7 @@ _FLOAT_ONLY, _TIFF = (b"\x76\x2f\x31\x01", b"#?RADIANCE", b"#?RGBE"), (b"II*\0",
 
 
 class Header(NamedTuple):
-    """What is known of a picture before it is decoded."""
+    """Facts about a picture that is not decoded yet."""
 
     width: int
     height: int
@@ -93,7 +93,7 @@ def _sideways(image: Image.Image) -> bool:
 
 
 def orientation(path: Path) -> tuple[int, bool]:
-    """What the EXIF tag asks for, which `read_image` does and other programs may not: quarter turns clockwise, after a mirroring."""
+    """The EXIF orientation: quarter turns clockwise, and whether a mirroring comes first. `read_image` applies it."""
     with _opened(path) as image:
         tag = Image.Image.getexif(image).get(ExifTags.Base.Orientation) if isinstance(image, Image.Image) else None
     return {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (1, False), 7: (1, True), 8: (3, False)}.get(tag or 1, (0, False))
@@ -114,7 +114,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _container(file: BinaryIO) -> Any:
-    """What decodes an open image file, its size checked; a context manager."""
+    """A decoder for an open image file, its size checked; a context manager."""
     magic, size = file.read(10), file.seek(0, 2)
     file.seek(0)
     try:

@@ -31,7 +31,7 @@ class BlocksConfig:
 
     @property
     def count(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return math.prod(self.grid)
 
     def check_one(self) -> None:
@@ -59,7 +59,7 @@ class Partition:
         return len(self.low)
 
     def weights(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n blocks"]:
-        """What each block counts at points of the scene; they sum to 1.
+        """The weight of each block at points of the scene; weights sum to 1.
 
         1 in its cell, falling to 0 at the margin's end, before they are divided by their sum: so what is blended never jumps, and
         away from the borders one block is enough. (Block-NeRF's inverse distances jump where a block is left out.)
@@ -100,8 +100,8 @@ def partition(cameras: Cameras, config: BlocksConfig) -> Partition:
 
 def _cells(x: Float[Tensor, "n"], count: int) -> list[tuple[float, float]]:
     """Neighbouring intervals that hold as many of the numbers each, with borders midway between two."""
-    x, places = x.sort().values, [len(x) * k // count for k in range(1, count)]
-    edges = [-math.inf, *((x[place - 1] + x[place]).item() / 2 for place in places), math.inf]
+    x, ends = x.sort().values, [len(x) * k // count for k in range(1, count)]
+    edges = [-math.inf, *((x[end - 1] + x[end]).item() / 2 for end in ends), math.inf]
     return list(itertools.pairwise(edges))
 
 

@@ -184,7 +184,7 @@ class Scene:
     def save(self, folder: Path, given: Cameras | None = None) -> None:
         """Write ``scene.json`` and ``cameras.json`` (normalised and original coordinates), without the images.
 
-        Where this scene's cameras have been learned, ``given`` are those of the user's files.
+        ``given`` are the cameras of the user's files, if this scene's have been learned.
         """
         info = {k: getattr(self, k) for k in _PLAIN} | {"to_original": self.to_original.tolist()}
         write_json(folder / "scene.json", info)

@@ -128,8 +128,8 @@ def _write_binary(model: Path, cameras: dict[_Lens, int], images: list[tuple[Any
     def image(row: tuple[Any, ...]) -> bytes:
         return struct.pack("<I7dI", *row[:9]) + os.fsencode(row[9]) + b"\0" + struct.pack("<Q", 0)
 
-    def point(i: int, place: Iterable[float]) -> bytes:
-        return struct.pack("<Q3d3BdQ", i, *place, 128, 128, 128, 0.0, 0)
+    def point(i: int, position: Iterable[float]) -> bytes:
+        return struct.pack("<Q3d3BdQ", i, *position, 128, 128, 128, 0.0, 0)
 
     _write(model / "cameras.bin", [camera(*entry) for entry in cameras.items()], _counted)
     _write(model / "images.bin", [image(row) for row in images], _counted)
@@ -142,7 +142,7 @@ def _write_text(model: Path, cameras: dict[_Lens, int], images: list[tuple[Any, 
 
     _write(model / "cameras.txt", [line(i, name, w, h, *values) for (name, w, h, values), i in cameras.items()], b"".join)
     _write(model / "images.txt", [line(*row) + b"\n" for row in images], b"".join)
-    _write(model / "points3D.txt", [line(i, *place, 128, 128, 128, 0.0) for i, place in enumerate(xyz.tolist(), 1)], b"".join)
+    _write(model / "points3D.txt", [line(i, *position, 128, 128, 128, 0.0) for i, position in enumerate(xyz.tolist(), 1)], b"".join)
 
 
 def _counted(entries: list[bytes]) -> bytes:
@@ -150,7 +150,7 @@ def _counted(entries: list[bytes]) -> bytes:
 
 
 def _write(path: Path, entries: list[bytes], join: Callable[[list[bytes]], bytes]) -> None:
-    """Write one of a model's files, and take away the one of the other kind, which a reader might take in its place."""
+    """Write one of a model's files, and remove the file of the other kind, which a reader might find first."""
     with replacing(path) as temporary:
         temporary.write_bytes(join(entries))
     path.with_suffix(".txt" if path.suffix == ".bin" else ".bin").unlink(missing_ok=True)

@@ -27,12 +27,12 @@ Vector = tuple[float, float, float]
 Quantity = Literal["rgb", "depth", "opacity", "normal"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 RIGHT_ANGLE = math.pi / 2
-"""What a fisheye or panorama is shown with, for a browser draws perspective pictures only."""
+"""Field of view for fisheyes and panoramas: a browser draws perspective pictures only."""
 
 
 @dataclass(frozen=True)
 class Viewpoint:
-    """Where a browser stands, as viser says it: camera-to-world rotation with OpenCV axes as a quaternion (w, x, y, z).
+    """The viewpoint of a browser, as viser describes it: camera-to-world rotation with OpenCV axes as a quaternion (w, x, y, z).
 
     ``fov`` is the vertical field of view in radians, ``aspect`` the picture's width over its height.
     """
@@ -76,7 +76,7 @@ def _vector(v: Float[Tensor, "3"]) -> Vector:
 
 
 def orbit(pose: Float[Tensor, "3 4"], meeting: Meeting) -> tuple[Vector, Vector, Vector]:
-    """How orbit controls hold a pose: position, the point that they turn about, and up.
+    """A pose as orbit controls hold it: position, the point that they turn about, and up.
 
     That point is the one on the optical axis next to where the training cameras look.
     """
@@ -150,7 +150,7 @@ def draw(
 
 
 def _render_pixels(method: Method, scene: Scene, camera: Cameras, pixels: Tensor, wish: Wish, background: Tensor) -> Rendering:
-    """What some pixels' rays see; those beside the box, or that look away from an NDC scene, see the background."""
+    """The rendering of some pixels' rays; those beside the box, or that look away from an NDC scene, see the background."""
     batch = method.view_batch(scene, camera, 0, pixels)
     assert batch.rays is not None
     rays, hit = batch.rays, batch.rays.viewdirs[:, 2] < -1e-3 if scene.ndc else torch.ones_like(batch.rays.near, dtype=torch.bool)

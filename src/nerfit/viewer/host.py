@@ -1,4 +1,4 @@
-"""What the controls of one browser need: the viewer that they belong to, and the browser's camera."""
+"""The needs of one browser's controls: the viewer that they belong to, and the browser's camera."""
 
 import threading
 import time

@@ -32,7 +32,7 @@ class KeyFrames:
 
     @property
     def frames(self) -> int:
-        """How many pictures the video has."""
+        """Number of pictures of the video."""
         return max(1, round(self.seconds * FPS))
 
     def path(self) -> Float[Tensor, "frames 3 4"]:

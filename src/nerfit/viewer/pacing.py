@@ -1,4 +1,4 @@
-"""How large the next picture may be, for whom it is, and when training has to wait for it."""
+"""The size of the next picture, the browser that gets it, and when training waits for it."""
 
 import threading
 from collections.abc import Iterable, Mapping
@@ -16,13 +16,13 @@ MOVING_SHARE = 0.5
 
 
 class Pace:
-    """How many pixels are drawn in a second, learned from what was drawn."""
+    """Pixels drawn per second, learned from the pictures so far."""
 
     def __init__(self, rate: float = 20_000.0) -> None:
         self.rate = rate
 
     def pixels(self, seconds: float) -> int:
-        """How many are likely to be drawn in that time."""
+        """Number of pixels likely to be drawn in that time."""
         return max(LEAST_PIXELS, int(self.rate * seconds))
 
     def learn(self, pixels: int, seconds: float) -> None:
@@ -32,13 +32,13 @@ class Pace:
 
 @dataclass(eq=False)
 class Sight:
-    """What a browser should be shown, and how sharp a picture of that it has: ``drawn`` pixels, of ``most``."""
+    """The picture that a browser wants, and how sharp it has been drawn so far: ``drawn`` pixels, of ``most``."""
 
     viewpoint: Viewpoint
     wish: Wish = field(default_factory=Wish)
     most: int = 512 * 512
     seconds: float = 5.0
-    """What its sharpest picture may take."""
+    """Time limit of its sharpest picture."""
     drawn: int = 0
     version: int = 0
     frame: Frame | None = None
@@ -57,7 +57,7 @@ class Sight:
                 self.drawn, self.version = 0, self.version + 1
 
     def asked(self) -> tuple[Viewpoint, Wish, int]:
-        """What to draw, as it is at one moment, and the version of that."""
+        """A consistent copy of what to draw, and its version."""
         with self._lock:
             return self.viewpoint, self.wish, self.version
 

@@ -1,4 +1,4 @@
-"""Where the viewer listens: a free port, and viser's server there, guarded against pages of other sites."""
+"""The port of the viewer: a free one, and viser's server there, guarded against pages of other sites."""
 
 import contextlib
 import errno

@@ -107,7 +107,7 @@ class Viewer:
 
     @property
     def sights(self) -> list[Sight]:
-        """What the browsers should be shown."""
+        """The pictures that the browsers want."""
         return [panel.sight for panel in list(self.panels.values())]
 
     def close(self) -> None:

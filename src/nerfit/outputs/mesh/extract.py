@@ -93,8 +93,8 @@ def make_mesh(method: Method, scene: Scene, config: MeshConfig, chunk: int, repo
 
     def paint(points: Tensor, normals: Tensor) -> UInt8[Tensor, "n 3"]:
         outwards = torch.nn.functional.normalize(normals @ grid.to_scene[:3, :3].T, dim=-1).float()
-        places = transformed(grid.to_scene, points).float()
-        colors = surface_colors(method, scene, places, outwards, 2 * grid.scene_spacing, chunk)
+        positions = transformed(grid.to_scene, points).float()
+        colors = surface_colors(method, scene, positions, outwards, 2 * grid.scene_spacing, chunk)
         return torch.from_numpy(to_bytes(colors.numpy()))
 
     texture = None if config.texture is None else make_texture(vertices, faces, normals, config.texture, paint)
@@ -151,7 +151,7 @@ def contour(value: Float[Tensor, "nx ny nz"], known: Tensor, grid: Grid) -> tupl
         found, faces, *_ = marching_cubes(value.numpy(), 0.0, gradient_direction="descent", allow_degenerate=False, mask=mask.numpy())
     except (ValueError, RuntimeError) as error:
         raise RunError("there is no surface in the box: train longer, or choose another --box.") from error
-    return grid.places(torch.from_numpy(found.astype(np.float64))), torch.from_numpy(faces.astype(np.int64))
+    return grid.positions(torch.from_numpy(found.astype(np.float64))), torch.from_numpy(faces.astype(np.int64))
 
 
 def largest_piece(vertices: Float[Tensor, "v 3"], faces: Int[Tensor, "f 3"]) -> tuple[Tensor, Tensor]:

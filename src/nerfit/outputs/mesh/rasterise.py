@@ -24,8 +24,8 @@ def rasterise(
     nearest, shown = torch.zeros(height * width, dtype=torch.float64), torch.full((height * width,), -1)
     for piece in _pieces(count):
         face = piece.repeat_interleave(count[piece])
-        place = torch.arange(len(face)) - (count[piece].cumsum(0) - count[piece]).repeat_interleave(count[piece])
-        x, y = low[face, 0] + place % extent[face, 0], low[face, 1] + torch.div(place, extent[face, 0], rounding_mode="floor")
+        offset = torch.arange(len(face)) - (count[piece].cumsum(0) - count[piece]).repeat_interleave(count[piece])
+        x, y = low[face, 0] + offset % extent[face, 0], low[face, 1] + torch.div(offset, extent[face, 0], rounding_mode="floor")
         share = _barycentric(corners[face], torch.stack([x, y], -1) + 0.5)
         inside = (share >= -1e-9).all(-1)
         face, pixel, near = face[inside], (y * width + x)[inside], (share * nearness[face]).sum(-1)[inside]
@@ -34,8 +34,8 @@ def rasterise(
         shown[pixel[won]] = face[won]
     some = (shown >= 0).nonzero()[:, 0]
     weights = torch.zeros(height * width, 3, dtype=torch.float64)
-    place = torch.stack([some % width, torch.div(some, width, rounding_mode="floor")], -1) + 0.5
-    hyperbolic = _barycentric(corners[shown[some]], place) * nearness[shown[some]]
+    centers = torch.stack([some % width, torch.div(some, width, rounding_mode="floor")], -1) + 0.5
+    hyperbolic = _barycentric(corners[shown[some]], centers) * nearness[shown[some]]
     weights[some] = hyperbolic / hyperbolic.sum(-1, keepdim=True)
     return shown.reshape(height, width), weights.reshape(height, width, 3)
 

@@ -50,7 +50,7 @@ def make_texture(
 
 
 def _unwrapped(vertices: Tensor, faces: Tensor, size: int) -> tuple[Int[Tensor, "n"], Int[Tensor, "f 3"], Float[Tensor, "n 2"]]:
-    """Charts without overlap: the origin of their vertices, their triangles (in the same order) and places in the unit square."""
+    """Charts without overlap: the origin of their vertices, their triangles (in the same order) and positions in the unit square."""
     xatlas = extra("xatlas", "--texture")
     atlas = xatlas.Atlas()
     atlas.add_mesh(vertices.float().numpy(), faces.numpy().astype(np.uint32))

@@ -50,7 +50,7 @@ def render_vertices(
     local = (vertices.double() - c2w[:, 3]) @ c2w[:, :3]
     nearness = torch.where(local[:, 2] < 0, -1 / local[:, 2], 0.0)
     lens = torch.stack([camera.fx[0], -camera.fy[0], camera.cx[0], camera.cy[0]]).double()
-    places = local[:, :2] * nearness[:, None] * lens[:2] + lens[2:]
-    face, weights = rasterise(places[faces], nearness[faces], int(camera.width[0]), int(camera.height[0]))
+    positions = local[:, :2] * nearness[:, None] * lens[:2] + lens[2:]
+    face, weights = rasterise(positions[faces], nearness[faces], int(camera.width[0]), int(camera.height[0]))
     image = (weights[..., None] * values.double()[faces[face.clamp(min=0)]]).sum(-2)
     return image, face

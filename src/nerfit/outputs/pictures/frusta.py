@@ -52,19 +52,19 @@ def draw_cameras(cameras: Cameras, near: float, far: float, size: int = 800) -> 
 
 
 def draw_search(found: Sequence[Cameras], given: Cameras, size: int = 600) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
-    """A picture of each set of cameras in colours, over the ``given`` ones in grey and joined to them; all from one place in one scale."""
+    """A picture of each set of cameras in colours, joined to the ``given`` ones in grey; all from one viewpoint in one scale."""
     every = np.stack([cameras.c2w.detach().cpu().double().numpy() for cameras in (given, *found)])
     centers = every[..., 3]
     extent = float(np.linalg.norm(centers[[0, -1]] - centers[0].mean(0), axis=-1).max()) or 1.0
     length = frustum_length(centers[-1], extent)
     tints = colorize(np.linspace(0, 0.9, len(given))[None], 0, 1)[0]
     drawings = []
-    for cameras, places in zip(found, centers[1:], strict=True):
+    for cameras, positions in zip(found, centers[1:], strict=True):
         lines = _Lines()
-        lines.add(np.stack([places, centers[0]], 1), (0.8, 0.8, 0.82), 0.8)
+        lines.add(np.stack([positions, centers[0]], 1), (0.8, 0.8, 0.82), 0.8)
         for center, rays in zip(centers[0], _corner_rays(given), strict=True):
             lines.add_frustum(center, length * rays, (0.7, 0.7, 0.72), 1.2)
-        for center, rays, tint in zip(places, _corner_rays(cameras), tints, strict=True):
+        for center, rays, tint in zip(positions, _corner_rays(cameras), tints, strict=True):
             lines.add_frustum(center, length * rays, tint, 1.6)
         drawings.append(lines)
     up, points = _upwards(every[0]), np.concatenate([np.concatenate(lines.segments).reshape(-1, 3) for lines in drawings])
@@ -190,18 +190,18 @@ def _paint(
     pen = _OVERSAMPLE * max(1.0, size / 800)
     widths = np.rint(np.concatenate(lines.widths) * pen).clip(min=1).astype(int)
 
-    def place(flat: np.ndarray) -> list[tuple[float, float]]:
+    def to_pixels(flat: np.ndarray) -> list[tuple[float, float]]:
         return [(float(x), float(y)) for x, y in ((flat - (low + high) / 2) * scale + pixels / 2).reshape(-1, 2)]
 
     canvas = Image.new("RGB", (pixels, pixels), "white")
     draw = ImageDraw.Draw(canvas)
     for segment in view.project(grid)[0]:
-        draw.line(place(segment), fill=(226, 228, 232), width=round(pen))
+        draw.line(to_pixels(segment), fill=(226, 228, 232), width=round(pen))
     middle = depth.mean(1)
     fade = 0.4 * (middle - middle.min()) / max(float(np.ptp(middle)), 1e-12)
     colours = colours + (1 - colours) * fade[:, None]
     for i in np.argsort(-middle):
-        draw.line(place(xy[i]), fill=tuple((colours[i] * 255).astype(int).tolist()), width=int(widths[i]))
+        draw.line(to_pixels(xy[i]), fill=tuple((colours[i] * 255).astype(int).tolist()), width=int(widths[i]))
     for point, text in labels:
-        draw.text(place(view.project(point)[0])[0], text, fill="black", font=ImageFont.load_default(pixels / 45), anchor="mm")
+        draw.text(to_pixels(view.project(point)[0])[0], text, fill="black", font=ImageFont.load_default(pixels / 45), anchor="mm")
     return np.array(canvas.reduce(_OVERSAMPLE))

@@ -35,8 +35,8 @@ def draw_histograms(method: Method, scene: Scene, view: int, rays: int = 8) -> F
 def _bars(edges: Float[Tensor, "rays bins+1"], weights: Float[Tensor, "rays bins"]) -> Tensor:
     """Which pixels [rays, HEIGHT, WIDTH] a histogram's bars cover."""
     columns = ((torch.arange(WIDTH) + 0.5) / WIDTH).expand(len(edges), WIDTH).contiguous()
-    place = torch.searchsorted(edges.contiguous(), columns, right=True) - 1
-    inside = (place >= 0) & (place < weights.shape[1])
-    density = (weights / edges.diff().clamp(min=1e-6)).gather(-1, place.clamp(0, weights.shape[1] - 1)) * inside
+    bins = torch.searchsorted(edges.contiguous(), columns, right=True) - 1
+    inside = (bins >= 0) & (bins < weights.shape[1])
+    density = (weights / edges.diff().clamp(min=1e-6)).gather(-1, bins.clamp(0, weights.shape[1] - 1)) * inside
     level = (density / density.amax(-1, keepdim=True).clamp(min=1e-9)).sqrt()
     return level[:, None] > 1 - (torch.arange(HEIGHT)[:, None] + 0.5) / HEIGHT

@@ -1,4 +1,4 @@
-"""Pictures of a search for camera poses: where cameras went, from above and from the front, and a film of them finding their place."""
+"""Pictures of a search for camera poses: where cameras went, from above and from the front, and a film of the search."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,14 +34,14 @@ def draw_paths(paths: Float[Tensor, "records views 3"], given: Float[Tensor, "vi
         canvas = Image.new("RGB", (2 * size, 2 * size), "white")
         draw = ImageDraw.Draw(canvas)
 
-        def place(x: Tensor, a: int = across, b: int = upwards) -> list[tuple[float, float]]:
+        def to_pixels(x: Tensor, a: int = across, b: int = upwards) -> list[tuple[float, float]]:
             flat = (x - middle)[..., [a, b]] * torch.tensor([1.0, -1.0]) / half * size + size
             return [(float(u), float(v)) for u, v in flat.reshape(-1, 2)]
 
-        for u, v in place(given):
+        for u, v in to_pixels(given):
             draw.ellipse((u - 8, v - 8, u + 8, v + 8), outline=(150, 150, 155), width=3)
         for view, tint in enumerate((tints * 255).astype(int).tolist()):
-            points = place(paths[:, view])
+            points = to_pixels(paths[:, view])
             draw.line([*points, points[-1]], fill=tuple(tint), width=2)
             draw.ellipse((points[-1][0] - 5, points[-1][1] - 5, points[-1][0] + 5, points[-1][1] + 5), fill=tuple(tint))
         draw.text((12, 8), "xyz"[across] + "xyz"[upwards], fill="black", font=ImageFont.load_default(28))

@@ -102,7 +102,7 @@ def view_normals(method: Method, scene: Scene, cameras: Cameras, index: int, ren
 
 
 def frame_file(folder: Path, name: str, index: int) -> Path:
-    """Where a frame of a quantity is kept."""
+    """The file of a frame of a quantity."""
     return folder / name / f"{index:04d}.png"
 
 

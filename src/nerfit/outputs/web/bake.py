@@ -99,10 +99,10 @@ def bake(method: Method, scene: Scene, config: BakeConfig, chunk: int, report: A
 
 
 def _opacity(method: Method, grid: Grid, flat: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
-    """Mean opacity over one grid spacing at eight places in the cells around nodes."""
+    """Mean opacity over one grid spacing at eight positions in the cells around nodes."""
     corners = torch.cartesian_prod(*[torch.tensor([-0.25, 0.25])] * 3)
-    places = (grid.index(flat)[:, None] + corners).reshape(-1, 3)
-    density = method.density(grid.scene_points(places).to(method.device)).float().cpu()
+    positions = (grid.index(flat)[:, None] + corners).reshape(-1, 3)
+    density = method.density(grid.scene_points(positions).to(method.device)).float().cpu()
     return (1 - torch.exp(-density * grid.scene_spacing)).reshape(-1, 8).mean(1)
 
 
@@ -119,8 +119,8 @@ def _colors(
     Views from the side that a node faces weigh most.
     """
     points = grid.scene_points(grid.index(flat))
-    places = points if lens is None else in_world(points, lens)
-    towards = torch.nn.functional.normalize(places[:, None] - centers, dim=-1)
+    positions = points if lens is None else in_world(points, lens)
+    towards = torch.nn.functional.normalize(positions[:, None] - centers, dim=-1)
     device = method.device
     _, rgb = method.radiance(points.repeat_interleave(len(centers), 0).to(device), towards.reshape(-1, 3).to(device))
     rgb = rgb.float().cpu().reshape(len(points), len(centers), 3)
@@ -156,7 +156,7 @@ def dense(baked: Baked) -> UInt8[Tensor, "nx ny nz channels"]:
 
 
 def draw(baked: Baked, cameras: Cameras, view: int, background: float) -> Float[Tensor, "height width 3"]:
-    """What the shader draws of a perspective view: steps at odd halves of `STEP` from the eye, trilinear in the nodes' bytes."""
+    """The shader's picture of a perspective view: steps at odd halves of `STEP` from the eye, trilinear in the nodes' bytes."""
     table = dense(baked)
     busy = torch.nn.functional.max_pool3d((table[..., 0] > 0).float()[None, None], 2, 1)[0, 0] > 0
     width, height = int(cameras.width[view]), int(cameras.height[view])

@@ -24,7 +24,7 @@ from nerfit.scenes.scene import Scene
 
 @dataclass
 class Orbit:
-    """Where the page's camera stands: on a sphere around ``target``, ``up`` upwards, with a vertical field of view (radians)."""
+    """The camera of the page: on a sphere around ``target``, ``up`` upwards, with a vertical field of view (radians)."""
 
     target: Float[Tensor, "3"]
     position: Float[Tensor, "3"]
@@ -38,7 +38,7 @@ class Orbit:
 
 
 def first_orbit(scene: Scene, baked: Baked) -> Orbit:
-    """From the first test view's place (or the first training view's), looking at the middle of the matter."""
+    """The camera at the first test view (or the first training view), looking at the middle of the matter."""
     view = (scene.splits.get("test") or scene.splits["train"])[0]
     middle = (baked.blocks.double().mean(0) + 0.5) * BLOCK
     points = baked.grid.scene_points(middle[None])
@@ -65,7 +65,7 @@ def write_web(path: Path, scene: Scene, baked: Baked) -> Path:
         "sides": baked.sides,
         "count": len(baked.blocks),
         "cells": [BLOCK * n - 1 for n in baked.sides],
-        "low": baked.grid.places(torch.zeros(1, 3))[0].tolist(),
+        "low": baked.grid.positions(torch.zeros(1, 3))[0].tolist(),
         "spacing": baked.grid.spacing,
         "slope": baked.slope,
         "step": STEP,

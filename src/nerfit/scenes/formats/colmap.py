@@ -22,7 +22,7 @@ from nerfit.scenes.splits import held_out, make_splits
 
 _MODELS = ("sparse", "colmap/sparse", "distorted/sparse", ".")
 _PICTURES = ("images", "image", "input", "rgb", ".")
-"""Where models and pictures lie in a scene's folder, likeliest first."""
+"""Folders of models and pictures in a scene's folder, likeliest first."""
 
 
 @dataclass
@@ -86,10 +86,10 @@ def _visible_points(model: Path, points: ModelPoints | None, scene: Scene, image
         raise SceneError(f"{model} has no points that pictures see, whose depths scene.depths asks for; leave it out.")
     train = scene.splits["train"]
     numbers, order = torch.tensor([images[i].number for i in train]).sort()
-    place = torch.searchsorted(numbers, points.picture).clamp(max=len(numbers) - 1)
-    own, here = numbers[place] == points.picture, torch.linalg.inv(scene.to_original)
+    index = torch.searchsorted(numbers, points.picture).clamp(max=len(numbers) - 1)
+    own, here = numbers[index] == points.picture, torch.linalg.inv(scene.to_original)
     xyz = (points.xyz @ here[:3, :3].T + here[:3, 3]).float()
-    found = point_depths(scene.cameras, xyz, points.error, torch.tensor(train)[order][place[own]], points.point[own])
+    found = point_depths(scene.cameras, xyz, points.error, torch.tensor(train)[order][index[own]], points.point[own])
     shown = (scene.colors(found.view, found.x, found.y)[:, 3:] > 0).all(-1)
     found = found[shown & (found.depth > 0)]
     if not len(found):
@@ -98,11 +98,11 @@ def _visible_points(model: Path, points: ModelPoints | None, scene: Scene, image
 
 
 def _models(root: Path) -> list[Path]:
-    """The models of a scene's folder, from the first place that has any."""
-    for place in (root / name for name in _MODELS):
-        if place.is_dir():
-            numbered = sorted((p for p in place.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
-            if found := [p for p in (*numbered, place) if is_model(p, whole=p == root)]:
+    """The models of a scene's folder, from the first folder that has any."""
+    for folder in (root / name for name in _MODELS):
+        if folder.is_dir():
+            numbered = sorted((p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
+            if found := [p for p in (*numbered, folder) if is_model(p, whole=p == root)]:
                 return found
     return []
 
@@ -125,9 +125,9 @@ def _pictures(root: Path, model: Path, images: list[ModelImage], factor: int) ->
     """The scene's folder, in it the one that has the most of the pictures (of that factor, if any), and their paths by name."""
     bases = [root, *(p.parent for p in (model.absolute().parent, model.absolute()) if p.name == "sparse")]
     for ending in [f"_{factor}", ""] if factor > 1 else [""]:
-        places = [(base, base / (name + ending)) for base in bases for name in _PICTURES if not ending or name != "."]
-        found = [(base, folder, _there(folder, images, bool(ending))) for base, folder in places if folder.is_dir()]
-        best = max(found, key=lambda place: len(place[2]), default=None)
+        folders = [(base, base / (name + ending)) for base in bases for name in _PICTURES if not ending or name != "."]
+        found = [(base, folder, _there(folder, images, bool(ending))) for base, folder in folders if folder.is_dir()]
+        best = max(found, key=lambda entry: len(entry[2]), default=None)
         if best and best[2]:
             return best
     smaller = sorted(folder.name for folder in root.glob("images_*") if folder.name[7:].isdecimal())

@@ -44,8 +44,8 @@ def load(source: str, config: Config) -> Scene:
     require_min("scene.", config, factor=1, testskip=0)
     folder = Path(source)
     shape = _shape(folder, config.shape)
-    places = {split: folder / name / shape for split, name in _SPLITS.items()}
-    listed = {split: _views(place) for split, place in places.items() if split == "train" or place.is_dir()}
+    folders = {split: folder / name / shape for split, name in _SPLITS.items()}
+    listed = {split: _views(own) for split, own in folders.items() if split == "train" or own.is_dir()}
     views, splits = chosen_views(listed, config.train_views, config.testskip)
     radius = float(np.mean([np.linalg.norm(view.c2w[:3, 3]) for view in views]))
     scene = pinhole_scene(
@@ -80,11 +80,11 @@ def _shape(folder: Path, wanted: str | None) -> str:
     return wanted or shapes[0]
 
 
-def _views(place: Path) -> list[View]:
+def _views(folder: Path) -> list[View]:
     """All views of a split in order of their names."""
-    focal, height, world_to_camera = _intrinsics(place / "intrinsics.txt")
+    focal, height, world_to_camera = _intrinsics(folder / "intrinsics.txt")
     views = []
-    for file, pose in files_of_views(place, "pose"):
+    for file, pose in files_of_views(folder, "pose"):
         matrix = read_pose(pose)
         w, h = image_size(file)
         c2w = convert_axes(torch.from_numpy(np.linalg.inv(matrix) if world_to_camera else matrix), "opencv").numpy()

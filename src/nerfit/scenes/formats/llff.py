@@ -110,7 +110,7 @@ def _check(config: Config) -> None:
 
 
 class Poses(NamedTuple):
-    """What ``poses_bounds.npy`` says, in its own world and units: OpenGL poses, sizes and focal lengths of the full pictures."""
+    """The content of ``poses_bounds.npy``, in its own world and units: OpenGL poses, sizes and focal lengths of the full pictures."""
 
     c2w: Float[Tensor, "views 3 4"]
     height: float

@@ -53,7 +53,7 @@ def load(source: str, config: Config) -> Scene:
 
 
 def _rows(file: Path, meta: Any, split: str) -> list[tuple[str, tuple[Any, ...]]]:
-    """What a split says of each picture, and how the picture is called in errors."""
+    """The entries of a split, one for each picture, and the picture's name for errors."""
     table = meta.get(split) if isinstance(meta, dict) else None
     columns = {key: column for key in _KEYS if isinstance(table, dict) and isinstance(column := table.get(key), list)}
     if len(columns) < len(_KEYS) or len({*map(len, columns.values())}) > 1 or not columns["file_path"]:

@@ -73,8 +73,8 @@ def load(source: str, config: Config) -> Scene:
         splits = make_splits(source, views, held_out(views, 8), config.train_views)
     else:
         counts = {"train": views, "val": config.val_views, "test": config.test_views}
-        places = _around if kind == "object" else _along
-        eyes, targets = places(views, config.val_views, config.test_views, generator)
+        poses = _around if kind == "object" else _along
+        eyes, targets = poses(views, config.val_views, config.test_views, generator)
         c2w = look_at(eyes, targets, torch.tensor([0.0, 0.0, 1.0]))
         names = [f"{split}_{i:03d}" for split, n in counts.items() for i in range(n)]
         train, val, test = ([i for i, name in enumerate(names) if name.startswith(split)] for split in counts)
@@ -270,12 +270,12 @@ def _rosette(inner: list[Vector], ring: list[Vector], radius: float) -> Callable
 
 
 def _bauhaus(colors: list[Vector], tile: float) -> Callable[[Points], Points]:
-    """Square tiles, each a quarter disc on a ground, colours and corner by an integer hash of its place."""
+    """Square tiles, each a quarter disc on a ground, colours and corner by an integer hash of its position."""
 
     def paint(p: Points) -> Points:
-        place = (p / tile).floor()
-        inside = p / tile - place
-        i, j = place[0].long() + 64, place[2].long() + 64
+        corner = (p / tile).floor()
+        inside = p / tile - corner
+        i, j = corner[0].long() + 64, corner[2].long() + 64
         code = (i * 73 + j * 151 + i * j * 7 + (i * i + j * j * 3) * 11) % 97
         u = torch.where(code % 2 == 0, inside[0], 1 - inside[0])
         v = torch.where(code // 2 % 2 == 0, inside[2], 1 - inside[2])

@@ -58,7 +58,7 @@ def slab(o: Tensor, d: Tensor, half: float) -> tuple[Tensor, Tensor]:
 
 
 def overlap(*intervals: tuple[Tensor, Tensor]) -> Tensor:
-    """Where a ray enters the intersection of intervals, inf where they share nothing ahead of the origin."""
+    """Distance at which a ray enters the intersection of intervals; inf where they share nothing ahead of the origin."""
     t_in, t_out = intervals[0]
     for a, b in intervals[1:]:
         t_in, t_out = torch.maximum(t_in, a), torch.minimum(t_out, b)

@@ -22,7 +22,7 @@ class Config(SceneConfig):
     """Options of tiny scenes; near and far are 2 and 6 unless given."""
 
     background: Background = "black"
-    """What lies behind transparent pixels and the scene; the example's pictures are opaque, on black."""
+    """Colour behind transparent pixels and the scene; the example's pictures are opaque, on black."""
 
 
 def detect(source: str) -> bool:

@@ -142,7 +142,7 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], config: Config)
 
 
 def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path], allow_outside: bool) -> list[Path | None]:
-    """What the frames name as mask_path, else the masks that lie beside the pictures."""
+    """The masks that frames name as mask_path, else those beside the pictures."""
     named = [frame.get("mask_path") for frame in frames]
     for frame, mask in zip(frames, named, strict=True):
         if not isinstance(mask, str | None):

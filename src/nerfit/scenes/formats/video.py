@@ -83,7 +83,7 @@ def extract(video: Path, config: VideoConfig) -> list[Path]:
 
 
 def frames_to_take(count: int, seconds: float, fps: float | None, most: int) -> int:
-    """How many of a video's ``count`` frames to take: all where its own rate is hardly above the wanted one."""
+    """Number of frames to take of a video's ``count``: all if its own rate is hardly above the wanted one."""
     wanted = max(RATE * seconds, FEWEST) if fps is None else fps * seconds
     return min(count if wanted > 0.95 * count else max(1, math.ceil(wanted)), most)
 

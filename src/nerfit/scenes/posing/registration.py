@@ -159,7 +159,9 @@ def advice(report: Report) -> list[str]:
     if len(report.registered) < report.photographs / 2:
         out.append("less than half of the pictures have a pose: they may show separate places; read the reasons above before you train.")
     if report.missing:
-        out.append("take sharp pictures of a still scene from places side by side, each sharing two thirds of its content with the next.")
+        out.append(
+            "take sharp pictures of a still scene from positions side by side, each sharing two thirds of its content with the next."
+        )
     if report.error > 1.5:
         out.append("the error is large: try --lens opencv (--lens fisheye for very wide lenses), or leave out moving things.")
     return out

@@ -39,7 +39,7 @@ def vocabulary(sample: Float[np.ndarray, "n d"], words: int, rounds: int) -> Flo
 
 
 def vlad(descriptors: Shaped[np.ndarray, "n d"], words: Float[np.ndarray, "words d"]) -> Float[np.ndarray, "words*d"]:
-    """What describes a picture as a whole: for each word the sum of its features' differences from it, as a unit vector; all of length 1.
+    """The descriptor of a whole picture: for each word the sum of its features' differences from it, as a unit vector; all of length 1.
 
     The unit vectors keep a word that a pattern repeats from drowning the others (Arandjelović and Zisserman 2013).
     """

@@ -107,7 +107,7 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
         reasons = "; ".join(f"{view.name}: {why_missing(i, views, links, [])}" for i, view in enumerate(views[:3]))
         raise SceneError(
             f"{what}: no two of its {len(views)} pictures could be posed ({reasons}); take sharp pictures of a still, textured "
-            "scene from places side by side, each sharing two thirds of its content with the next."
+            "scene from positions side by side, each sharing two thirds of its content with the next."
         )
     model = _refined(models[0], config.lens)
     missing = {view.name: why_missing(i, views, links, groups) for i, view in enumerate(views) if i not in groups[0]} | unused
@@ -187,7 +187,7 @@ def _view(folder: Path, key: str, path: Path, longest: int) -> View | str:
 
 
 def _masks(pictures: Path) -> Path:
-    """Where the masks of the copies in a folder lie, black where they hide, named as COLMAP looks for them."""
+    """The folder of the masks of the copies, black where they hide, named as COLMAP expects them."""
     return pictures.with_name("masks")
 
 
@@ -295,10 +295,10 @@ def _match(database: Path, views: Sequence[View], pairs: Sequence[tuple[int, int
 def _links(database: Path, views: Sequence[View]) -> Links:
     with _opened(database) as db:
         ids = {image.name: image.image_id for image in db.read_all_images()}
-        place = {ids[view.key]: i for i, view in enumerate(views)}
+        index = {ids[view.key]: i for i, view in enumerate(views)}
         features = [db.num_keypoints_for_image(ids[view.key]) for view in views]
         pairs, counts = db.read_two_view_geometry_num_inliers()
-    ends = [sorted(place[image] for image in pycolmap.pair_id_to_image_pair(pair)) for pair in pairs]
+    ends = [sorted(index[image] for image in pycolmap.pair_id_to_image_pair(pair)) for pair in pairs]
     return Links(features, {(a, b): count for (a, b), count in zip(ends, counts, strict=True) if count > 0})
 
 
@@ -328,7 +328,7 @@ def _map_all(database: Path, folder: Path) -> list[Any]:
     """As `_map`, by rotations and then positions of all pictures at once (GLOMAP, Pan et al. 2024).
 
     Focal lengths begin at what the files or COLMAP's rule of thumb say, and then at what pairs of pictures say, which is nonsense where
-    all are taken from about one place; what registers more pictures, or fits them better, is taken.
+    all are taken from about one position; the result with more registered pictures, or the better fit, is kept.
     """
     plain = _map_at_once(database, folder)
     pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=0))

@@ -1,1 +1,1 @@
-"""What several formats share in reading files: frames, intrinsics, depth maps, point files, pixels."""
+"""Shared by the scene formats: frames, intrinsics, depth maps, point files, pixels."""

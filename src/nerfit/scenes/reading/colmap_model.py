@@ -43,7 +43,7 @@ LENS_MODELS = {
     "FISHEYE": LensModel(15, "fisheye", ("fx", "fy", "cx", "cy")),
     "EQUIRECTANGULAR": LensModel(17, "equirectangular", ("width", "height")),
 }
-"""What is understood of COLMAP 4.2's models; of those that fit, the first is written.
+"""The supported ones of COLMAP 4.2's models; of those that fit, the first is written.
 
 Its k4 k5 k6 of FULL_OPENCV are d1 d2 d3, its sx1 sy1 are s1 s3.
 """
@@ -72,7 +72,7 @@ class ModelImage(NamedTuple):
 
 
 class ModelPoints(NamedTuple):
-    """Points, their mean reprojection errors in pixels, and who sees whom: numbers of pictures, and beside each the place of a point."""
+    """Points and their mean reprojection errors in pixels; ``picture`` (number) shows ``point`` (index)."""
 
     xyz: Float[Tensor, "n 3"]
     error: Float[Tensor, "n"]

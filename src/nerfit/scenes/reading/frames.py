@@ -1,4 +1,4 @@
-"""What the transforms files of Blender, instant-ngp and nerfstudio scenes share: a list of frames, each a picture and its pose."""
+"""Frames of the transforms files of Blender, instant-ngp and nerfstudio scenes: pictures and their poses."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ def read_frames(file: Path) -> dict[str, Any]:
 def read_splits(
     folder: Path, train_views: tuple[int, int, int], testskip: int
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], dict[str, list[int]]]:
-    """The transforms_train/val/test.json of a folder by split, the frames chosen from them, and the places of each split's in that list.
+    """The transforms_train/val/test.json of a folder by split, the frames chosen from them, and each split's indices into that list.
 
     Every ``testskip``-th frame of val and test is chosen; where one of these two files is missing, so is the split.
     """

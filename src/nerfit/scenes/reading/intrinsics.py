@@ -65,7 +65,7 @@ def read_lenses(
     file: Path, meta: dict[str, Any], frames: list[dict[str, Any]], sizes: Sequence[tuple[int, int]], small: Sequence[tuple[int, int]]
 ) -> list[Intrinsics]:
     """`read_intrinsics` of all frames of a file."""
-    if any(place.get("equirectangular") for place in (meta, *frames)):
+    if any(source.get("equirectangular") for source in (meta, *frames)):
         warnings.warn(
             f"{file}: 'equirectangular' is taken at its word, rows even in latitude, where instant-ngp has them even in its sine.",
             stacklevel=3,
@@ -86,12 +86,12 @@ def cameras_of(
     return Cameras(c2w, fx, fy, cx, cy, width, height, curved, pixel_offset, lens if lens.any() else None)
 
 
-def _model(what: str, *places: dict[str, Any]) -> str:
-    """The camera model of the first place that names one, OPENCV without."""
-    for place in places:
-        flag = next((key for key in _FLAGS if place.get(key)), None)
-        model = _FLAGS[flag] if flag else str(place.get("camera_model") or "").upper()
-        model = next((key for key in place if key.startswith("ftheta_")), model)
+def _model(what: str, *sources: dict[str, Any]) -> str:
+    """The camera model of the first source that names one, OPENCV without."""
+    for source in sources:
+        flag = next((key for key in _FLAGS if source.get(key)), None)
+        model = _FLAGS[flag] if flag else str(source.get("camera_model") or "").upper()
+        model = next((key for key in source if key.startswith("ftheta_")), model)
         if model and model not in _MODELS:
             known = ", ".join(_MODELS)
             raise SceneError(f"{what}: the lens {model} is not supported; undistort the pictures, or describe them as one of {known}.")
@@ -100,18 +100,18 @@ def _model(what: str, *places: dict[str, Any]) -> str:
     return "OPENCV"
 
 
-def _distortion(what: str, model: str, *places: dict[str, Any]) -> list[float]:
+def _distortion(what: str, model: str, *sources: dict[str, Any]) -> list[float]:
     """`LENS_PARAMETERS` by the names that a camera model gives them."""
     names = _KEYS | _LAST.get(model, {"k4": "k4"})
     for key in ("k5", "k6"):
-        if key not in names.values() and number(what, key, *places):
+        if key not in names.values() and number(what, key, *sources):
             raise SceneError(f"{what}: the lens parameter {key} belongs to the camera_model FULL_OPENCV, not {model}.")
-    return [number(what, names[name], *places) or 0.0 if name in names else 0.0 for name in LENS_PARAMETERS]
+    return [number(what, names[name], *sources) or 0.0 if name in names else 0.0 for name in LENS_PARAMETERS]
 
 
-def _centre(what: str, key: str, side: float, *places: dict[str, Any]) -> float:
+def _centre(what: str, key: str, side: float, *sources: dict[str, Any]) -> float:
     """A coordinate of the principal point, the middle of a ``side`` by default."""
-    value = number(what, key, *places)
+    value = number(what, key, *sources)
     if value is None:
         return side / 2
     if not -side <= value <= 2 * side:
@@ -119,9 +119,9 @@ def _centre(what: str, key: str, side: float, *places: dict[str, Any]) -> float:
     return value
 
 
-def _focal_lengths(what: str, w: float, h: float, *places: dict[str, Any]) -> tuple[float, float]:
+def _focal_lengths(what: str, w: float, h: float, *sources: dict[str, Any]) -> tuple[float, float]:
     """Focal lengths in pixels of a w×h picture; one stands in for the other."""
-    fx, fy = _focal(what, "x", w, *places), _focal(what, "y", h, *places)
+    fx, fy = _focal(what, "x", w, *sources), _focal(what, "y", h, *sources)
     fx, fy = fx or fy, fy or fx
     if fx is None or fy is None:
         raise SceneError(f"{what} has no focal length; give fl_x or camera_angle_x.")
@@ -131,11 +131,11 @@ def _focal_lengths(what: str, w: float, h: float, *places: dict[str, Any]) -> tu
     return fx, fy
 
 
-def _focal(what: str, axis: str, size: float, *places: dict[str, Any]) -> float | None:
-    """Focal length in pixels along an axis of ``size`` pixels, from the first place that gives it or the field of view."""
-    for place in places:
-        length, angle = number(what, f"fl_{axis}", place), number(what, f"camera_angle_{axis}", place)
-        degrees = number(what, f"{axis}_fov", place)
+def _focal(what: str, axis: str, size: float, *sources: dict[str, Any]) -> float | None:
+    """Focal length in pixels along an axis of ``size`` pixels, from the first source that gives it or the field of view."""
+    for source in sources:
+        length, angle = number(what, f"fl_{axis}", source), number(what, f"camera_angle_{axis}", source)
+        degrees = number(what, f"{axis}_fov", source)
         if angle is None and degrees is not None:
             angle = math.radians(degrees)
         if length is None and angle is not None:
@@ -147,9 +147,9 @@ def _focal(what: str, axis: str, size: float, *places: dict[str, Any]) -> float 
     return None
 
 
-def number(what: str, key: str, *places: dict[str, Any]) -> float | None:
-    """The value of a key in the first place that has one; SceneError, with ``what`` in front, for what is no finite number."""
-    value = next((place[key] for place in places if place.get(key) is not None), None)
+def number(what: str, key: str, *sources: dict[str, Any]) -> float | None:
+    """The value of a key in the first source that has one; SceneError, with ``what`` in front, for what is no finite number."""
+    value = next((source[key] for source in sources if source.get(key) is not None), None)
     if value is None or (isinstance(value, int | float) and abs(value) < 1e9):
         return value
     raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")

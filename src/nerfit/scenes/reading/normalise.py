@@ -159,7 +159,7 @@ def _for_ndc(cameras: Cameras, depths: Float[Tensor, "n"]) -> Normalised | None:
 
 
 _NEAREST = 0.75
-"""Where the plane of normalised device coordinates stands, as a share of the nearest depth (LLFF's bd_factor)."""
+"""Distance of the near plane of normalised device coordinates, as a share of the nearest depth (LLFF's bd_factor)."""
 
 
 def looks_one_way(cameras: Cameras) -> bool:

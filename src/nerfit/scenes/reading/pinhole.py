@@ -1,4 +1,4 @@
-"""What small formats have in common: pictures with pinhole cameras, poses in text files, the axes and units of a scene."""
+"""Shared by small formats: pictures with pinhole cameras, poses in text files, the axes and units of a scene."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ from nerfit.scenes.reading.pixel_cache import load_pixels, picture_files
 from nerfit.scenes.scene import Scene, SceneConfig
 
 
-def files_of_views(place: Path, *kinds: str) -> list[tuple[Path, ...]]:
-    """Each picture of ``place``/rgb in order of names, with the text file of its name in each of the folders ``kinds``.
+def files_of_views(folder: Path, *kinds: str) -> list[tuple[Path, ...]]:
+    """Each picture of ``folder``/rgb in order of names, with the text file of its name in each of the folders ``kinds``.
 
     Raises SceneError where anything is missing or there are no pictures.
     """
-    pictures = picture_files(place / "rgb")
-    texts = [{file.stem: file for file in (place / kind).glob("*.txt")} for kind in kinds]
+    pictures = picture_files(folder / "rgb")
+    texts = [{file.stem: file for file in (folder / kind).glob("*.txt")} for kind in kinds]
     for kind, files in zip(kinds, texts, strict=True):
         alone = {file.stem for file in pictures} ^ files.keys()
         if alone or not pictures:
-            raise SceneError(f"{place} needs a picture in rgb for every {kind} in {kind}; {min(alone, default='either')} is missing.")
+            raise SceneError(f"{folder} needs a picture in rgb for every {kind} in {kind}; {min(alone, default='either')} is missing.")
     return [(file, *(files[file.stem] for files in texts)) for file in pictures]
 
 
 LARGEST = 1e9
-"""What no coordinate or length reaches (`Scene` refuses it)."""
+"""Limit of all coordinates and lengths (`Scene` refuses larger ones)."""
 
 
 def read_numbers(file: Path) -> Float[np.ndarray, "n"]:

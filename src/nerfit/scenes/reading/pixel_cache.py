@@ -31,7 +31,7 @@ _IN_FLIGHT = 64_000_000
 _STEP = 2**22
 """Pixels, or bytes, that are moved at once."""
 _DYNAMIC = "dynamic_mask_"
-"""How the names of instant-ngp's masks begin; white hides there, where black hides in all others."""
+"""Beginning of the names of instant-ngp's masks. White hides in these, black in all others."""
 
 
 def load_pixels(
@@ -117,7 +117,7 @@ def _fill(
     """Decode all pictures into ``pixels``, in as many threads as memory allows; what of it is used in the end."""
     ends = np.cumsum([width * height for width, height in sizes])
 
-    def place(view: int) -> bool:
+    def decode(view: int) -> bool:
         width, height = sizes[view]
         picture = _view(paths[view], sizes[view], masks[view]).reshape(width * height, -1)
         mine = pixels[ends[view] - width * height : ends[view]]
@@ -128,7 +128,7 @@ def _fill(
     largest = max(header.width * header.height for header in headers)
     pool = ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _IN_FLIGHT // largest)))
     try:
-        transparent = [*_watched(pool.map(place, range(len(paths))), len(paths))]
+        transparent = [*_watched(pool.map(decode, range(len(paths))), len(paths))]
     finally:
         pool.shutdown(cancel_futures=True)
     return pixels if any(transparent) or pixels.shape[1] == 3 else _without_alpha(pixels)
