@@ -260,7 +260,7 @@ def test_masks_and_transparency_keep_features_off(tmp_path: Path) -> None:
         file, report = photos.estimate(str(tmp_path), PoseConfig())
     assert len(found) == 6 and all(len(points) > 200 for points in found)
     assert all(((points[:, 0] >= WIDTH // 2) | (points[:, 1] >= HEIGHT // 2)).all() for points in found)
-    assert len(report.registered) == report.masked == 6 and "masked or transparent in 6 pictures" in report.text()
+    assert len(report.registered) == report.masked == 6 and "masked and transparent parts of 6 pictures" in report.text()
     frames = json.loads(file.read_text())["frames"]
     rotations, _ = compare(
         torch.tensor([frame["transform_matrix"] for frame in frames], dtype=torch.float64),
