@@ -29,7 +29,7 @@ from forks import alive, child, import_all
 from PIL import Image
 from test_checkpoints import TINY, TRAIN, assert_same_end, equal, last
 
-from nerfit.camera_search.history import PoseSearch
+from nerfit.camera_search.history import PoseHistory
 from nerfit.cameras import Cameras
 from nerfit.cli import main
 from nerfit.errors import NerfitError, RunError
@@ -46,10 +46,11 @@ from nerfit.scenes.posing.registration import Report
 from nerfit.scenes.reading import pixel_cache as pixels
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.writing import write_colmap, write_poses_bounds, write_transforms
-from nerfit.training import trainer as trainer_module
-from nerfit.training.checkpoints import LoopState, checkpoints, load_checkpoint, save_checkpoint
+from nerfit.training import clock as clock_module
+from nerfit.training.checkpoints import LoopState, checkpoints, load_checkpoint, save_checkpoint, update_metrics
+from nerfit.training.clock import LONGEST_STEP
 from nerfit.training.logs import LogConfig, RunLog
-from nerfit.training.trainer import LONGEST_STEP, MAX_SKIPPED_IN_A_ROW, LoopConfig, Trainer, update_metrics
+from nerfit.training.trainer import MAX_SKIPPED_IN_A_ROW, LoopConfig, Trainer
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="locks, limits and mounts are those of Linux")
 NETWORK = NerfConfig(depth=2, width=16, skips=[], samples=8, fine_samples=0, rays=64)
@@ -82,9 +83,9 @@ def some_mesh(seed: int) -> Mesh:
     return Mesh(points, torch.arange(90).reshape(30, 3), points / 255, points.byte())
 
 
-def some_search(seed: int) -> PoseSearch:
+def some_search(seed: int) -> PoseHistory:
     looks = [torch.full((20, 3, 4), float(seed + i)) for i in range(9)]
-    return PoseSearch(steps=list(range(9)), progress=[0.1] * 9, psnr=[9.0] * 9, c2w=looks, focal=[1.0] * 9)
+    return PoseHistory(steps=list(range(9)), progress=[0.1] * 9, psnr=[9.0] * 9, c2w=looks, focal=[1.0] * 9)
 
 
 def save_scene(folder: Path, seed: int) -> None:
@@ -274,7 +275,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
         return clock.now
 
     jumps = random.Random(0)
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=perf_counter))
     monkeypatch.setattr(time, "time", lambda: jumps.uniform(0, 4e9))
     return clock
 
@@ -287,7 +288,7 @@ def test_budgets_do_not_ask_the_wall_clock(scene: Scene, tmp_path: Path, clock: 
 
 def test_the_wall_clock_is_read_nowhere() -> None:
     """But for the dates in results and logs."""
-    sources = Path(trainer_module.__file__).parents[1].rglob("*.py")
+    sources = Path(clock_module.__file__).parents[1].rglob("*.py")
     assert [path.name for path in sources if re.search(r"\btime\.time\(|from time import time\b|time\.localtime", path.read_text())] == []
 
 

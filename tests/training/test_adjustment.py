@@ -14,7 +14,7 @@ from torch import Tensor
 from conftest import around
 from nerfit.camera_search import adjust as adjusting
 from nerfit.camera_search.adjust import adjust
-from nerfit.camera_search.history import PoseSearch
+from nerfit.camera_search.history import PoseHistory
 from nerfit.camera_search.photometric import _moved, _seen_from, adjust_photometrically
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
@@ -145,17 +145,17 @@ def test_a_run_that_adjusts_its_cameras_resumes_exactly(tmp_path: Path, monkeypa
 
     whole, parts = trained("whole", []), trained("parts", [5, 11])
     for trainer in (whole, parts):
-        assert trainer.state.step == 24 and trainer.state.adjusted == 2 and trainer.state.began == 8
+        assert trainer.state.step == 24 and trainer.state.adjusted == 2 and trainer.state.field_start == 8
     a, b = whole.method.state_dict(), parts.method.state_dict()
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_pictures_that_stay_unlike_are_called_hopeless() -> None:
     with pytest.warns(UserWarning, match="agree to 10% only"):
-        PoseSearch().judge(0.1)
+        PoseHistory().check_likeness(0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PoseSearch().judge(0.4)
+        PoseHistory().check_likeness(0.4)
 
 
 @pytest.mark.slow

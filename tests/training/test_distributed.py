@@ -34,7 +34,7 @@ from nerfit.sampling.share import Share
 from nerfit.sampling.shuffle import epoch_indices
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
-from nerfit.training.interrupts import Heard, stop_on_signals
+from nerfit.training.interrupts import Signal, stop_on_signals
 from nerfit.training.optim import OptimConfig
 
 COUNTS, DEVICES, SIZES = st.integers(0, 300), st.integers(1, 9), st.integers(1, 120)
@@ -152,7 +152,7 @@ def test_batch_and_rates_grow_with_the_devices_unless_they_are_typed() -> None:
 def test_one_signal_that_comes_twice_from_torchrun_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for by_torchrun in (True, False):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x") if by_torchrun else monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-        heard = Heard()
+        heard = Signal()
         with stop_on_signals(heard):
             os.kill(os.getpid(), signal.SIGTERM)
             assert heard.interrupted == signal.SIGTERM

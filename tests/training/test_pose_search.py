@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.camera_search.history import MOST, PoseSearch
+from nerfit.camera_search.history import MOST, PoseHistory
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.poses import transform_poses
@@ -172,10 +172,10 @@ def test_a_refined_run_begins_a_new_field_with_the_cameras_found(start: Callable
     trainer = start("refined", camera, stop=20)
     trainer.train()
     before, trainer.interrupted = weights(trainer), None
-    assert trainer.state.began == 0 and trainer.stage == pytest.approx(1.0)
+    assert trainer.state.field_start == 0 and trainer.schedule_progress == pytest.approx(1.0)
     trainer.step()
     after = weights(trainer)
-    assert trainer.state.began == 20 and trainer.stage == 0.0
+    assert trainer.state.field_start == 20 and trainer.schedule_progress == 0.0
     assert float(before["cameras.shift"].norm()) > 0.01
     moved = {key: float((after[key] - before[key]).abs().max()) for key in after if after[key].is_floating_point()}
     assert 0 < moved["cameras.shift"] < 0.05 and not moved["cameras.first"]
@@ -197,7 +197,7 @@ def test_a_refined_run_resumes_exactly(start: Callable[..., Trainer], stop: int)
     assert same(weights(whole), weights(parts)) and whole.search is not None and parts.search is not None
     assert (whole.search.steps, whole.search.psnr, whole.search.focal) == (parts.search.steps, parts.search.psnr, parts.search.focal)
     assert all(torch.equal(a, b) for a, b in zip(whole.search.c2w, parts.search.c2w, strict=True))
-    assert whole.state.psnr == parts.state.psnr and whole.state.began == 20
+    assert whole.state.psnr == parts.state.psnr and whole.state.field_start == 20
 
 
 MODEL = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64, "skips": [0]}
@@ -224,7 +224,7 @@ def test_the_cameras_of_another_run_are_where_a_run_begins(tmp_path: Path) -> No
     found = load_checkpoint(tmp_path / "second" / "checkpoints")
     learned = Scene.load(first).cameras
     assert found is not None and torch.equal(found[1]["model.cameras.first"], learned.c2w)
-    search = PoseSearch.load(tmp_path / "second", 30)
+    search = PoseHistory.load(tmp_path / "second", 30)
     assert abs(search.focal[0] - float(learned.fx[0] / 16)) < 0.02
 
     def refused(words: list[str], reported: str, camera: dict[str, Any] = CAMERA) -> None:
@@ -242,30 +242,30 @@ def test_the_cameras_of_another_run_are_where_a_run_begins(tmp_path: Path) -> No
 
 
 def test_a_search_is_kept_at_even_steps_and_stays_small(start: Callable[..., Trainer], tmp_path: Path) -> None:
-    trainer, search = start(camera=replace(SEARCH, start="given")), PoseSearch()
+    trainer, search = start(camera=replace(SEARCH, start="given")), PoseHistory()
     assert trainer.method.cameras is not None
     for step in range(1, 20 * MOST):
         search.record(trainer.method.cameras, trainer.scene, step, 0.0, 10.0)
         assert len(search.steps) < MOST
     assert search.steps == list(range(search.every, 20 * MOST, search.every)) and len(search.steps) > MOST // 3
     search.save(tmp_path)
-    again = PoseSearch.load(tmp_path, 20 * MOST)
+    again = PoseHistory.load(tmp_path, 20 * MOST)
     assert (again.steps, again.psnr, again.progress, again.every) == (search.steps, search.psnr, search.progress, search.every)
     assert torch.equal(torch.stack(again.c2w), torch.stack(search.c2w))
-    assert PoseSearch.load(tmp_path, 1000).steps == [step for step in search.steps if step <= 1000]
+    assert PoseHistory.load(tmp_path, 1000).steps == [step for step in search.steps if step <= 1000]
     file = tmp_path / "poses.safetensors"
     scalar = safetensors.torch.load(file.read_bytes()) | {"psnr": torch.tensor(1.0)}
     for damaged in (b"x" * 9, safetensors.torch.save(scalar, {"every": "5"})):
         file.write_bytes(damaged)
         with pytest.warns(UserWarning, match="is damaged"):
-            assert not PoseSearch.load(tmp_path, 1000).steps
+            assert not PoseHistory.load(tmp_path, 1000).steps
 
 
-def some_search(scene: Scene, similarity: Tensor, looks: int = 3) -> tuple[PoseSearch, Cameras]:
+def some_search(scene: Scene, similarity: Tensor, looks: int = 3) -> tuple[PoseHistory, Cameras]:
     """Cameras that go from one point to the given poses moved by a similarity."""
     given = scene.cameras[scene.splits["train"]]
     world = transform_poses(given.c2w, similarity).float()
-    search = PoseSearch()
+    search = PoseHistory()
     for look in range(looks):
         share = look / (looks - 1)
         c2w = torch.cat([world[:, :, :3], share * world[:, :, 3:]], -1)
@@ -360,11 +360,11 @@ def test_seeds_without_sense_are_refused(words: list[str], reported: str, tmp_pa
 # --- Hope -----------------------------------------------------------------------------------------------------------
 
 
-def searched(scene: Scene, psnr: float, away: float, wander: float, progress: float = 0.1) -> PoseSearch:
-    """Looks at cameras that go ``away`` from the origin in straight lines, with random steps of ``wander``, up to the look that judges."""
+def searched(scene: Scene, psnr: float, away: float, wander: float, progress: float = 0.1) -> PoseHistory:
+    """Records of cameras that go ``away`` from the origin straight, with random steps of ``wander``, up to the evaluated record."""
     torch.manual_seed(0)
     ways = torch.nn.functional.normalize(torch.randn(7, 3), dim=-1)
-    search = PoseSearch()
+    search = PoseHistory()
     for look in range(41):
         place = away * look / 40 * ways + wander * torch.randn(7, 3)
         search.steps.append(5 * look)
@@ -378,10 +378,10 @@ def searched(scene: Scene, psnr: float, away: float, wander: float, progress: fl
     ("explained", "away", "wander", "reported"),
     [
         (0.79, 0.03, 0.005, None),  # photographs of a fern, as measured
-        (0.49, 0.30, 0.01, "explains 49% of the pictures' variance only, and the cameras flee"),  # of different places
+        (0.49, 0.30, 0.01, "explains 49% of the pictures' variance only, and the cameras diverge"),  # of different places
         (0.90, 0.30, 0.01, None),
-        (0.60, 0.30, 0.3, None),  # they wander, but don't flee
-        (0.60, 0.30, 0.01, "flee"),
+        (0.60, 0.30, 0.3, None),  # they wander, but don't diverge
+        (0.60, 0.30, 0.01, "diverge"),
         (0.30, 0.03, 0.005, "explains 30% of the pictures' variance only$"),
         (0.79, 0.001, 0.0, "no farther apart than"),
     ],

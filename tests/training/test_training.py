@@ -27,6 +27,7 @@ from nerfit.metrics.psnr_ssim import psnr
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
+from nerfit.training import clock as clock_module
 from nerfit.training import trainer as trainer_module
 from nerfit.training.checkpoints import checkpoints, load_checkpoint
 from nerfit.training.collapse import CollapseWatch
@@ -286,7 +287,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     yield clock
 
 
@@ -432,20 +433,20 @@ FLAT = COLORS.mean(0).expand(64, 3)
 )
 def test_a_field_is_dead_after_eight_bad_looks(rendering: Rendering, expected: str | None) -> None:
     watch = CollapseWatch()
-    assert [watch.look(rendering, COLORS) for _ in range(9)] == [None] * 7 + [expected] * 2
+    assert [watch.check(rendering, COLORS) for _ in range(9)] == [None] * 7 + [expected] * 2
 
 
 def test_one_good_look_begins_the_count_again() -> None:
     watch = CollapseWatch()
     dead, alive = seen(0.0, torch.ones(64, 3)), seen(0.3, COLORS)
-    verdicts = [watch.look(rendering, COLORS) for rendering in [dead] * 7 + [alive] + [dead] * 8]
+    verdicts = [watch.check(rendering, COLORS) for rendering in [dead] * 7 + [alive] + [dead] * 8]
     assert verdicts == [None] * 15 + ["the field has become transparent everywhere"]
 
 
 def test_what_can_not_tell_is_never_dead() -> None:
     watch = CollapseWatch()
-    assert not any(watch.look(seen(0.0, torch.ones(64, 3)), torch.ones(64, 3)) for _ in range(20))
-    assert not any(watch.look(Rendering(FLAT), COLORS) for _ in range(20))
+    assert not any(watch.check(seen(0.0, torch.ones(64, 3)), torch.ones(64, 3)) for _ in range(20))
+    assert not any(watch.check(Rendering(FLAT), COLORS) for _ in range(20))
 
 
 DEAD = replace(SMALL, density_activation="relu", density_bias=-100.0)
@@ -520,4 +521,4 @@ def test_after_enough_seeds_a_dead_method_is_an_error(start: Callable[..., Train
 def test_a_living_field_is_left_alone(start: Callable[..., Trainer], seed: int) -> None:
     trainer = start(steps=250, seed=seed, log=LogConfig(image_every=0))
     trainer.train()
-    assert trainer.state.restarts == 0 and trainer.state.looks.keys() == {"field", "coarse field"}
+    assert trainer.state.restarts == 0 and trainer.state.collapse_history.keys() == {"field", "coarse field"}

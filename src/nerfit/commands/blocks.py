@@ -48,7 +48,7 @@ def run(options: Options, run_all: Callable[..., Iterator[tuple[int, Any]]] = on
     from nerfit.commands.jobs import check_same, exit_code, kept_flags, needs, perform
     from nerfit.commands.train_plan import scene_name
     from nerfit.scenes.partition import blocks_of
-    from nerfit.training.trainer import update_metrics
+    from nerfit.training.checkpoints import update_metrics
 
     whole, words = planned(options)
     config = whole.config.blocks

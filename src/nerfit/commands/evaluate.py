@@ -36,7 +36,7 @@ def run(options: Options) -> dict[str, Any]:
     from nerfit.scenes import load_scene
     from nerfit.scenes.images import write_png
     from nerfit.training import distributed
-    from nerfit.training.trainer import update_metrics
+    from nerfit.training.checkpoints import update_metrics
 
     with distributed.leaders_first():
         trained = open_run(options.run, images=True, source=options.scene, threads=options.threads, device=options.device)

@@ -135,21 +135,21 @@ def _method(trainer: Trainer, picture: Path) -> dict[str, Any]:
     """Training steps of the method, their timing beside the machine's matrix product, and a view of the result."""
     scene, method = trainer.scene, trainer.method
     seconds = median_seconds(trainer.step, 5)
-    rendering, batch, losses = trainer.step()
+    result = trainer.step()
     view = (scene.splits.get("test") or scene.splits["train"])[0]
     camera = scene.cameras[view].rescale(min(1.0, 64 / float(scene.cameras.width[view])))
     write_png(picture, render_view(method, scene, camera, 0, trainer.state.chunk).rgb)
     report = {
         "parameters": f"{sum(p.numel() for p in method.parameters()):,}",
-        "batch": f"{len(batch)} rays, {method.samples_per_ray()} samples each, {trainer.state.chunk} rays at a time",
+        "batch": f"{len(result.batch)} rays, {method.samples_per_ray()} samples each, {trainer.state.chunk} rays at a time",
     }
     for name in ("rgb", "depth", "opacity", "disparity"):
-        value = getattr(rendering, name)
+        value = getattr(result.rendering, name)
         if value is not None:
             report[name] = _range(value.detach())
-    report |= {f"loss {name}": f"{float(value):.5f}" for name, value in losses.items()}
+    report |= {f"loss {name}": f"{float(value):.5f}" for name, value in result.losses.items()}
     precision = str(method.precision).removeprefix("torch.")
-    report["a training step"] = f"{seconds:.3f} s in {precision} (median of 5), {len(batch) / seconds:,.0f} rays/s"
+    report["a training step"] = f"{seconds:.3f} s in {precision} (median of 5), {len(result.batch) / seconds:,.0f} rays/s"
     for dtype in (torch.float32, torch.bfloat16):
         report[f"matrix peak {str(dtype).removeprefix('torch.')}"] = f"{matrix_peak(method.device, dtype) / 1e9:,.0f} GFLOP/s"
     return report

@@ -24,8 +24,9 @@ from nerfit.progress import say
 from nerfit.runs import Plan, in_use, initialise_from, new_folder, refuse_existing
 from nerfit.scenes.scene import Scene
 from nerfit.training import distributed
+from nerfit.training.checkpoints import update_metrics
 from nerfit.training.devices import set_threads
-from nerfit.training.trainer import Callback, Trainer, update_metrics
+from nerfit.training.trainer import Callback, Trainer
 
 if TYPE_CHECKING:
     from nerfit.viewer.server import Viewer

@@ -8,6 +8,7 @@ import warnings
 import zlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,12 +16,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nerfit.errors import RunError
-from nerfit.files import write_json
+from nerfit.files import atomic_write, write_json
 
 
 @dataclass
 class LoopState:
-    """All that the training loop knows beside the tensors; randomness is a function of seed and step."""
+    """The state of the training loop beside the tensors; randomness is a function of seed and step."""
 
     step: int = 0
     """Steps done."""
@@ -31,19 +32,19 @@ class LoopState:
     chunk: int = 0
     """Rays processed together."""
     restarts: int = 0
-    """Restarts after collapse."""
+    """Number of restarts after collapse."""
     skipped: int = 0
     """Steps skipped for non-finite losses or gradients."""
     holdout_psnr: float | None = None
     """Latest PSNR of the held-out view, in dB."""
     loss_scale: float = 1.0
     """Loss scale of fp16 training."""
-    looks: dict[str, list[list[float]]] = field(default_factory=dict)
-    """The latest looks for collapse."""
+    collapse_history: dict[str, list[list[float]]] = field(default_factory=dict)
+    """The latest checks for collapse (`CollapseWatch`)."""
     rays: int = 0
     """Rays trained on; a method may change their number from step to step."""
-    began: int = 0
-    """Step at which the field began anew with the cameras found by then; 0 = it has not."""
+    field_start: int = 0
+    """Step at which the field was initialised again, with the cameras found by then; 0 = not yet."""
     adjusted: int = 0
     """How many of the adjustments of all cameras are done."""
     psnr: float | None = None
@@ -140,8 +141,9 @@ def _state(text: str) -> LoopState:
         }.get(f.type, True)
         if not known:
             raise ValueError(f"{f.name} can't be {str(value)[:40]}")
-    if not all(len(look) == 3 and all(isinstance(x, int | float) for x in look) for looks in state.looks.values() for look in looks):
-        raise ValueError("looks can't be read")
+    checks = [check for history in state.collapse_history.values() for check in history]
+    if not all(len(check) == 3 and all(isinstance(x, int | float) for x in check) for check in checks):
+        raise ValueError("collapse_history can't be read")
     return state
 
 
@@ -175,3 +177,14 @@ def _checksum(state: str, tensors: dict[str, Tensor]) -> int:
         crc = zlib.crc32(f"{name} {t.dtype} {tuple(t.shape)}".encode(), crc)
         crc = zlib.crc32(t.contiguous().flatten().view(torch.uint8).numpy().data, crc)
     return crc
+
+
+def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:
+    """Replace one part of a run's metrics.json and keep the others, also those that another process writes at the same time."""
+    path = folder / "metrics.json"
+    with atomic_write(path) as temporary:
+        try:
+            metrics = json.loads(path.read_text())
+        except (OSError, ValueError):
+            metrics = {}
+        temporary.write_text(json.dumps(metrics | {part: values}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Noticing a field that died: everything transparent or everything opaque, and no better than one flat colour."""
+"""Detecting a collapsed field: transparent or opaque everywhere, and no better than one flat colour."""
 
 from dataclasses import dataclass, field
 
@@ -7,25 +7,31 @@ from torch import Tensor
 
 from nerfit.rendering.volume import Rendering
 
-EVERY = 25
-"""Steps between looks at the field."""
-LAST = 1000
-"""Step after which a field is taken to be alive."""
-_LOOKS = 8
+EVERY, LAST = 25, 1000
+"""Steps between checks, and the step after warm-up that the last check comes at."""
+_CHECKS = 8
+"""Checks in a row that a collapsed field fails."""
+
+
+def due(trained: int, step: int) -> bool:
+    """Whether the field is checked at ``step``, ``trained`` steps after the learning rate's warm-up."""
+    return step % EVERY == 0 and 0 < trained <= LAST
 
 
 @dataclass
 class CollapseWatch:
-    """Watches the first steps of a run. A network has collapsed when over 8 looks (200 steps) its error is no better
-    than 95 % of the best flat colour's (the colours' variance), and either its mean opacity stays below 0.1 % or it is
-    above 99.9 % with a picture whose variance is below 1 % of the colours': from there a ReLU density has no gradient
-    to recover by."""
+    """Watches the first steps of a run.
+
+    A network has collapsed if in 8 checks (200 steps) its error is above 95 % of the best flat colour's (the variance of the colours),
+    and its mean opacity is below 0.1 %, or above 99.9 % while the variance of its picture is below 1 % of the colours'.
+    A ReLU density has no gradient there, so it can't recover.
+    """
 
     history: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Mean opacity, relative error and relative variance of the picture at the latest looks, by network."""
+    """Mean opacity, relative error and relative variance of the picture at the latest checks, by network."""
 
-    def look(self, rendering: Rendering, target: Tensor) -> str | None:
-        """Take one look; returns what has collapsed and how, in words, or None."""
+    def check(self, rendering: Rendering, target: Tensor) -> str | None:
+        """Check a batch's rendering against its colours; returns in words what has collapsed and how, or None."""
         variance = float((target - target.mean(0)).square().mean())
         if rendering.opacity is None or variance < 1e-4:
             return None
@@ -34,12 +40,12 @@ class CollapseWatch:
             networks["coarse field"] = (rendering.extras["rgb_coarse"], rendering.extras["opacity_coarse"])
         for name, (rgb, opacity) in networks.items():
             error = float((rgb.detach() - target).square().mean()) / variance
-            looks = self.history.setdefault(name, [])
+            checks = self.history.setdefault(name, [])
             spread = float((rgb.detach() - rgb.detach().mean(0)).square().mean()) / variance
-            looks[:] = [*looks, [float(opacity.detach().mean()), error, spread]][-_LOOKS:]
-            if len(looks) < _LOOKS:
+            checks[:] = [*checks, [float(opacity.detach().mean()), error, spread]][-_CHECKS:]
+            if len(checks) < _CHECKS:
                 continue
-            opacities, errors, spreads = torch.tensor(looks).unbind(-1)
+            opacities, errors, spreads = torch.tensor(checks).unbind(-1)
             if bool((errors <= 0.95).any()):
                 continue
             if bool((opacities < 1e-3).all()):

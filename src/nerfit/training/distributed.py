@@ -154,6 +154,13 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
         tensor.detach().copy_(value)
 
 
+def run_on_main(work: Callable[[], T], module: nn.Module) -> T:
+    """Run ``work``, which changes ``module``, in the main process; all processes get its result and the module's state."""
+    result = broadcast_result(work)
+    broadcast(module.state_dict().values())
+    return result
+
+
 def gathered(value: T) -> list[T]:
     """What every process has, by number."""
     if share().world_size == 1:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training after the step in hand."""
+"""Ctrl-C and SIGTERM end a training after the current step."""
 
 import math
 import os
@@ -9,22 +9,22 @@ from typing import Any, Protocol
 
 
 class Interruptible(Protocol):
-    """What can be asked to stop: ``interrupted`` becomes the signal's number."""
+    """Work that can be asked to stop: ``interrupted`` becomes the signal's number."""
 
     interrupted: int | None
 
 
 @dataclass
-class Heard:
-    """A signal that one of several processes heard, before they agree to stop."""
+class Signal:
+    """A signal that one of several processes received, before they agree to stop."""
 
     interrupted: int | None = None
 
 
 class stop_on_signals:
-    """While training, SIGINT and SIGTERM ask the trainer to stop after the step in hand; a second one stops at once.
+    """While training, SIGINT and SIGTERM ask the trainer to stop after the current step; a second signal stops it at once.
 
-    From torchrun, which passes on what a terminal has sent to all processes already, a second one within seconds is the same.
+    torchrun passes on a signal that the terminal has sent to all processes already, so there a second one within seconds is the same.
     """
 
     def __init__(self, trainer: Interruptible) -> None:
@@ -43,7 +43,7 @@ class stop_on_signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._old[number] = signal.signal(number, self._stop)
-            except ValueError:  # not in the main thread: whoever runs us there handles signals
+            except ValueError:  # not in the main thread, which handles signals itself
                 return
 
     def __exit__(self, *_: object) -> None:

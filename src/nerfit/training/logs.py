@@ -1,4 +1,4 @@
-"""What a run says while it trains: a progress bar, TensorBoard always, Weights & Biases on request."""
+"""A training's progress line and its log: TensorBoard always, Weights & Biases on request."""
 
 import importlib
 import sys
@@ -15,18 +15,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from nerfit.errors import ConfigError
+from nerfit.methods.base import Method
+from nerfit.training.checkpoints import LoopState
+from nerfit.training.step import StepResult
 
 
 @dataclass
 class LogConfig:
-    """How often to look, write and save; 0 = never."""
+    """How often to log, draw and save; 0 = never."""
 
     print_every: int = 100
-    """Steps between scalars (console and TensorBoard)."""
+    """Steps between numbers on the console and in the log."""
     image_every: int = 500
     """Steps between pictures and PSNR of a held-out view, with histograms of the weights."""
     image_pixels: int = 10_000
-    """At most so many pixels of that view, evenly spread over it."""
+    """Largest number of pixels of that view, evenly spread over it."""
     save_every: int = 10_000
     """Steps between checkpoints."""
     save_seconds: float = 900.0
@@ -42,7 +45,7 @@ class LogConfig:
 class RunLog:
     """TensorBoard events in the run folder and, if asked, a Weights & Biases run; a context manager.
 
-    Where the events can't be written, as on a full disk, that is said once and training goes on.
+    If the events can't be written, as on a full disk, it warns once and training goes on.
     """
 
     def __init__(self, folder: Path, settings: Any, first_step: int = 0) -> None:
@@ -99,7 +102,7 @@ class RunLog:
 
 
 def import_wandb() -> Any:
-    """The wandb module; a ConfigError that says how to get it where it is missing."""
+    """The wandb module; a ConfigError that says how to install it if it is missing."""
     try:
         return importlib.import_module("wandb")
     except ImportError as error:
@@ -107,7 +110,7 @@ def import_wandb() -> Any:
 
 
 class ProgressLine:
-    """A live bar on a terminal, an occasional plain line elsewhere: share done, rate, PSNR, time left."""
+    """A live bar on a terminal, an occasional plain line elsewhere: share done, step, PSNR, rate and time left."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._console = Console(file=sys.stderr, quiet=quiet)
@@ -124,7 +127,7 @@ class ProgressLine:
         self._bar.stop()
 
     def show(self, progress: float, text: str) -> None:
-        """Update the bar; without a terminal print at most every ten seconds."""
+        """Update the bar; without a terminal, print a line at most every ten seconds."""
         self._bar.update(self._task, completed=progress, description=text)
         if not self._console.is_terminal and time.monotonic() - self._last > 10:
             self._last = time.monotonic()
@@ -133,3 +136,24 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def step_scalars(result: StepResult, method: Method, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """A step's numbers for the log, by name."""
+    values = {f"loss/{name}": float(value) for name, value in result.losses.items()}
+    values["lr"] = optimizer.param_groups[0]["lr"]
+    if result.batch.target is not None:
+        values["psnr_fine"] = result.psnr
+    if result.rendering.opacity is not None:
+        values["opacity"] = float(result.rendering.opacity.detach().mean())
+    return values | method.scalars(result.rendering, result.batch)
+
+
+def progress_text(state: LoopState, progress: float, values: dict[str, float]) -> str:
+    """The line beside the progress bar: step, PSNR, rate and time left."""
+    left = state.seconds * (1 - progress) / max(progress, 1e-9)
+    psnr = f"  psnr {values['psnr_fine']:.2f}" if "psnr_fine" in values else ""
+    held_out = "" if state.holdout_psnr is None else f" (held out {state.holdout_psnr:.2f})"
+    eta = f"{left / 3600:.1f} h" if left > 7200 else f"{left / 60:.0f} min" if left > 120 else f"{left:.0f} s"
+    skipped = f"  {state.skipped} steps skipped" if state.skipped else ""
+    return f"step {state.step}{psnr}{held_out} dB  {values['rays_per_second']:,.0f} rays/s  {eta} left{skipped}"

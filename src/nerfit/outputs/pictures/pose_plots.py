@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from nerfit.camera_search.history import PoseSearch
+from nerfit.camera_search.history import PoseHistory
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import align, transform_poses
 from nerfit.errors import SceneError
@@ -50,32 +50,32 @@ def draw_paths(paths: Float[Tensor, "records views 3"], given: Float[Tensor, "vi
     return np.concatenate(panels, 1)
 
 
-def aligned_records(search: PoseSearch, given: Cameras, records: Sequence[int]) -> list[Cameras]:
+def aligned_records(history: PoseHistory, given: Cameras, records: Sequence[int]) -> list[Cameras]:
     """The cameras of some records of the search, all moved by the similarity that fits the newest positions best to the ``given`` ones."""
     try:
-        moved = align(search.c2w[-1][:, :, 3], given.centers)
+        moved = align(history.c2w[-1][:, :, 3], given.centers)
     except SceneError:
         moved = torch.eye(4, dtype=torch.float64)
-    found = [search.cameras(record, given) for record in records]
+    found = [history.cameras(record, given) for record in records]
     return [replace(cameras, c2w=transform_poses(cameras.c2w, moved).float()) for cameras in found]
 
 
 def log_paths(trainer: Trainer) -> None:
     """The paths so far, for the log."""
-    search, cameras = trainer.search, trainer.method.cameras
-    if search is None or cameras is None or not search.steps or trainer.log is None:
+    history = trainer.search.history
+    if history is None or not history.steps or trainer.log is None:
         return
-    found = aligned_records(search, given := _given(trainer), range(len(search.steps)))
+    found = aligned_records(history, given := _given(trainer), range(len(history.steps)))
     picture = draw_paths(torch.stack([c.centers for c in found]), given.centers)
     trainer.log.images(trainer.state.step, {"cameras/positions": torch.from_numpy(picture) / 255})
 
 
 def draw_poses(trainer: Trainer, folder: Path) -> list[Path]:
     """The cameras that were found over the given ones (frusta.png), their paths (positions.png) and a film of the search (search.mp4)."""
-    search = trainer.search
-    if search is None or not search.steps:
+    history = trainer.search.history
+    if history is None or not history.steps:
         return []
-    found = aligned_records(search, given := _given(trainer), range(len(search.steps)))
+    found = aligned_records(history, given := _given(trainer), range(len(history.steps)))
     write_png(folder / "positions.png", draw_paths(torch.stack([c.centers for c in found]), given.centers))
     frames = list(draw_search(found, given))
     write_png(folder / "frusta.png", frames[-1])
