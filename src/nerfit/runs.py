@@ -232,7 +232,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
         raise RunError(f"{folder} has no checkpoint yet: train it first.")
     state, tensors = found
     restore(tensors, method)
-    method.eval()
+    method.eval().progress = state.progress
     if where.type == pick_device(plan.config.device).type:
         method.precision = pick_precision(plan.config.precision, where)
     return Run(folder, plan, method.place(scene), method, state, plan.config.chunk or 4 * state.chunk)

@@ -37,6 +37,7 @@ from nerfit.rendering.volume import Rendering
 from nerfit.runs import open_run
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
+from nerfit.training.trainer import Callback, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -346,3 +347,20 @@ def test_a_run_keeps_its_cameras(tmp_path: Path) -> None:
     assert_close(plan.load_scene().cameras.c2w, torch.tensor(saved["given"]["c2w"]))
     evaluated = evaluate.run(evaluate.Options(run=folder, reference_poses="procedural:forward-facing", pose_steps=1))
     assert second["cameras"] != first["cameras"] and "photometric" in evaluated["protocol"]
+
+
+def test_a_run_stopped_half_way_is_opened_as_it_was(tmp_path: Path) -> None:
+    """With the octaves that are still closed."""
+    words = ["--scene.size=16", "--scene.views=9", "--scene.samples=1", "--steps=40", "--log.image-every=0", "--model.depth=2"]
+    words += ["--model.width=16", "--model.skips", "--model.samples=8", "--model.rays=64", "--model.camera.coarse-until=0.8"]
+    plan, _, _ = prepare("nerf", "procedural:forward-facing", [*words, "--recipe=nerfmm", "--threads=1"], folder=False)
+    scene = plan.load_scene()
+    stop = Callback(10, lambda trainer: setattr(trainer, "interrupted", 2))
+    trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, tmp_path, [stop], quiet=True)
+    trainer.train()
+    plan.save(tmp_path)
+    scene.save(tmp_path)
+    run = open_run(tmp_path, images=False, device="cpu")
+    assert run.method.progress == trainer.method.progress == 0.25
+    camera = scene.cameras[0]
+    assert torch.equal(run.render(camera).rgb, render_view(trainer.method.eval(), scene, camera, 0, run.chunk).rgb)

@@ -4,7 +4,6 @@ Run as ``python -m nerfit.commands.cluster ARGUMENTS`` this is `nerfit ARGUMENTS
 """
 
 import contextlib
-import fcntl
 import logging
 import os
 import runpy
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from nerfit.errors import ConfigError, NerfitError, RunError
+from nerfit.files import lock_descriptor
 from nerfit.kernels.libc import from_libc
 from nerfit.training.interrupts import stop_on_signals
 
@@ -125,7 +125,7 @@ def locked(log: Path) -> Iterator[BinaryIO]:
     """A log to append to, held against other processes, for which it waits, by us and by all that write to it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_descriptor(file.fileno(), wait=True)
         yield file
 
 

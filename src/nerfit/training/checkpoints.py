@@ -47,6 +47,8 @@ class LoopState:
     """Step at which the field was initialised again, with the cameras found by then; 0 = not yet."""
     adjusted: int = 0
     """How many of the adjustments of all cameras are done."""
+    progress: float = 1.0
+    """Progress of the schedules (`Method.progress`), 0 to 1."""
     psnr: float | None = None
     """PSNR of the training pixels in dB, a running mean over about the latest fifty steps."""
 

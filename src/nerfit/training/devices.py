@@ -1,7 +1,7 @@
-"""Which device to run on, with how many threads, and how much fits in its memory."""
+"""Device, precision and threads of a training, and how much fits in memory."""
 
+import math
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -10,6 +10,11 @@ import torch
 from nerfit.errors import ConfigError
 from nerfit.kernels.libc import from_libc
 from nerfit.methods.base import Method
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,10 +50,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of handing them back to the system after every tensor.
+    """Let glibc keep large freed blocks; without glibc this does nothing.
 
-    A training step frees and takes the same activations again; without this every step pays for fresh zeroed pages,
-    which costs more than the arithmetic. Elsewhere than on Linux with glibc this does nothing.
+    A training step frees and allocates the same activations again. Blocks that go back to the system come as fresh zeroed pages, which
+    cost more than the arithmetic.
     """
     mallopt = from_libc("mallopt")
     if mallopt is None:
@@ -59,14 +64,14 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Hand what `keep_freed_memory` kept back to the system, after something large that does not come again soon."""
+    """Return the blocks of `keep_freed_memory` to the system, after something large that does not come again soon."""
     malloc_trim = from_libc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def set_threads(threads: int | None) -> int:
-    """Use so many threads (default: what the environment or the machine gives); returns the number in use."""
+    """Set the number of PyTorch's CPU threads, if one is given; returns the number in use."""
     if threads is not None:
         if threads < 1:
             raise ConfigError("threads must be at least 1.")
@@ -75,7 +80,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device; on a CPU the machine's, or the container's if that is less."""
+    """Free bytes on a device; on a CPU those of the machine, or of the container if they are fewer."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = 4 << 30
@@ -88,15 +93,15 @@ def free_memory(device: torch.device) -> int:
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
             free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # not Linux, or no limit on this container
+    except (OSError, ValueError, AttributeError):
+        pass  # not Linux, Windows (no os.sysconf), or no limit on this container
     return max(free, 0)
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory this process has held, in MB (2²⁰ bytes): resident, or on a GPU what PyTorch has had allocated there.
+    """Peak memory of this process in MB (2²⁰ bytes): resident, or on a GPU allocated by PyTorch; NaN if the system does not report it.
 
-    Linux's ru_maxrss begins with the peak of the process that started this one, so the kernel's own status is read instead.
+    Linux's ru_maxrss begins with the peak of the process that started this one, so /proc/self/status is read instead.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / (1 << 20)
@@ -104,6 +109,8 @@ def peak_memory(device: torch.device) -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / (1 << 10)
     except (OSError, StopIteration):
+        if resource is None:
+            return math.nan
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 

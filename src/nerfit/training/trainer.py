@@ -372,21 +372,21 @@ class Trainer:
             )
         if not self.main:
             return
-        self.state.loss_scale = self.scaler.get_scale()
+        self.state.loss_scale, self.state.progress = self.scaler.get_scale(), self.schedule_progress
         self.search.save(self.folder)
         save_checkpoint(self.folder / "checkpoints", self.state, self.method, self.optimizer)
         give_back_memory()
 
     def _write_metrics(self) -> None:
         """The "train" part of metrics.json; the other parts stay."""
-        rays = self.state.rays / max(self.state.seconds, 1e-9)
+        rays, memory = self.state.rays / max(self.state.seconds, 1e-9), peak_memory(self.device)
         train = {
             "steps": self.state.step,
             "rays": self.state.rays,
             "seconds": round(self.state.seconds, 3),
             "rays_per_second": round(rays, 1),
             "samples_per_second": round(rays * self.method.samples_per_ray(), 1),
-            "peak_memory_mb": round(peak_memory(self.device), 1),
+            "peak_memory_mb": round(memory, 1) if math.isfinite(memory) else None,
             "threads": self.threads,
             "device": str(self.device),
             "training_psnr": self.state.psnr,
