@@ -15,7 +15,7 @@ from conftest import around
 from nerfit.camera_search import adjust as adjusting
 from nerfit.camera_search.adjust import adjust
 from nerfit.camera_search.history import PoseHistory
-from nerfit.camera_search.photometric import _moved, _seen_from, adjust_photometrically
+from nerfit.camera_search.photometric import _moved, _project_points, adjust_photometrically
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.rotations import axis_angle_to_matrix
@@ -40,14 +40,14 @@ def test_derivatives_of_the_pixels_of_points(seed: int) -> None:
     cameras = _moved(cameras, torch.cat([0.1 * torch.randn(12, generator=generator), torch.zeros(1)]).double())
     hosts, pixels = torch.tensor([0]), torch.tensor([[90.0, 130.0]]).double()
     rho = torch.tensor([0.4 + 0.3 * float(torch.rand(1, generator=generator))]).double()
-    _, jacobian, shown = _seen_from(cameras, 1, hosts, pixels, rho)
+    _, jacobian, shown = _project_points(cameras, 1, hosts, pixels, rho)
     assert bool(shown.all())
     for k in range(14):
         ends = []
         for sign in (1, -1):
             step = torch.zeros(14).double()
             step[k] = sign * 1e-6
-            ends.append(_seen_from(_moved(cameras, step[:13]), 1, hosts, pixels, rho + step[13])[0])
+            ends.append(_project_points(_moved(cameras, step[:13]), 1, hosts, pixels, rho + step[13])[0])
         assert torch.allclose(jacobian[..., k], (ends[0] - ends[1]) / 2e-6, atol=1e-4)
 
 

@@ -158,7 +158,7 @@ def test_a_lost_camera_is_found_again() -> None:
     lost = scene.splits["train"][3]
     turn = axis_angle_to_matrix(torch.tensor([0.5, -0.3, 0.4]))
     assert method.cameras is not None
-    method.cameras.begin_anew(lost, turn @ scene.cameras.c2w[lost])
+    method.cameras.place_at(lost, turn @ scene.cameras.c2w[lost])
     assert lost_views(method, scene, 0)[0] == [lost]
     for step in range(4):
         if relocate(method, scene, step):

@@ -131,7 +131,7 @@ def test_the_loss_is_that_of_the_picture(scene: Scene, weights: Path) -> None:
         (view,) = canvas.pictures.grad.abs().amax((1, 2)).nonzero()[:, 0].tolist()
         views.add(view)
         shown = canvas.pictures[view].detach().reshape(36, 36, 3).requires_grad_()
-        expected = 0.3 * perceptual.judge.difference(shown, scene.image(view, 1.0))
+        expected = 0.3 * perceptual.metric.difference(shown, scene.image(view, 1.0))
         assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
         assert_close(canvas.pictures.grad[view].reshape(36, 36, 3), torch.autograd.grad(expected, shown)[0], 1e-4)
     assert len(views) > 1 and views <= set(scene.splits["train"])
@@ -263,7 +263,7 @@ def test_a_canvas_is_painted_by_the_loss_alone(scene: Scene, weights: Path) -> N
 
     def errors() -> tuple[float, float]:
         shown = canvas.pictures.detach()[view].reshape(truth.shape)
-        return float(perceptual.judge.difference(shown, truth)), float((shown - truth).square().mean())
+        return float(perceptual.metric.difference(shown, truth)), float((shown - truth).square().mean())
 
     before = errors()
     for step in range(1, 101):

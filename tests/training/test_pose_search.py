@@ -43,7 +43,7 @@ from nerfit.training.optim import OptimConfig
 from nerfit.training.trainer import Callback, LoopConfig, Trainer
 
 SMALL = NerfConfig(depth=2, width=16, skips=[], samples=8, fine_samples=0, rays=64, batching="image")
-SEARCH = CameraConfig(learn=True, start="identity", focal="square", look_again=0)
+SEARCH = CameraConfig(learn=True, start="identity", focal="square", relocalise_every=0)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_every_key_of_the_cameras_acts(start: Callable[..., Trainer]) -> None:
 
     plain = outcome(base)
     assert not base.unused() and same(plain, outcome(replace(base)))
-    assert OTHER.keys() == {f.name for f in fields(CameraConfig)} - {"look_again", "adjust_at"}  # those have tests of their own
+    assert OTHER.keys() == {f.name for f in fields(CameraConfig)} - {"relocalise_every", "adjust_at"}  # those have tests of their own
     for key, value in OTHER.items():
         assert not same(plain, outcome(replace(base, **{key: value}))), key
 
@@ -201,7 +201,7 @@ def test_a_refined_run_resumes_exactly(start: Callable[..., Trainer], stop: int)
 
 
 MODEL = {"depth": 2, "width": 16, "samples": 8, "fine_samples": 0, "rays": 64, "skips": [0]}
-CAMERA = {"learn": True, "start": "identity", "focal": "square", "look_again": 0}
+CAMERA = {"learn": True, "start": "identity", "focal": "square", "relocalise_every": 0}
 
 
 def prepared(tmp_path: Path, name: str, *argv: str, camera: dict[str, Any] = CAMERA, steps: int = 30) -> Any:
@@ -234,7 +234,7 @@ def test_the_cameras_of_another_run_are_where_a_run_begins(tmp_path: Path) -> No
     init = ["--init", str(first), "--init-only", "cameras"]
     refused(["--init-only", "cameras"], "add --init RUN")
     refused(init, "add --model.camera.learn", {"learn": False})
-    refused(init, "add --model.camera.focal square", {"learn": True, "look_again": 0})
+    refused(init, "add --model.camera.focal square", {"learn": True, "relocalise_every": 0})
     refused([*init, "--scene.views", "12"], "not trained on the views")
 
 

@@ -1,4 +1,4 @@
-"""All training cameras made to agree at once, beginning at the surfaces of the field."""
+"""Photometric bundle adjustment of all training cameras, which starts from the surfaces of the field."""
 
 from dataclasses import replace
 
@@ -15,22 +15,22 @@ from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene
 
 POINTS = 3400
-"""Surface points, shared out among the views: as many pixels of each where the picture changes most, of eight times as many."""
+"""Number of surface points of all views together: in each view the pixels of largest gradient, out of eight times as many."""
 LONGEST = 512
-"""Pictures are made smaller than this."""
+"""Longest side in pixels that pictures are reduced to."""
 NEAREST = 0.8
-"""Inverse depth, of a near plane at 1, of the nearest surfaces of a world in NDC that begins anew."""
+"""Inverse depth of the nearest surfaces, with the near plane at 1, in a world in NDC that is placed again."""
 OPAQUE = 0.8
-"""Opacity from which the field's depth is that of a surface."""
+"""Opacity above which the field's depth is that of a surface."""
 
 
 @torch.no_grad()
-def adjust(method: Method, scene: Scene, step: int, anew: bool) -> float:
-    """Photometric bundle adjustment of the training cameras, which begin anew where it leaves them; returns their pictures' likeness.
+def adjust(method: Method, scene: Scene, step: int, replace_world: bool) -> float:
+    """Adjust the training cameras to each other; returns the likeness of their pictures (`adjust_photometrically`).
 
-    The world stays where the positions fit those from before best. If the field begins ``anew`` too, a world in NDC is put around the
-    cameras' average pose, at a scale that takes surfaces beyond the near plane. What is found depends on the method's state, its seed
-    and ``step`` alone.
+    The similarity that fits the new positions best to the old ones keeps the world in place. With ``replace_world``, for a field that is
+    initialised again, a world in NDC is placed around the cameras' average pose instead, at a scale that takes surfaces beyond the near
+    plane. The result depends on the method's state, its seed and ``step`` alone.
     """
     learned = method.cameras
     assert learned is not None
@@ -48,7 +48,7 @@ def adjust(method: Method, scene: Scene, step: int, anew: bool) -> float:
         return 0.0
     moved, rho, likeness = adjust_photometrically(pictures, small, hosts, pixels, rho, learned.config.focal != "given")
     c2w = everywhere.c2w.clone()
-    if anew and scene.ndc:
+    if replace_world and scene.ndc:
         scale = float(rho.quantile(0.99)) / NEAREST
         c2w[views] = (recentre(moved.c2w)[0] * torch.tensor([1.0, 1.0, 1.0, scale])).float()
     else:
@@ -59,7 +59,7 @@ def adjust(method: Method, scene: Scene, step: int, anew: bool) -> float:
 
 
 def _grey(scene: Scene, view: int, cameras: Cameras) -> Tensor:
-    """A view's grey levels at the cameras' size, NaN where pixels are unknown."""
+    """A view's grey levels ([height, width]) at the cameras' size, NaN for unknown pixels."""
     size = int(cameras.height[0]), int(cameras.width[0])
     known = scene.visible(view)[None].float()
     grey = scene.image(view, scene.backdrop).mean(-1)[None] * known
@@ -70,7 +70,7 @@ def _grey(scene: Scene, view: int, cameras: Cameras) -> Tensor:
 def _points(
     method: Method, scene: Scene, cameras: Cameras, view: int, picture: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Places (column, row from the corner) and inverse axial depths of surface points that a view shows."""
+    """Pixel positions (column and row from the corner, [n, 2]) and inverse axial depths ([n]) of surface points in a view."""
     height, width = picture.shape
     x = torch.randint(2, width - 2, (8 * count,), generator=generator)
     y = torch.randint(2, height - 2, (8 * count,), generator=generator)
@@ -79,12 +79,12 @@ def _points(
     x, y = x[best], y[best]
     owner = torch.full_like(x, view)
     rays = scene.rays(owner, x, y, cameras)
-    seen = method.render(Batch(rays.to(method.device), background=1.0))
-    assert seen.opacity is not None and seen.depth is not None
-    t = (seen.depth / seen.opacity.clamp(min=1e-6)).cpu()
+    rendering = method.render(Batch(rays.to(method.device), background=1.0))
+    assert rendering.opacity is not None and rendering.depth is not None
+    t = (rendering.depth / rendering.opacity.clamp(min=1e-6)).cpu()
     points = rays.origins + t[:, None] * rays.directions
     if scene.ndc:
         points = from_ndc(torch.cat([points[:, :2], points[:, 2:].clamp(max=0.998)], 1), *scene.ndc_by(points.device))
     depth = cameras.depths(owner, points)
-    keep = (seen.opacity.cpu() > OPAQUE) & (depth > 1e-3) & (change[best] > 0)
+    keep = (rendering.opacity.cpu() > OPAQUE) & (depth > 1e-3) & (change[best] > 0)
     return torch.stack([x, y], -1)[keep] + 0.5, 1 / depth[keep]

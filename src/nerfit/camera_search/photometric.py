@@ -1,4 +1,4 @@
-"""Cameras made to agree with pictures and with each other: photometric bundle adjustment (Alismail et al. 2016; Engel et al. 2018)."""
+"""Photometric bundle adjustment of cameras and depths (Alismail et al. 2016; Engel et al. 2018)."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from nerfit.cameras.cameras import Cameras
 from nerfit.cameras.rotations import axis_angle_to_matrix
 
 LEVELS = (4, 2, 1)
-"""Pictures are made smaller by these factors, one after another."""
+"""Factors by which pictures are reduced, one after another."""
 ITERATIONS = 12
 """Levenberg-Marquardt steps on each of them."""
 SPREAD = 0.05
-"""Difference of grey levels, of 0 to 1, above which a pixel counts as one that doesn't show the point (Cauchy's weights)."""
+"""Difference of grey levels (0 to 1) above which a pixel counts less: the scale of Cauchy's weights."""
 _PATCH = torch.cartesian_prod(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0]))
 
 
@@ -27,13 +27,13 @@ def adjust_photometrically(
     inverse_depth: Float[Tensor, "points"],
     learn_focal: bool = False,
 ) -> tuple[Cameras, Float[Tensor, "points"], float]:
-    """Perspective cameras of one size, and inverse depths, under which the points look alike in all grey pictures; and how alike.
+    """The cameras and inverse depths for which surface points have the same grey levels in all pictures, and the likeness they reach.
 
-    A point is a patch of 3x3 around ``pixels`` (column and row from the corner) of the picture of its ``hosts`` entry, at an axial depth.
-    Unknown pixels of ``pictures`` are NaN. Gauss and Newton's step moves all poses, the logarithm of the focal length if ``learn_focal``,
-    and all inverse depths together: what poses and depths can only do together, such as turns in proportion to shifts, costs gradient
-    descent thousands of steps. World, scale and place stay near where they were. The likeness is 1 where all agree, and 0 where patches
-    differ as those of different points do. float64, on the CPU.
+    ``cameras`` are perspective cameras of one size. A point is a patch of 3x3 pixels around ``pixels`` (column and row from the corner) in
+    the picture of view ``hosts``, at one axial depth. Unknown pixels of ``pictures`` are NaN. Gauss-Newton steps move all poses, all
+    inverse depths and, with ``learn_focal``, the logarithm of the focal length together: motions of poses and depths that only work
+    together cost gradient descent thousands of steps. The world's place and scale stay near their start. The likeness is 1 if all
+    patches agree, and 0 if they differ as those of different points do. Computed in float64 on the CPU.
     """
     given, rho = cameras.to("cpu")._map(lambda t: t.double() if t.is_floating_point() else t), inverse_depth.double()
     cameras, likeness = given, 0.0
@@ -50,7 +50,7 @@ def adjust_photometrically(
 
 
 def _layers(images: Tensor, known: Tensor) -> Float[Tensor, "views 4 height width"]:
-    """Grey levels, their differences along columns and rows, and whether a pixel is known."""
+    """Grey levels, their derivatives along columns and rows, and whether a pixel is known."""
     wide = F.pad(images, (1, 1, 1, 1), mode="replicate")
     along_x, along_y = wide[:, :, 1:-1, 2:] - wide[:, :, 1:-1, :-2], wide[:, :, 2:, 1:-1] - wide[:, :, :-2, 1:-1]
     return torch.cat([images, along_x / 2, along_y / 2, known], 1)
@@ -59,7 +59,7 @@ def _layers(images: Tensor, known: Tensor) -> Float[Tensor, "views 4 height widt
 def _descend(
     layers: Tensor, cameras: Cameras, hosts: Tensor, pixels: Tensor, rho: Tensor, learn_focal: bool
 ) -> tuple[Cameras, Tensor, float]:
-    """Levenberg and Marquardt's method at one size; the likeness in the end."""
+    """The Levenberg-Marquardt method at one picture size; cameras, inverse depths and likeness."""
     own = torch.empty(len(hosts), len(_PATCH), dtype=torch.float64)
     for h in range(len(layers)):
         own[hosts == h] = _sample(layers[h], pixels[hosts == h, None] + _PATCH)[..., 0]
@@ -81,12 +81,12 @@ def _descend(
 
 
 def _cost(r: Tensor) -> Tensor:
-    """Cauchy's cost of differences."""
+    """Cauchy's cost of grey-level differences."""
     return SPREAD**2 * torch.log1p((r / SPREAD).square())
 
 
 def _sample(layers: Tensor, at: Tensor) -> Tensor:
-    """Values [..., layers] between the pixels of ``layers`` [layers, height, width] at columns and rows [..., 2] from the corner."""
+    """Bilinear values [..., layers] of ``layers`` [layers, height, width] at columns and rows [..., 2] from the corner."""
     height, width = layers.shape[-2:]
     grid = 2 * at / torch.tensor([width, height], dtype=at.dtype) - 1
     found = F.grid_sample(layers[None], grid.reshape(1, 1, -1, 2), align_corners=False, padding_mode="border")
@@ -96,14 +96,14 @@ def _sample(layers: Tensor, at: Tensor) -> Tensor:
 def _linearise(
     layers: Tensor, own: Tensor, cameras: Cameras, hosts: Tensor, pixels: Tensor, rho: Tensor
 ) -> tuple[float, tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """The mean cost of a pixel that is seen, and the normal equations: of cameras and focal length, mixed, of depths; both gradients."""
+    """Mean cost of a visible pixel, and the normal equations: blocks of cameras and focal length, mixed, of depths; both gradients."""
     n, points = len(cameras), len(hosts)
     size = 6 * n + 1
     h_cc, h_cp, h_pp = (torch.zeros(s, dtype=torch.float64) for s in ((size, size), (points, size), (points,)))
     g_c, g_p = torch.zeros(size, dtype=torch.float64), torch.zeros(points, dtype=torch.float64)
-    total, seen = 0.0, 0
+    total, visible = 0.0, 0
     for j in range(n):
-        at, jacobian, shown = _seen_from(cameras, j, hosts, pixels, rho)
+        at, jacobian, shown = _project_points(cameras, j, hosts, pixels, rho)
         inside = shown & (hosts != j) & (at > 2).all(-1) & (at < torch.tensor(layers.shape[:1:-1]) - 2).all(-1)
         rows = inside.nonzero()[:, 0]
         if not len(rows):
@@ -112,7 +112,7 @@ def _linearise(
         r, slope, known = values[..., 0] - own[rows], values[..., 1:3], values[..., 3] > 0.99
         weight = known / (1 + (r / SPREAD).square())
         total += float((_cost(r) * known).sum())
-        seen += int(known.sum())
+        visible += int(known.sum())
         s = torch.einsum("pk,pka,pkb->pab", weight, slope, slope)
         b = torch.einsum("pk,pka,pk->pa", weight, slope, r)
         jac = jacobian[rows]
@@ -124,14 +124,14 @@ def _linearise(
         h_pp[rows] += m[:, 13, 13]
         g_c.index_put_((index,), g[:, :13], accumulate=True)
         g_p[rows] += g[:, 13]
-    return total / max(seen, 1), (h_cc, h_cp, h_pp, g_c, g_p)
+    return total / max(visible, 1), (h_cc, h_cp, h_pp, g_c, g_p)
 
 
-def _seen_from(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where camera j sees points [p, 2], the derivatives [p, 2, 14] by host pose, own pose, log f, inverse depth; and if it may show them.
+def _project_points(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels [p, 2] of points in camera j, their derivatives [p, 2, 14] by host pose, own pose, log f and inverse depth, and visibility.
 
-    A pose moves by a shift and a turn about its own centre, both along the world's axes. From more than 45 degrees to the side of its host
-    a point is not looked at.
+    A pose moves by a translation and a rotation about its own centre, both in the world's axes. A point is visible if it is in front of
+    the camera, less than 45 degrees from the direction of its host.
     """
     directions, along = _rays(cameras, hosts, pixels)
     along = along / rho[:, None]
@@ -151,7 +151,7 @@ def _seen_from(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Ten
 
 
 def _patches(cameras: Cameras, j: int, hosts: Tensor, pixels: Tensor, rho: Tensor) -> Tensor:
-    """Where camera j sees the pixels [p, 9, 2] of patches, all at the depth of their point."""
+    """Pixels [p, 9, 2] in camera j of the patches' pixels, all at the depth of their point."""
     owners = hosts.repeat_interleave(len(_PATCH))
     _, along = _rays(cameras, owners, (pixels[:, None] + _PATCH).reshape(-1, 2))
     off = cameras.c2w[owners, :, 3] + along / rho.repeat_interleave(len(_PATCH))[:, None] - cameras.c2w[j, :, 3]
@@ -166,7 +166,7 @@ def _rays(cameras: Cameras, hosts: Tensor, pixels: Tensor) -> tuple[Tensor, Tens
 
 
 def _projected(cameras: Cameras, j: int, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Column and row [p, 2] of places in camera j's axes."""
+    """Column and row [p, 2] of points in camera j's axes."""
     return torch.stack([cameras.cx[j] - cameras.fx[j] * x / z, cameras.cy[j] + cameras.fy[j] * y / z], -1)
 
 

@@ -1,4 +1,4 @@
-"""Poses from pictures in a field that is known: by gradient (iNeRF, Yen-Chen et al. 2021), and from many places at once."""
+"""Poses from pictures in a known field: by gradient (iNeRF, Yen-Chen et al. 2021), and from many positions at once."""
 
 import contextlib
 import math
@@ -18,25 +18,26 @@ from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene, composite
 
 LOST = 4.0
-"""A view is lost whose squared error is so many times the median view's."""
+"""A view is lost if its squared error is more than this times the median view's."""
 MOST = 2
-"""Lost views that are looked for at a time, the worst first."""
+"""Number of lost views relocalised at a time, the worst first."""
 PIXELS = 128
-"""Pixels by which a pose is judged."""
-PLACES = 512
-"""Poses that are tried for a lost view, half of them around where it is and half around where it began, by a quarter of the pixels; the
-best `KEPT` of them are moved by `STEPS` photometric steps."""
+"""Number of pixels that a pose is evaluated with."""
+POSES = 512
+"""Poses tried for a lost view with a quarter of the pixels: half of them around its present pose, half around its first. The best `KEPT`
+are then moved by `STEPS` photometric steps."""
 KEPT, STEPS, LR = 8, 60, 1e-2
 SPREADS = (0.1, 0.2, 0.3)
-"""Standard deviations of the random turns (radians) that lead to those poses; shifts have half of it."""
+"""Standard deviations of the random rotations (radians) that lead to those poses; translations have half of it."""
 
 
 def photometric_poses(
     method: Method, scene: Scene, view: int, start: Cameras, steps: int, rates: tuple[float, float], pixels: int, seed: int
 ) -> tuple[Cameras, Float[Tensor, "starts"]]:
-    """Cameras after ``steps`` steps of Adam on their poses from each of ``start``, which lower the squared error of random pixels of a
-    view's picture, and their errors by ``pixels`` other ones. The learning rate goes from the first of ``rates`` to the second along
-    half a cosine. The field stays as it is.
+    """Cameras after ``steps`` steps of Adam on the poses of ``start``, and their errors.
+
+    Each step lowers the squared error of ``pixels`` random pixels of the view's picture; the errors (mean squared colour difference) are
+    those of as many other pixels. The learning rate goes from the first of ``rates`` to the second along half a cosine. The field is fixed.
     """
     count = len(start)
     pivot = 0.0 if method.cameras is None else -float(method.cameras.pivot[2])
@@ -56,7 +57,7 @@ def photometric_poses(
 
 @torch.no_grad()
 def lost_views(method: Method, scene: Scene, seed: int) -> tuple[list[int], Float[Tensor, "views"]]:
-    """Training views whose pictures disagree with the field, the worst first, and the errors of all training views."""
+    """Indices of the training views whose pictures disagree with the field, the worst first, and the errors of all training views."""
     assert method.cameras is not None
     train = method.cameras.views.cpu()
     cameras = method.cameras(1.0)[train.tolist()]
@@ -66,10 +67,10 @@ def lost_views(method: Method, scene: Scene, seed: int) -> tuple[list[int], Floa
 
 
 def relocate(method: Method, scene: Scene, step: int) -> int:
-    """Look for the cameras of lost views from many places around where they are; returns how many were found elsewhere.
+    """Relocalise the cameras of lost views, from many poses around them; returns the number of relocalised cameras.
 
-    A camera is found where its picture fits as well as those that are not lost; it begins anew there. What is found depends on the
-    method's state, its seed and ``step`` alone.
+    A camera is relocalised if its picture fits as well there as those of views that are not lost. The result depends on the method's
+    state, its seed and ``step`` alone.
     """
     assert method.cameras is not None
     seed = mix(method.seed, step, 0x105E)
@@ -78,27 +79,27 @@ def relocate(method: Method, scene: Scene, step: int) -> int:
     for view in lost:
         generator = torch.Generator().manual_seed(mix(seed, view))
         with torch.no_grad():
-            places = _around(method.cameras, view, generator)
-            tried = _errors(method, scene, torch.full((len(places),), view), places.to(method.device), PIXELS // 4, seed)
-        best = places[tried.argsort()[:KEPT].tolist()]
+            poses = _around(method.cameras, view, generator)
+            tried = _errors(method, scene, torch.full((len(poses),), view), poses.to(method.device), PIXELS // 4, seed)
+        best = poses[tried.argsort()[:KEPT].tolist()]
         cameras, left = photometric_poses(method, scene, view, best, STEPS, (LR, 0.0), PIXELS, mix(seed, view, 1))
         if left.min() < LOST * errors.median():
-            method.cameras.begin_anew(view, cameras.c2w[int(left.argmin())])
+            method.cameras.place_at(view, cameras.c2w[int(left.argmin())])
             found += 1
     return found
 
 
 def _around(learned: LearnedCameras, view: int, generator: torch.Generator) -> Cameras:
-    """`PLACES` cameras (on the CPU) around a view's, turned and shifted at random."""
-    spread = torch.tensor(SPREADS)[torch.arange(PLACES) % len(SPREADS), None]
-    turn = axis_angle_to_matrix(spread * torch.randn(PLACES, 3, generator=generator))
-    many = learned(1.0).to("cpu")[[view] * PLACES]
-    near = torch.stack([many.c2w[0], learned.began[view].to(many.c2w)]).repeat(PLACES // 2, 1, 1)
-    return replace(many, c2w=learned.moved(turn, 0.5 * spread * torch.randn(PLACES, 3, generator=generator), near))
+    """`POSES` cameras (on the CPU) around a view's, turned and shifted at random."""
+    spread = torch.tensor(SPREADS)[torch.arange(POSES) % len(SPREADS), None]
+    turn = axis_angle_to_matrix(spread * torch.randn(POSES, 3, generator=generator))
+    many = learned(1.0).to("cpu")[[view] * POSES]
+    near = torch.stack([many.c2w[0], learned.began[view].to(many.c2w)]).repeat(POSES // 2, 1, 1)
+    return replace(many, c2w=learned.moved(turn, 0.5 * spread * torch.randn(POSES, 3, generator=generator), near))
 
 
 def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixels: int, seed: int) -> Float[Tensor, "cameras"]:
-    """Mean squared error of ``pixels`` random pixels of each view's picture, seen through its camera; those that masks hide don't count."""
+    """Mean squared error of ``pixels`` random pixels of each view, rendered from its camera; pixels that masks hide don't count."""
     count = len(views)
     owner = torch.arange(count).repeat_interleave(pixels)
     width, height = scene.cameras.width[views][owner], scene.cameras.height[views][owner]

@@ -120,7 +120,7 @@ class LearnedCameraSearch(CameraSearch):
         if self.cameras.adjustable and any(self.loop.progress >= share for share in config.adjust_at[state.adjusted :]):
             self._adjust()
         moving = self.cameras.moves(self.schedule_progress(self.loop.progress))
-        if config.look_again > 0 and state.step % config.look_again == 0 and moving:
+        if config.relocalise_every > 0 and state.step % config.relocalise_every == 0 and moving:
             self._relocalise()
 
     def restart(self) -> None:

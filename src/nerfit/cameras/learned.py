@@ -19,59 +19,59 @@ ROTATIONS = {
     "6d": (six_to_matrix, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
     "quaternion": (quaternion_to_matrix, (1.0, 0.0, 0.0, 0.0)),
 }
-"""Each way to write a rotation: its matrix, and the numbers of no rotation."""
+"""Representations of a rotation: the function to its matrix, and the parameters of no rotation."""
 FOCALS = {
     "square": (torch.square, torch.sqrt),
     "ratio": (torch.clone, torch.clone),
     "exp": (torch.exp, torch.log),
 }
-"""Each way to write a focal length over the picture's size: from the parameter, and back."""
+"""Representations of a focal length over the picture's size: the function from the parameter, and its inverse."""
 NDC_PIVOT = 2.0
-"""Where cameras turn about in forward-facing scenes, whose near plane is at 1: the middle of disparity."""
+"""Depth of the point that cameras turn about in forward-facing scenes, whose near plane is at 1: the middle of disparity."""
 
 
 @dataclass
 class CameraConfig:
-    """Learning the cameras of the training views with the scene."""
+    """Learning the cameras of the training views together with the scene."""
 
     learn: bool = False
-    """Learn poses, and focal lengths where focal says so."""
+    """Learn camera poses, and with focal the focal length too."""
     start: Literal["given", "identity"] = "given"
-    """Where cameras begin: at the scene's poses, or all at the origin, looking along -z."""
+    """First poses: given = the scene's; identity = all cameras at the origin, looking along -z."""
     disturb: float = 0.0
-    """Move the first poses by random turns and shifts of this standard deviation (radians, scene units), to try the search."""
+    """Standard deviation of random rotations and translations (radians, scene units) added to the first poses, to test the search."""
     rotation: Literal["axis-angle", "6d", "quaternion"] = "axis-angle"
-    """How the turn of a camera is written."""
+    """Representation of camera rotations."""
     pivot: float | None = None
-    """Distance in front of the origin of the point that cameras turn about; none = 2 in NDC or from identity, else 0."""
+    """Distance from the origin along -z of the point that cameras turn about; none = 2 in NDC or with start identity, else 0."""
     focal: Literal["given", "square", "ratio", "exp"] = "given"
-    """Keep the scene's focal lengths, or learn one for all views, written as its square root, itself or its logarithm."""
+    """given = keep the scene's focal lengths; else learn one for all views, by its square root, its ratio to the width or its logarithm."""
     fov: float | None = None
-    """Field of view across the picture's width that a learned focal length begins at, in degrees; none = the scene's mean."""
+    """Horizontal field of view in degrees at which a learned focal length begins; none = the scene's mean."""
     separate: bool = False
-    """Learn horizontal and vertical focal lengths apart."""
+    """Learn horizontal and vertical focal lengths separately."""
     lr: float = 1e-3
     """Learning rate of the cameras at the start."""
     lr_final: float = 1e-5
     """Learning rate of the cameras at the end; it falls log-linearly."""
     warmup: float = 0.0
-    """Share of the budget in which that rate rises from nothing, as pictures that lie far apart want."""
+    """Share of the budget over which that rate rises from 0; useful if cameras are far apart."""
     focal_lr: float | None = None
-    """Learning rate of a learned focal length at the start, which falls as the other does; none = lr."""
+    """Learning rate of a learned focal length at the start; it falls like that of the cameras; none = lr."""
     learn_from: float = 0.0
-    """Share of the budget until which cameras stand still."""
+    """Share of the budget at which cameras begin to move."""
     learn_until: float = 1.0
-    """Share of the budget after which they stand still again."""
-    look_again: int = 500
-    """Steps between looks for cameras whose pictures disagree with the field, which are searched for from many places; 0 = never."""
+    """Share of the budget at which cameras stop moving."""
+    relocalise_every: int = 500
+    """Steps between relocalisations of cameras whose pictures disagree with the field, from many positions; 0 = never."""
     adjust_at: list[float] = field(default_factory=list)
-    """Shares of the budget at which all cameras are adjusted to each other (photometric bundle adjustment) from the field's surfaces on."""
+    """Shares of the budget at which photometric bundle adjustment moves all cameras together, starting from the field's surfaces."""
     refine_after: float = 0.0
-    """Share of the budget after which the field and all schedules begin anew, with the cameras found by then; 0 = never."""
+    """Share of the budget after which field and schedules start again, with the cameras found by then; 0 = never."""
     coarse_from: float = 0.0
-    """Share of the budget until which only the coarsest octave or grid level begins to open."""
+    """Share of the budget at which the encoding's octaves or grid levels begin to open, the coarsest first."""
     coarse_until: float = 0.0
-    """Share of the budget at which all are open; 0 = they always are."""
+    """Share of the budget at which all octaves or levels are open; 0 = they always are."""
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
@@ -80,7 +80,7 @@ class CameraConfig:
         return dict.fromkeys(("fov", "separate", "focal_lr"), "focal is given") if self.focal == "given" else {}
 
     def opened(self, progress: float) -> float:
-        """How far the encoding is open, from 0 to 1, when a share ``progress`` of the budget is spent (BARF, section 4.2)."""
+        """Share of the encoding that is open, 0 to 1, when a share ``progress`` of the budget is spent (BARF, section 4.2)."""
         if not self.learn or progress >= self.coarse_until:
             return 1.0
         return max(progress - self.coarse_from, 0.0) / (self.coarse_until - self.coarse_from)
@@ -89,9 +89,9 @@ class CameraConfig:
 class LearnedCameras(nn.Module):
     """Cameras whose poses are small motions of the world on top of their first poses: x → R·(x - p) + p + t.
 
-    The pivot p lies amid what is looked at, so that a turn about it hardly shifts a picture. Turns about the cameras themselves would look
-    like shifts, and a search from nothing could take one for the other, with near and far exchanged.
-    Motions belong to the training ``views``; the other views' poses, where they are known, are carried along (`placed`).
+    The pivot p lies in the middle of the scene, so that a rotation about it hardly shifts a picture. A rotation about the camera itself
+    shifts the picture as a translation does, and a search from nothing could take one for the other, with near and far exchanged.
+    Training ``views`` have motions; the given poses of the other views follow by a similarity (`placed`).
     """
 
     first: Tensor
@@ -101,7 +101,7 @@ class LearnedCameras(nn.Module):
     pivot: Tensor
 
     def __init__(self, config: CameraConfig, cameras: Cameras, train: list[int], pivot: float = 0.0) -> None:
-        """``pivot`` is its distance from the origin, against z."""
+        """``pivot`` is the distance of the pivot from the origin along -z; ConfigError for values that can't be used."""
         super().__init__()
         for key in ("lr", "lr_final", "focal_lr"):
             rate = getattr(config, key)
@@ -113,8 +113,8 @@ class LearnedCameras(nn.Module):
             raise ConfigError("model.camera.coarse_from must be at least 0 and below coarse_until, which is at most 1.")
         if not 0 <= config.warmup <= 1:
             raise ConfigError(f"model.camera.warmup must lie between 0 and 1, not at {config.warmup:g}.")
-        if config.look_again < 0:
-            raise ConfigError(f"model.camera.look_again must not be negative, but is {config.look_again}.")
+        if config.relocalise_every < 0:
+            raise ConfigError(f"model.camera.relocalise_every must not be negative, but is {config.relocalise_every}.")
         shares = config.adjust_at
         if shares != sorted(shares) or not all(0 < share <= 1 for share in shares):
             raise ConfigError("model.camera.adjust_at must be shares of the budget above 0 and up to 1, one after another.")
@@ -146,7 +146,7 @@ class LearnedCameras(nn.Module):
             self.focal = nn.Parameter(FOCALS[config.focal][1](_first_focal(config, cameras)))
 
     def forward(self, progress: float = 1.0) -> Cameras:
-        """All cameras, those of the training views with gradients while they move."""
+        """All cameras; those of the training views have gradients while they move."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and self.moves(progress)):
             rotation = ROTATIONS[self.config.rotation][0](self.turn)
             c2w = self.first.to(self.turn).index_copy(0, self.views, self.moved(rotation, self.shift, self.first[self.views].to(self.turn)))
@@ -158,21 +158,20 @@ class LearnedCameras(nn.Module):
             return replace(cameras, fx=fx, fy=focal[1] * cameras.height if self.config.separate else fx)
 
     def moved(self, rotation: Tensor, shift: Tensor, c2w: Tensor) -> Tensor:
-        """Poses ([n, 3, 4]) after the world's motions."""
+        """Poses ([n, 3, 4]) moved by rotations ([n, 3, 3]) about the pivot and translations ([n, 3])."""
         pivot = self.pivot.to(c2w)[:, None]
         return torch.cat([rotation @ c2w[:, :, :3], rotation @ (c2w[:, :, 3:] - pivot) + pivot + shift[:, :, None]], -1)
 
     def moves(self, progress: float) -> bool:
-        """Whether cameras are learned when a share ``progress`` of the budget is spent."""
+        """Whether cameras move when a share ``progress`` of the budget is spent."""
         return self.config.learn_from <= progress <= self.config.learn_until
 
     @torch.no_grad()
     def placed(self) -> tuple[Cameras, Float[Tensor, "4 4"]]:
         """All cameras in the learned world, on the CPU, and the similarity (float64) that takes the given world there.
 
-        Views that were not trained on stand where the similarity that fits the training views' positions best takes their
-        given poses. Without 3 given positions that differ it is the identity, and each of them stands where the training view
-        next to it in order does.
+        The similarity that fits the training views' positions best moves the given poses of all other views. With fewer than 3
+        different given positions it is the identity, and each other view gets the pose of the training view next to it in order.
         """
         learned, train = self(1.0).to("cpu"), self.views.cpu()
         given = self.given.cpu()
@@ -186,15 +185,15 @@ class LearnedCameras(nn.Module):
         return replace(learned, c2w=c2w), moved
 
     @torch.no_grad()
-    def begin_anew(self, view: int, c2w: Float[Tensor, "3 4"]) -> None:
-        """Put a training view's camera elsewhere: its motion starts again from there."""
+    def place_at(self, view: int, c2w: Float[Tensor, "3 4"]) -> None:
+        """Move a training view's camera to a pose, from which its motion starts again."""
         row = self.views.tolist().index(view)
         self.first[view] = c2w.to(self.first)
         self.turn[row] = torch.tensor(ROTATIONS[self.config.rotation][1]).to(self.turn)
         self.shift[row] = 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups of the optimiser, of poses and focal lengths, with ``rates`` of their own."""
+        """Parameter groups of poses and focal lengths, with ``rates`` of their own (`set_learning_rate`)."""
         c = self.config
         own = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "lr_scale": 1.0}
         groups = [{"params": [self.turn, self.shift], "lr": c.lr, "rates": (c.lr, c.lr_final, c.warmup)} | own]
@@ -205,7 +204,7 @@ class LearnedCameras(nn.Module):
 
     @torch.no_grad()
     def scalars(self) -> dict[str, float]:
-        """How far cameras have moved on average (scene units, degrees), and the mean focal length over the width."""
+        """Mean translation and rotation of the cameras (scene units, degrees), and mean focal length over the width."""
         turn = ROTATIONS[self.config.rotation][0](self.turn)
         cosine = ((turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)
         cameras = self(1.0)
@@ -217,7 +216,7 @@ class LearnedCameras(nn.Module):
 
     @torch.no_grad()
     def begin_at(self, cameras: Cameras) -> None:
-        """Let the search begin at these ``cameras`` of all views, and at the first one's focal length if one is learned."""
+        """Start the search at these ``cameras`` of all views, and at the first one's focal length if one is learned."""
         self.first.copy_(cameras.c2w)
         self.began.copy_(cameras.c2w)
         self.turn.copy_(torch.tensor(ROTATIONS[self.config.rotation][1]).expand_as(self.turn))
@@ -228,9 +227,9 @@ class LearnedCameras(nn.Module):
 
 
 def learned_cameras(config: CameraConfig, cameras: Cameras, train: list[int], ndc: bool, boxed: bool) -> LearnedCameras | None:
-    """The cameras to learn; None where they are taken as they are.
+    """The cameras to learn; None if they are known.
 
-    ``ndc`` says that rays are taken to NDC, ``boxed`` that the field has a box, which lies where given poses look.
+    ``ndc``: rays are in NDC. ``boxed``: the field has a box, which is placed by the given poses.
     """
     if config.learn and config.start == "identity" and boxed and not ndc:
         raise ConfigError("model.camera.start identity needs a forward-facing scene in NDC here; the method nerf takes others.")
@@ -245,7 +244,7 @@ def _noise(cameras: Cameras, config: CameraConfig) -> Float[Tensor, "views 3"]:
 
 
 def _first_focal(config: CameraConfig, cameras: Cameras) -> Tensor:
-    """Focal lengths to begin with, over width and, where they are learned apart, over height."""
+    """First focal lengths, over the width and, if they are learned separately, over the height."""
     across = (cameras.fx / cameras.width).mean(), (cameras.fy / cameras.height).mean()
     if config.fov is not None:
         wide = 0.5 / math.tan(0.5 * math.radians(config.fov))

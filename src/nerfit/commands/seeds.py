@@ -1,4 +1,4 @@
-"""A training repeated with several seeds: what varies with chance is told, and the best run stays."""
+"""A training repeated with several seeds: reports how results vary, and keeps the best run."""
 
 import dataclasses
 import json
@@ -15,13 +15,13 @@ from nerfit.runs import Plan, new_folder
 from nerfit.scenes.scene import Scene
 from nerfit.training.distributed import share
 
-_TOLD = {
+_COMPARED = {
     "psnr": lambda run: run.get("test", {}).get("psnr"),
     "training_psnr": lambda run: run["training_psnr"],
     "rotation_degrees": lambda run: run.get("test", {}).get("cameras", {}).get("rotation_degrees"),
     "translation_percent": lambda run: run.get("test", {}).get("cameras", {}).get("translation_percent"),
 }
-"""What is compared between seeds; each may be missing."""
+"""Quantities compared between seeds; each may be missing."""
 
 
 def train_seeds(
@@ -29,9 +29,9 @@ def train_seeds(
 ) -> dict[str, Any]:
     """Train ``options.seeds`` times (`train_run.train`); the run with the highest PSNR of its latest training pixels becomes the folder's.
 
-    The others stay in its folder ``seeds``. The summary is the best run's, with mean and spread (standard deviation) of all
-    under ``seeds``; it is ``seeds.json`` too. Interrupted, it goes on with --resume and the same --seeds; once the best run is chosen it
-    alone goes on. ``scene`` as in `train_run.train`.
+    The other runs stay in its folder ``seeds``. The summary is the best run's, with mean and spread (standard deviation) over all runs
+    under ``seeds``, which is also written to ``seeds.json``. After an interruption, --resume with the same --seeds goes on; once the best
+    run is chosen, it alone goes on. ``scene`` as in `train_run.train`.
     """
     if options.seeds < 1:
         raise ConfigError(f"--seeds must be at least 1, not {options.seeds}.")
@@ -62,7 +62,7 @@ def train_seeds(
 
 
 def _move(folder: Path, seed: int) -> None:
-    """Make the run of one seed the folder's own; what was moved before a crash stays."""
+    """Move the run of one seed into the folder; files that were moved before a crash stay."""
     run = folder / "seeds" / str(seed)
     if run.exists():
         for path in run.iterdir():
@@ -71,7 +71,7 @@ def _move(folder: Path, seed: int) -> None:
 
 
 def _chosen(plan: Plan, options: Any, folder: Path, tell: Callable[[dict[str, Any]], None], scene: Scene | None) -> dict[str, Any]:
-    """Go on with the run that was chosen as the best."""
+    """Go on with the best run."""
     seeds = json.loads((folder / "seeds.json").read_text())
     _move(folder, seeds["kept"])
     own = dataclasses.replace(plan, config=dataclasses.replace(plan.config, seed=seeds["kept"]))
@@ -80,7 +80,7 @@ def _chosen(plan: Plan, options: Any, folder: Path, tell: Callable[[dict[str, An
 
 
 def _one(plan: Plan, options: Any, folder: Path, seed: int, scene: Scene | None) -> dict[str, Any]:
-    """The run of one seed, gone on with where it was begun before."""
+    """Train the run of one seed, or resume it."""
     own = dataclasses.replace(plan, config=dataclasses.replace(plan.config, seed=seed))
     begun = (folder / "config.yaml").is_file()
     say(f"seed {seed}")
@@ -90,9 +90,9 @@ def _one(plan: Plan, options: Any, folder: Path, seed: int, scene: Scene | None)
 
 
 def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What each run reached, by its seed, and mean and standard deviation over the runs."""
-    each = {run["seed"]: {name: value for name, of in _TOLD.items() if (value := of(run)) is not None} for run in runs}
-    shared = [name for name in _TOLD if all(name in values for values in each.values())]
+    """Results of each run by its seed, and their mean and standard deviation over the runs."""
+    each = {run["seed"]: {name: value for name, of in _COMPARED.items() if (value := of(run)) is not None} for run in runs}
+    shared = [name for name in _COMPARED if all(name in values for values in each.values())]
     columns = {name: [values[name] for values in each.values()] for name in shared}
     return {
         "each": each,
@@ -102,7 +102,7 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def train_text(summary: dict[str, Any]) -> str:
-    """What `train_seeds` reached, for a reader."""
+    """The answer of `train_seeds` as text."""
     if "seeds" not in summary:
         return train_run.train_text(summary)
     kept = f"kept the run of seed {summary['seed']}, the best on training pixels"
@@ -110,7 +110,7 @@ def train_text(summary: dict[str, Any]) -> str:
 
 
 def compare_text(seeds: dict[str, Any]) -> str:
-    """The comparison in a line for each quantity."""
+    """The comparison in one line."""
     names = {"psnr": "test PSNR", "training_psnr": "training PSNR", "rotation_degrees": "degrees off", "translation_percent": "% off"}
     lines = (f"{names[name]} {mean:.2f} ± {seeds['spread'][name]:.2f}" for name, mean in seeds["mean"].items())
     return f"{len(seeds['each'])} seeds: {', '.join(lines)}"

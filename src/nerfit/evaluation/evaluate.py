@@ -20,7 +20,7 @@ from nerfit.metrics.psnr_ssim import psnr, quantise, ssim
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import strip, write_png
 from nerfit.scenes.scene import Scene
-from nerfit.training.distributed import collected, gathered, share
+from nerfit.training.distributed import all_gather_object, collected, share
 
 PROTOCOL = (
     "full-size {split} views of {scene}{background}; pictures rounded to 8 bits; PSNR from the squared error of each view "
@@ -80,7 +80,7 @@ def evaluate(
             if pictures is not None:
                 write_png(folder / f"{number:03d}.png", prediction)
                 write_png(folder / "strips" / f"{number:03d}.png", error_strip(truth, judged))
-    in_order = sorted((one for of_process in gathered(found) for one in of_process), key=lambda one: one[0])
+    in_order = sorted((one for of_process in all_gather_object(found) for one in of_process), key=lambda one: one[0])
     rows = [row for _, row, _ in in_order]
     missing += [what for _, _, small in in_order for what in small]
     over = f" over {'white' if scene.backdrop else 'black'}" if scene.has_alpha else ""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerfit.errors import ConfigError, RunError
-from nerfit.metrics.networks import Judge, read_weights, with_weights
+from nerfit.metrics.networks import PictureMetric, read_weights, with_weights
 
 _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": F.gelu}
@@ -78,7 +78,7 @@ class _Layer(nn.Module):
         return x + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(x))))
 
 
-class ClipTower(Judge):
+class ClipTower(PictureMetric):
     """The tower with its projection; its state has Hugging Face's names: ``vision_model.*``, ``visual_projection.weight``."""
 
     smallest = 1

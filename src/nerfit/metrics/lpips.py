@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nerfit.files import cache_folder
-from nerfit.metrics.networks import Judge, read_weights, with_weights
+from nerfit.metrics.networks import PictureMetric, read_weights, with_weights
 
 Net = Literal["alex", "vgg"]
 
@@ -31,7 +31,7 @@ _NETS = {"alex": (_ALEX, (0, 3, 3, 0, 0), 31), "vgg": (_VGG, (0, 2, 2, 2, 2), 16
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
-class Lpips(Judge):
+class Lpips(PictureMetric):
     """One LPIPS network; its state has torchvision's and the lpips package's names: ``features.N.*``, ``linK.weight``."""
 
     def __init__(self, net: Net) -> None:

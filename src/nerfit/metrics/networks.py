@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from nerfit.errors import RunError
 
 
-class Judge(nn.Module, ABC):
-    """A fixed network that says how much two pictures differ."""
+class PictureMetric(nn.Module, ABC):
+    """A fixed network that measures the difference of two pictures."""
 
     smallest: int
-    """The smallest side of a picture that it can see, in pixels."""
+    """Smallest side of a picture, in pixels."""
 
     @abstractmethod
     def difference(self, a: Float[Tensor, "height width 3"], b: Float[Tensor, "rows columns 3"], aligned: bool = True) -> Float[Tensor, ""]:

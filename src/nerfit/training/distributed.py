@@ -1,19 +1,19 @@
-"""One training on several devices: the processes that torchrun started share each step's batch and add up their gradients.
+"""One training on several devices: the processes that torchrun started share each step's batch and sum their gradients.
 
-A batch is a function of seed and step alone; device r of N takes its rays r, r+N, r+2N, … with the random numbers that they have
-in the whole (`Part`), so that N devices do what one does, up to the rounding of sums. After the backward pass, in which nothing is
-exchanged, there are three exchanges, after which every device takes the same step and the same decisions:
+A batch is a function of seed and step alone. Rank r of N takes its rays r, r+N, r+2N, … with the random numbers that they have in the
+whole batch (`Part`), so N devices do what one does, up to the rounding of sums. The backward pass exchanges nothing. After it come three
+exchanges, and then every process takes the same step and the same decisions:
 
-1. `all_gather` losses, counts, clocks and signals, a few numbers each;
-2. `all_reduce`: all dense gradients as one vector, all-reduced. Each is weighted by its rays before (the loop divides by the whole batch);
-3. and of hash tables whose gradients are in factors, which sparse Adam sums where it uses them, these factors: a position and 4
-   numbers a level for each visible sample are a few megabytes, where the table has tens.
+1. `all_gather`: losses, counts, clocks and signals, a few numbers each;
+2. `all_reduce`: all dense gradients as one vector, already divided by the rays of the whole batch;
+3. in `all_reduce` too: the factors of hash tables' gradients, which sparse Adam sums where it uses them. A position and 4 numbers a level
+   for each visible sample are a few megabytes; the table has tens.
 
-DistributedDataParallel would do the second alone. It fits ill: it hooks on dense gradients, which tables have not; it wants
-one forward call through a wrapper, where steps render several chunks through several methods, with cameras' graphs made before them;
-and it must be told which parameters a step leaves out (cameras that stand still, a view without rays).
+DistributedDataParallel does only the second. It needs dense gradients, which tables do not have; one forward call through a wrapper, but
+steps render several chunks after the cameras' graph is built; and a list of the parameters that a step leaves out (cameras that do not
+move, a view without rays).
 
-Everything here does nothing, or what it would do alone, where there is one process.
+With one process the functions here do nothing, or their work without an exchange.
 """
 
 import contextlib
@@ -35,9 +35,9 @@ from nerfit.sampling.share import WHOLE, Share
 
 T = TypeVar("T")
 PATIENCE = 600.0
-"""Seconds ($NERFIT_PATIENCE) after which a device that does not answer in the middle of a step is given up."""
+"""Seconds ($NERFIT_PATIENCE) without an answer in the middle of a step after which a process counts as lost."""
 _LONG = timedelta(days=1)
-"""Where one device may work for long: reading a scene, judging, drawing."""
+"""Time limit where one process may work for long: reading a scene, evaluation, rendering."""
 _waits: Any = None
 sent = 0
 """Bytes that this process has sent for gradients, by the ring algorithms that Gloo and NCCL use."""
@@ -51,7 +51,7 @@ def share() -> Share:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes, logs and speaks."""
+    """Whether this is the main process, which writes, logs and prints."""
     return share().rank == 0
 
 
@@ -59,13 +59,13 @@ _JOB = "torchrun-id.txt"
 
 
 def sign(folder: Path) -> None:
-    """Leave the id of torchrun's job in a run folder."""
+    """Write the id of torchrun's job into a run folder."""
     if _job():
         (folder / _JOB).write_text(_job())
 
 
 def goes_on(folder: Path) -> bool:
-    """Whether this job of torchrun has begun the run in ``folder``, and has started the processes again since one was lost or came."""
+    """Whether this job of torchrun began the run in ``folder``, and restarted the processes because one was lost or joined."""
     if not (folder / "config.yaml").is_file():
         return False
     begun_by_it = _job() and (folder / _JOB).is_file() and (folder / _JOB).read_text() == _job()
@@ -73,13 +73,13 @@ def goes_on(folder: Path) -> bool:
 
 
 def _job() -> str:
-    """The id of torchrun's job, if it has one of its own."""
+    """The id of torchrun's job; empty if it has none of its own."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "").removeprefix("none")
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Meet the other processes that torchrun started, if it did; all but the first are silent from then on."""
+    """Join the other processes that torchrun started, if there are any; all but the main process print nothing from then on."""
     global _waits
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
@@ -88,7 +88,7 @@ def process_group() -> Iterator[None]:
     if on_gpu and _local() < torch.cuda.device_count():
         torch.cuda.set_device(_local())
     patience = timedelta(seconds=float(os.environ.get("NERFIT_PATIENCE", PATIENCE)))
-    with _talking():
+    with _connection():
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=patience)
         _waits = dist.new_group(backend="gloo", timeout=_LONG)
@@ -108,7 +108,7 @@ def _local() -> int:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device, if every process of this machine can have one of its kind."""
+    """The device; ConfigError if this machine has too few of its kind for its processes."""
     if share().world_size > 1 and device.type == "cuda" and (device.index is not None or _local() >= torch.cuda.device_count()):
         raise ConfigError(
             f"each process takes a GPU of its own, and this machine has {torch.cuda.device_count()}: start as many, with --device cuda, "
@@ -118,8 +118,8 @@ def own_device(device: torch.device) -> torch.device:
 
 
 @contextlib.contextmanager
-def _talking() -> Iterator[None]:
-    """A connection that fails is a RunError."""
+def _connection() -> Iterator[None]:
+    """Turn a failed connection into a RunError."""
     try:
         yield
     except RuntimeError as error:
@@ -128,7 +128,7 @@ def _talking() -> Iterator[None]:
 
 
 def broadcast_result(make: Callable[[], T]) -> T:
-    """What the first process makes, on all of them; if it fails with an error for the user, all do."""
+    """The result of ``make`` in the main process, on all processes; an error for the user is raised on all."""
     if share().world_size == 1:
         return make()
     answer: list[Any] = [None]
@@ -137,7 +137,7 @@ def broadcast_result(make: Callable[[], T]) -> T:
             answer = [(make(), None)]
         except (NerfitError, SystemExit) as error:
             answer = [(None, error)]
-    with _talking():
+    with _connection():
         dist.broadcast_object_list(answer, 0, group=_waits)
     value, error = answer[0]
     if error is not None:
@@ -146,7 +146,7 @@ def broadcast_result(make: Callable[[], T]) -> T:
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Put the first process's values into the tensors of all."""
+    """Copy the main process's values into the tensors of all processes."""
     if share().world_size == 1:
         return
     tensors = list(tensors)
@@ -161,20 +161,20 @@ def run_on_main(work: Callable[[], T], module: nn.Module) -> T:
     return result
 
 
-def gathered(value: T) -> list[T]:
-    """What every process has, by number."""
+def all_gather_object(value: T) -> list[T]:
+    """The values of all processes, by rank."""
     if share().world_size == 1:
         return [value]
     found: list[Any] = [None] * share().world_size
-    with _talking():
+    with _connection():
         dist.all_gather_object(found, value, group=_waits)
     return found
 
 
 @contextlib.contextmanager
 def leaders_first() -> Iterator[None]:
-    """Let the first process of each machine go through, and then the others: what it compiled or decoded they find."""
-    wait = lambda: share().world_size > 1 and gathered(None)  # noqa: E731
+    """Run the body in the first process of each machine, then in the others, which find what it compiled or decoded."""
+    wait = lambda: share().world_size > 1 and all_gather_object(None)  # noqa: E731
     if _local() > 0:
         wait()
     try:
@@ -186,20 +186,20 @@ def leaders_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def collected(folder: Path) -> Iterator[Path]:
-    """A folder for each process to write files into, which all come to be in ``folder`` of the first."""
+    """A folder for each process to write files into; in the end all files are in ``folder`` of the main process."""
     with contextlib.ExitStack() as open_ones:
         root = folder if is_main() else Path(open_ones.enter_context(tempfile.TemporaryDirectory()))
         yield root
         if share().world_size > 1:
-            _hand_in(root, [] if is_main() else [path for path in sorted(root.rglob("*")) if path.is_file()])
+            _send_files(root, [] if is_main() else [path for path in sorted(root.rglob("*")) if path.is_file()])
 
 
-def _hand_in(root: Path, files: list[Path]) -> None:
-    """Send files to the first process, one at a time, which puts them where they are under ``root``."""
-    for number in range(max(gathered(len(files)))):
+def _send_files(root: Path, files: list[Path]) -> None:
+    """Send files to the main process, one at a time, which writes them at the same paths below its own ``root``."""
+    for number in range(max(all_gather_object(len(files)))):
         own = files[number] if number < len(files) else None
         found: list[Any] | None = [None] * share().world_size if is_main() else None
-        with _talking():
+        with _connection():
             dist.gather_object(own and (str(own.relative_to(root)), own.read_bytes()), found, 0, group=_waits)
         for name, data in filter(None, found or []):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -207,24 +207,24 @@ def _hand_in(root: Path, files: list[Path]) -> None:
 
 
 def all_gather(values: Sequence[float]) -> list[list[float]]:
-    """A few numbers (as float64) of every process, by process."""
+    """A few numbers (as float64) of every process, by rank."""
     own = torch.tensor(values, dtype=torch.float64)
     rows = [torch.empty_like(own) for _ in range(share().world_size)]
-    with _talking():
+    with _connection():
         dist.all_gather(rows, own)
     return [row.tolist() for row in rows]
 
 
 def all_reduce(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the sums of all processes' gradients in the gradients' place; what has one nowhere keeps none."""
+    """Replace gradients by their sums over all processes; a parameter without a gradient in any process keeps none."""
     parameters = list(parameters)
-    with _talking():
+    with _connection():
         tables = [p for p in parameters if getattr(p, "factored_gradients", None) is not None]
         together = _gather_factors(tables)
-        _add_up_dense([p for p in parameters if not any(p is table for table in together)])
+        _all_reduce_dense([p for p in parameters if not any(p is table for table in together)])
 
 
-def _add_up_dense(parameters: list[nn.Parameter]) -> None:
+def _all_reduce_dense(parameters: list[nn.Parameter]) -> None:
     global sent
     if not parameters:
         return
@@ -240,9 +240,9 @@ def _add_up_dense(parameters: list[nn.Parameter]) -> None:
 
 
 def _gather_factors(tables: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Give every process the factors of all; returns the tables of which that is less than the sums of their gradients.
+    """Give every process the factors of all processes; returns the tables for which factors are smaller than dense gradients.
 
-    Of the others each has added its own up.
+    Of the other tables each process has a dense gradient then.
     """
     global sent
     world, together = share().world_size, []

@@ -1,4 +1,4 @@
-"""``--devices N``: starting the processes of a training on this machine, as torchrun does."""
+"""``--devices N``: starts the processes of a training on this machine, as torchrun does."""
 
 import os
 import uuid
@@ -10,7 +10,7 @@ from torch.distributed import is_available
 from nerfit.errors import ConfigError, RunError
 
 RESTARTS = 3
-"""How many times all processes are started again after one was lost."""
+"""Number of times that all processes are restarted after one was lost."""
 
 
 def under_torchrun() -> bool:
@@ -19,9 +19,9 @@ def under_torchrun() -> bool:
 
 
 def launch(entry: Callable[[list[str]], int], argv: list[str], count: int, device: str | None) -> int:
-    """``entry(argv)`` in ``count`` processes, which share the machine's threads or have a GPU each; the largest of their exit codes.
+    """Run ``entry(argv)`` in ``count`` processes, which share the machine's threads or have a GPU each; returns the largest exit code.
 
-    Where one is lost they are started again, to go on from the latest checkpoint.
+    If one is lost, all are restarted and go on from the latest checkpoint.
     """
     if not is_available():
         raise ConfigError("this PyTorch was built without torch.distributed, which --devices needs.")
@@ -53,6 +53,5 @@ def launch(entry: Callable[[list[str]], int], argv: list[str], count: int, devic
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RunError(
-            f"process {rank} of {count} ended with code {failure.exitcode}, and so it was after {RESTARTS} new starts; what it said "
-            "stands above."
+            f"process {rank} of {count} ended with code {failure.exitcode}, also after {RESTARTS} restarts; its messages are above."
         ) from error

@@ -16,40 +16,40 @@ from nerfit.methods.base import Method
 
 @dataclass
 class OptimConfig:
-    """How parameters move; the defaults are NeRF's."""
+    """Optimiser and learning-rate schedule; the defaults are NeRF's."""
 
     optimizer: Literal["adam", "radam", "sgd", "sparse-adam"] = "adam"
-    """Update rule (sgd has momentum 0.9; sparse-adam leaves entries without gradient alone)."""
+    """Update rule (sgd has momentum 0.9; sparse-adam does not change entries without gradient)."""
     lr: float = 5e-4
     """Learning rate at the start."""
     schedule: Literal["exponential", "step", "multi-step", "cosine", "log-linear", "constant"] = "exponential"
-    """How the learning rate falls."""
+    """Schedule of the learning rate."""
     decay_rate: float = 0.1
-    """Factor per decay_steps (exponential, step) or per milestone (multi-step)."""
+    """Factor of the learning rate per decay_steps (exponential, step) or per milestone (multi-step)."""
     decay_steps: int | None = None
-    """Steps of one decay; none = the run's whole budget, in steps or seconds (the old lrate_decay counts thousands)."""
+    """Number of steps of one decay; none = the run's whole budget, in steps or seconds (the old lrate_decay counts thousands)."""
     milestones: list[int] = field(default_factory=list)
     """Steps at which multi-step decays."""
     lr_final: float = 5e-6
     """Learning rate at the end of cosine and log-linear."""
     lr_floor: float = 0.0
-    """The learning rate never falls below this."""
+    """Smallest learning rate."""
     warmup_steps: int = 0
-    """Ramp the learning rate up over so many steps, along a quarter sine (mip-NeRF's delay)."""
+    """Number of steps over which the learning rate rises, along a quarter sine (mip-NeRF's delay)."""
     warmup_factor: float = 0.01
-    """Where that ramp starts, as a factor."""
+    """Factor of the learning rate at the start of that rise."""
     beta2: float = 0.999
-    """Decay of Adam's and RAdam's mean of squares."""
+    """Adam's and RAdam's beta2: decay of the mean of squared gradients."""
     eps: float = 1e-8
     """Adam's and RAdam's epsilon."""
     weight_decay: float = 0.0
     """L2 penalty."""
     average_from: float = 1.0
-    """Share of the budget after which the weights are averaged; the average is what stays. 1 = no average."""
+    """Share of the budget after which the weights are averaged; the run keeps the average. 1 = no average."""
     clip_value: float | None = None
-    """Clip every gradient entry to ± this."""
+    """Largest absolute value of a gradient entry; larger ones are clipped."""
     clip_norm: float | None = None
-    """Clip the norm of all gradients to this."""
+    """Largest norm of all gradients together; larger ones are scaled down."""
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
@@ -71,10 +71,10 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
-    """The learning rate of a step; ``progress`` in [0, 1] is the share of the run's budget that is spent.
+    """The learning rate of a step, when a share ``progress`` (0 to 1) of the run's budget is spent.
 
     exponential: lr·rate^(step/decay_steps), NeRF's rule. log-linear with warm-up: mip-NeRF, appendix A. Without
-    ``decay_steps`` the budget takes its place, so a run of seconds decays as fully as a run of steps.
+    ``decay_steps`` the budget takes its place, so a run of seconds decays as far as a run of steps.
     """
     c = config
     x = progress if c.decay_steps is None else step / c.decay_steps
@@ -97,7 +97,7 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
 
 
 def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) -> torch.optim.Optimizer:
-    """The optimiser over a method's parameter groups, each with its ``lr_scale``; ``scaled`` says that gradients come scaled."""
+    """The optimiser over a method's parameter groups, each with its ``lr_scale``; ``scaled``: a loss scale multiplies the gradients."""
     if config.schedule == "step" and config.decay_steps is None:
         raise ConfigError("optim.schedule step needs --optim.decay-steps.")
     if config.schedule == "multi-step" and not config.milestones:
@@ -117,12 +117,12 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
 
 
 class SparseAdam(torch.optim.Optimizer):
-    """Adam whose step leaves entries without gradient alone and clears the gradients that it used (`sparse_adam`)."""
+    """Adam whose step does not change entries without gradient and clears the gradients that it used (`sparse_adam`)."""
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "sparse": False})
         self.factored = False
-        """Whether sparse groups take their gradients in factors, which nobody else can read."""
+        """Whether sparse groups take their gradients in factors, which only this optimiser reads."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Dense gradients of sparse groups are kept as tensors of zeros: a step has cleared them, unless it was skipped."""
@@ -182,14 +182,14 @@ class SparseAdam(torch.optim.Optimizer):
 
 
 AVERAGE_EVERY = 20
-"""Steps between two looks at the weights that are averaged."""
+"""Steps between two samples of the weights in the average."""
 
 
 @torch.no_grad()
 def average(optimizer: torch.optim.Optimizer, finish: bool = False) -> None:
-    """Take the weights into their running mean, which is part of the optimiser's state; or with ``finish`` the mean for the weights.
+    """Add the weights to their running mean, which is part of the optimiser's state; with ``finish`` replace them by it.
 
-    The mean is forgotten then: a run that goes on with a larger budget begins another.
+    The mean is dropped then: a run that goes on with a larger budget begins another.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -205,8 +205,10 @@ def average(optimizer: torch.optim.Optimizer, finish: bool = False) -> None:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, progress: float) -> None:
-    """Give every group ``lr`` times its own scale; one with ``rates`` goes log-linearly from the first to the second instead, but
-    rises from nothing in the share of the budget that is the third.
+    """Set every group's learning rate to ``lr`` times its own scale.
+
+    A group with ``rates`` (first, last, warmup) goes log-linearly from the first rate to the last instead, and rises from 0 during the
+    share ``warmup`` of the budget.
     """
     for group in optimizer.param_groups:
         if "rates" in group:

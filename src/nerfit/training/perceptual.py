@@ -1,4 +1,4 @@
-"""A loss on whole views: perceptual where their picture is known, semantic from places without one (DietNeRF, Jain et al. 2021)."""
+"""A loss on whole views: perceptual on training views, semantic on poses without a picture (DietNeRF, Jain et al. 2021)."""
 
 import math
 from collections.abc import Callable
@@ -16,32 +16,32 @@ from nerfit.errors import ConfigError
 from nerfit.methods.base import Method
 from nerfit.metrics.clip import load_clip
 from nerfit.metrics.lpips import find_weights, load_lpips
-from nerfit.metrics.networks import Judge
+from nerfit.metrics.networks import PictureMetric
 from nerfit.sampling.shuffle import mix
 from nerfit.scenes.scene import Scene, composite
 
 CORNERS = 3
-"""Cameras that a camera between others lies between."""
+"""Number of training cameras that a camera in between is mixed from."""
 
 
 @dataclass
 class PerceptualConfig:
-    """A loss on whole views beside that on single pixels."""
+    """A loss on whole views beside the loss on single pixels."""
 
     net: Literal["none", "alex", "vgg", "clip"] = "none"
     """Network that compares views; alex and vgg are those of LPIPS."""
     weight: float = 0.01
     """Factor of the loss."""
     every: int = 10
-    """Steps between views that are looked at."""
+    """Steps between views that have this loss."""
     size: int = 64
-    """Pixels along a view's longer side at most."""
+    """Largest number of pixels along a view's longer side."""
     stride: int | None = None
-    """Take every so many-th pixel of a view; none = as many as show all of it in the size, 1 = a patch at full resolution."""
+    """Distance in pixels between the rendered pixels of a view; none = the whole view fits in size, 1 = a patch at full resolution."""
     between: float = 0.5
-    """Share of the views that is taken from cameras between the training cameras, and compared with a random training picture."""
+    """Share of views from cameras between the training cameras; each is compared with a random training picture."""
     until: float = 1.0
-    """Share of the budget after which single pixels alone count."""
+    """Share of the budget after which the loss ends."""
     clip: str = "openai/clip-vit-base-patch32"
     """Folder with config.json and model.safetensors of a CLIP model, or its name on Hugging Face's hub."""
 
@@ -52,8 +52,8 @@ class PerceptualConfig:
         return {} if self.net == "clip" else {"clip": f"net is {self.net}"}
 
 
-def load_judge(config: PerceptualConfig, lpips_weights: Path | None) -> Judge:
-    """The network of a configuration; a ConfigError or RunError that says what to do where its weights are missing or damaged."""
+def load_metric(config: PerceptualConfig, lpips_weights: Path | None) -> PictureMetric:
+    """The network of a configuration; ConfigError or RunError if its weights are missing or damaged."""
     if config.net == "clip":
         return load_clip(config.clip)
     assert config.net != "none"
@@ -64,7 +64,7 @@ def load_judge(config: PerceptualConfig, lpips_weights: Path | None) -> Judge:
 
 
 class Perceptual:
-    """Renders a training view, or one between training views, every so many steps, and back-propagates what a network says of it."""
+    """Renders a training view, or one between training views, every few steps, and back-propagates a network's difference."""
 
     def __init__(self, config: PerceptualConfig, scene: Scene, device: torch.device, lpips_weights: Path | None = None) -> None:
         for key in ("every", "size", "stride"):
@@ -74,17 +74,17 @@ class Perceptual:
             raise ConfigError(f"perceptual.weight must be above 0, not {config.weight:g}; perceptual.net none turns the loss off.")
         if not 0 <= config.between <= 1 or not 0 < config.until <= 1:
             raise ConfigError("perceptual.between and perceptual.until are shares, from 0 to 1.")
-        self.config, self.scene, self.judge = config, scene, load_judge(config, lpips_weights).to(device)
+        self.config, self.scene, self.metric = config, scene, load_metric(config, lpips_weights).to(device)
         for view in scene.splits["train"]:
             sides = [len(side) for side in self._window(view, torch.Generator())]
-            if min(sides) < self.judge.smallest:
+            if min(sides) < self.metric.smallest:
                 raise ConfigError(
-                    f"perceptual.net {config.net} sees pictures of {self.judge.smallest} pixels and more, but views are "
+                    f"perceptual.net {config.net} sees pictures of {self.metric.smallest} pixels and more, but views are "
                     f"{sides[1]}x{sides[0]} with perceptual.size {config.size}: make it larger."
                 )
 
     def due(self, step: int, progress: float) -> bool:
-        """Whether a step looks at a view when ``progress`` of the budget is spent."""
+        """Whether a step has this loss when ``progress`` of the budget is spent."""
         return step > 0 and step % self.config.every == 0 and progress < self.config.until
 
     def backward(self, method: Method, seed: int, step: int, chunk: int, scale: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
@@ -105,16 +105,16 @@ class Perceptual:
         mixed = None if aligned else self._pose_between(method, random)
 
         def render(piece: Tensor) -> Tensor:
-            cameras = self._cameras(method)  # for every piece anew: those that are learned have a graph that goes with it
+            cameras = self._cameras(method)  # again for every piece: learned cameras have a graph, which is freed with it
             if mixed is not None:
                 cameras = replace(cameras, c2w=cameras.c2w.detach().index_copy(0, piece.new_tensor([view]), mixed[None].to(cameras.c2w)))
             batch = method.view_batch(scene, cameras, view, piece.to(cameras.c2w.device))
             return method.render(replace(batch, background=background.to(method.device))).rgb
 
         def loss(rgb: Tensor) -> Tensor:
-            seen = torch.where(known, rgb, target) if scene.masked and aligned else rgb
+            rendered = torch.where(known, rgb, target) if scene.masked and aligned else rgb
             shape = (len(rows), len(columns), 3)
-            return self.config.weight * self.judge.difference(seen.reshape(shape), target.reshape(shape), aligned)
+            return self.config.weight * self.metric.difference(rendered.reshape(shape), target.reshape(shape), aligned)
 
         return backward_in_strips(render, pixels, chunk, loss, scale)
 
@@ -128,9 +128,9 @@ class Perceptual:
         return train[int(torch.randint(len(train), (), generator=random))]
 
     def _window(self, view: int, random: torch.Generator) -> tuple[Int[Tensor, "rows"], Int[Tensor, "columns"]]:
-        """Rows and columns of a view: every stride-th of as many as fit in the size, from a random first one on.
+        """Rows and columns of a view: every stride-th, as many as fit in the size, from a random first one.
 
-        They are pixels of the picture itself: rays through larger pixels would see one point where those show a mean.
+        They are pixels of the picture itself: a ray through a larger pixel would show one point instead of the pixel's mean.
         """
         sides = int(self.scene.cameras.height[view]), int(self.scene.cameras.width[view])
         stride = min(self.config.stride or math.ceil(max(sides) / self.config.size), *sides)
@@ -141,7 +141,7 @@ class Perceptual:
 
     @torch.no_grad()
     def _pose_between(self, method: Method, random: torch.Generator) -> Float[Tensor, "3 4"]:
-        """A pose at a random place between three random training cameras; of an object's, around the point they look at."""
+        """A random pose between three random training cameras; for an object scene, around the point that they look at."""
         train = self._cameras(method).to("cpu")[self.scene.splits["train"]]
         chosen = torch.randperm(len(train), generator=random)[:CORNERS]
         shares = -torch.rand(len(chosen), generator=random).clamp(min=1e-9).log()
@@ -156,16 +156,16 @@ def backward_in_strips(
     loss: Callable[[Float[Tensor, "pixels 3"]], Tensor],
     scale: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """Back-propagate a loss on all of a picture through ``render`` with the graph of ``chunk`` pixels at a time; returns the loss.
+    """Back-propagate a loss on a whole picture through ``render``, with the graph of ``chunk`` pixels at a time; returns the loss.
 
-    By the chain rule: the picture is rendered without a graph, which gives the loss's gradient with respect to its colours; then
-    each strip is rendered again and takes its part of that. ``render`` must give the same colours twice. Exact, for a third more work.
+    By the chain rule: the picture is rendered without a graph, which gives the gradient of the loss by its colours; then each strip is
+    rendered again and takes its part of that gradient. ``render`` must give the same colours twice. Exact, for a third more work.
     """
     *strips, last = pixels.split(chunk)
     with torch.no_grad():
-        seen = [render(strip) for strip in strips]
+        done = [render(strip) for strip in strips]
     rendered = render(last)
-    picture = torch.cat([*seen, rendered.detach()]).requires_grad_()
+    picture = torch.cat([*done, rendered.detach()]).requires_grad_()
     value = loss(picture)
     *gradients, gradient = torch.autograd.grad(scale(value), picture)[0].split(chunk)
     rendered.backward(gradient)
