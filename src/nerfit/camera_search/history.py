@@ -19,7 +19,7 @@ from nerfit.scenes.scene import Scene, composite
 FILE = "poses.safetensors"
 """The history's file in a run folder."""
 _NUMBERS = ("steps", "progress", "psnr", "focal")
-"""What a record holds beside the poses."""
+"""The numbers in a record beside the poses."""
 MOST, FIRST_EVERY = 200, 5
 """Largest number of records, and steps between the first of them; beyond that number every second record is dropped."""
 SHARE, EARLY, LATE = 0.1, 200, 400

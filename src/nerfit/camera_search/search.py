@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class SearchState(Protocol):
-    """What every checkpoint keeps for a search (`LoopState`)."""
+    """The fields of the training state (`LoopState`) that a search uses; every checkpoint keeps them."""
 
     step: int
     field_start: int
@@ -26,7 +26,7 @@ class SearchState(Protocol):
 
 
 class Loop(Protocol):
-    """What a search needs of the training loop."""
+    """The training loop as a search sees it (`Trainer`)."""
 
     method: Method
     scene: Scene

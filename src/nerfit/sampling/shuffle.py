@@ -1,4 +1,4 @@
-"""Which pixels a step trains on: shuffles without a table, so that any step can be reached at once and resumed exactly."""
+"""Shuffles without a table: the pixels of any step follow from its number alone, so a run resumes exactly."""
 
 import torch
 from jaxtyping import Int
@@ -20,7 +20,7 @@ def mix(*words: int) -> int:
 
 
 def permute(index: Int[Tensor, "n"], size: int, key: int) -> Int[Tensor, "n"]:
-    """Where a pseudo-random permutation of range(size) sends each index; every key is another permutation.
+    """The image of each index under a pseudo-random permutation of range(size); every key is another permutation.
 
     A six-round Feistel network on the smallest even number of bits that holds ``size``, walked along its cycles until
     it lands inside (Black and Rogaway 2002): exact sampling without replacement in constant memory.
@@ -46,7 +46,7 @@ def permute(index: Int[Tensor, "n"], size: int, key: int) -> Int[Tensor, "n"]:
 
 
 def epoch_indices(step: int, count: int, size: int, seed: int, share: Share = WHOLE) -> Int[Tensor, "n"]:
-    """A share of the ``count`` indices of step ``step`` in an endless walk through range(size), shuffled anew each time round."""
+    """A share of the ``count`` indices of a step, in an endless walk through range(size) that is shuffled again in every epoch."""
     position = step * count + share.indices(count)
     epochs = position // size
     out = torch.empty_like(position)

@@ -317,7 +317,7 @@ class Trainer:
                 self.clock.skip()
 
     def _collapsed(self, result: StepResult) -> str | None:
-        """What has collapsed, at the few early steps at which that is checked."""
+        """Description of a collapse, if this step is one of the early steps that are checked and finds one."""
         target = result.batch.target
         if target is None or not collapse.due(self.state.step - self.settings.optim.warmup_steps, self.state.step):
             return None
