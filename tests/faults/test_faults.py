@@ -589,9 +589,11 @@ builtins.__import__ = absent
 import torch, numba
 del os.sysconf
 import nerfit.commands.cluster
-from nerfit.commands.train import prepare, train
+from nerfit.commands.train import request
+from nerfit.commands.train_plan import prepare
+from nerfit.commands.train_run import train
 words = ["--scene.size=16", "--scene.views=6", "--scene.samples=1", "--steps=3", "--model.log2-entries=8", "--no-evaluate", "--json"]
-assert train(*prepare("instant", "procedural", [*words, "--threads=1", "--out", "run"]))["steps"] == 3
+assert train(*prepare(request("instant", "procedural", [*words, "--threads=1", "--out", "run"])))["steps"] == 3
 """
 
 

@@ -18,7 +18,7 @@ from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import axis_angle_to_matrix, six_to_matrix
 from nerfit.commands import evaluate
 from nerfit.commands.train import request
-from nerfit.commands.train_plan import prepare
+from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.commands.train_run import train
 from nerfit.config import arguments
 from nerfit.errors import ConfigError
@@ -353,7 +353,7 @@ def test_a_run_stopped_half_way_is_opened_as_it_was(tmp_path: Path) -> None:
     """With the octaves that are still closed."""
     words = ["--scene.size=16", "--scene.views=9", "--scene.samples=1", "--steps=40", "--log.image-every=0", "--model.depth=2"]
     words += ["--model.width=16", "--model.skips", "--model.samples=8", "--model.rays=64", "--model.camera.coarse-until=0.8"]
-    plan, _, _ = prepare("nerf", "procedural:forward-facing", [*words, "--recipe=nerfmm", "--threads=1"], folder=False)
+    plan = plan_of(request("nerf", "procedural:forward-facing", [*words, "--recipe=nerfmm", "--threads=1"]))
     scene = plan.load_scene()
     stop = Callback(10, lambda trainer: setattr(trainer, "interrupted", 2))
     trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, tmp_path, [stop], quiet=True)
