@@ -35,7 +35,7 @@ class RunError(NerfitError):
 
 
 def require_min(prefix: str, config: Any, **least: float) -> None:
-    """Raise ConfigError where a number of a config, which may be None, lies below the least that works.
+    """Raise ConfigError if a number of a config, which may be None, is below the minimum.
 
     It is called by ``prefix`` and its key.
     """

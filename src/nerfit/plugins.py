@@ -44,7 +44,7 @@ AUTO = "auto"
 """The name that stands for the method which suits a scene."""
 
 _PARTS = {"nerfit.methods": ("Config", "render", "scene_formats"), "nerfit.scenes": ("Config", "detect", "load")}
-"""What is asked of a plug-in before it is used."""
+"""The attributes that a plug-in must have."""
 
 
 def available(group: str) -> dict[str, EntryPoint | str]:
@@ -54,14 +54,14 @@ def available(group: str) -> dict[str, EntryPoint | str]:
 
 
 def method_names() -> list[str]:
-    """What can stand for METHOD on a command line."""
+    """The names that METHOD may have on a command line."""
     return [AUTO, *available("nerfit.methods")]
 
 
 def about(method: str) -> str:
     """The first line of a method's docstring, or why there is none; a built-in one's is read from its file, for PyTorch takes seconds."""
     if method == AUTO:
-        return "What suits the scene: image for a single picture, else instant."
+        return "The method that suits the scene: image for a single picture, instant-unbounded for an unbounded scene, else instant."
     target = available("nerfit.methods")[method]
     if isinstance(target, EntryPoint):
         try:

@@ -1,4 +1,4 @@
-"""What a person sees while a command works; answers go to stdout, everything here to stderr."""
+"""Messages and progress while a command works, on stderr; answers go to stdout."""
 
 import sys
 

@@ -42,7 +42,7 @@ S = TypeVar("S")
 
 @dataclass(kw_only=True)
 class RunConfig(LoopConfig, Generic[M, S]):
-    """Everything that decides what a run computes; saved as config.yaml in its folder."""
+    """The whole configuration of a run, saved as config.yaml in its folder."""
 
     model: M
     """The method's own switches."""
@@ -58,7 +58,7 @@ _SHOWN = 256
 
 @dataclass
 class Plan:
-    """What a run is: method, scene and configuration, as config.yaml keeps them."""
+    """Method, scene and configuration of a run, as config.yaml keeps them."""
 
     method: str
     source: str
@@ -132,7 +132,7 @@ def new_folder(out: Path, numbered: bool) -> Path:
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Hold a run folder against other trainings; RunError where one has it. Reading it stays free, and whoever dies lets go of it."""
+    """Hold a run folder against other trainings; RunError where one has it. Reading stays free; a process that dies releases it."""
     if os.name != "posix":  # folders can't be opened there
         yield
         return
@@ -187,13 +187,13 @@ class Run:
         return open_run(Path(folder), images=False, device=device)
 
     def render(self, cameras: Cameras, view: int = 0) -> View:
-        """What a camera sees: ``rgb`` [height, width, 3], ``depth``, ``opacity`` and ``disparity``, on the CPU."""
+        """The view of a camera: ``rgb`` [height, width, 3], ``depth``, ``opacity`` and ``disparity``, on the CPU."""
         seen = render_view(self.method, self.scene, cameras, view, self.chunk)
         return View(seen.rgb, seen.depth, seen.opacity, seen.disparity)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json says of the training, and of each split that was judged; empty where none can be read."""
+        """The metrics of the training and of each split that was evaluated, as in metrics.json; empty if it can't be read."""
         found = peek_json(self.folder / "metrics.json")
         return {part: of for part, of in found.items() if isinstance(of, dict)} if isinstance(found, dict) else {}
 
@@ -209,7 +209,7 @@ class Run:
         return f"Run({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
     def _repr_html_(self) -> str:
-        """What Jupyter shows: the facts as a table, beside a small picture of the first test view (else training view)."""
+        """The HTML that Jupyter shows: the facts as a table, beside a small picture of the first test view (else training view)."""
         rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in self.__rich_repr__())
         camera = self.scene.cameras[(self.scene.splits.get("test") or self.scene.splits["train"])[0]]
         small = camera.rescale(min(1.0, _SHOWN / int(torch.maximum(camera.width, camera.height)[0])))
@@ -239,7 +239,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
 
 
 def block_folder(folder: Path, index: int) -> Path:
-    """Where the run of a block lies in the folder of the whole."""
+    """The run folder of a block, in the folder of the whole."""
     return folder / "blocks" / str(index)
 
 
@@ -287,7 +287,7 @@ def with_devices(
     config: RunConfig[Any, Any], typed: set[str], devices: int, batch_key: str
 ) -> tuple[RunConfig[Any, Any], dict[str, tuple[float, float]]]:
     """The batch of a configuration times the devices that share it, and its learning rates times the square root of their number, or
-    with SGD their number; also what was changed, from what to what. What was typed stays.
+    with SGD their number; also the changed keys, each with its old and new value. Typed keys stay.
 
     The rule for Adam follows from its equation of motion (Malladi et al. 2022, which also changes its betas, as is not done
     here); that for SGD is the linear one (Goyal et al. 2017).

@@ -1,4 +1,4 @@
-"""What a time-to-quality benchmark leaves in its folder: results.json, results.csv and results.svg."""
+"""The files that a time-to-quality benchmark writes: results.json, results.csv and results.svg."""
 
 import csv
 import io

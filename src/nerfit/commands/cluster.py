@@ -26,18 +26,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _GRACE = 120.0
-"""Seconds that tasks have to end in once they are told to."""
+"""Seconds that tasks have to end after they are asked to."""
 _STORE = 128 << 20
-"""Bytes of shared memory for what tasks are given and give back, which is small."""
+"""Bytes of shared memory for the arguments and results of tasks, which are small."""
 
 
 class TaskDied(RunError):
-    """A process that was killed or crashed, which is worth another try."""
+    """A process was killed or has crashed; another try may succeed."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What each task takes, how many run at a time (none = all there is room for), how often one that died is tried again, and where."""
+    """The resources of a task, the tasks at a time (none = as many as there is room for), the tries after a crash, and the cluster."""
 
     cpus: float = 1
     gpus: float = 0
@@ -110,7 +110,7 @@ def _started(ray: Any, needs: Needs) -> Iterator[None]:
 
 
 def _outcome(ray: Any, reference: Any) -> Any:
-    """What a task returned; an error that it raised, or that Ray tells of it, in our words."""
+    """The result of a task; an error that it raised, or that Ray reports, as one of ours."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -130,7 +130,7 @@ def locked(log: Path) -> Iterator[BinaryIO]:
 
 
 def run_nerfit(words: Sequence[str], log: BinaryIO, cwd: Path) -> None:
-    """`nerfit` in a process of its own that says what it says into a log; if we are interrupted it is asked to end, and may save.
+    """`nerfit` in a process of its own that prints into a log; if we are interrupted it is asked to end, and may save.
 
     Raises RunError with its last sentence where it fails, TaskDied where it was killed.
     """
@@ -150,8 +150,8 @@ def run_nerfit(words: Sequence[str], log: BinaryIO, cwd: Path) -> None:
     if code < 0 or code > 128:
         raise TaskDied(f"its process was ended by signal {-code if code < 0 else code - 128}.")
     if code:
-        said = Path(log.name).read_bytes()[began:].decode(errors="replace").strip().splitlines()
-        raise RunError((said or [f"it ended with code {code}."])[-1].removeprefix("nerfit: "))
+        lines = Path(log.name).read_bytes()[began:].decode(errors="replace").strip().splitlines()
+        raise RunError((lines or [f"it ended with code {code}."])[-1].removeprefix("nerfit: "))
 
 
 def _end_with_parent() -> None:

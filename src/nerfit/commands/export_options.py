@@ -19,7 +19,7 @@ class ExportOptions(RunOptions):
     """Options of every export."""
 
     out: Path | None = None
-    """Where to write; none = into exports/ in the run."""
+    """File or folder to write; none = into exports/ in the run."""
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,7 @@ class FieldOptions(ExportOptions, DeviceOptions):
         return open_run(self.run, images=False, threads=self.threads, device=self.device)
 
     def place(self, name: str, beside: Callable[[Path], list[Path]] = lambda path: []) -> Path:
-        """Where to write what is called ``name`` by default: a file that is not there yet, nor are those to be written ``beside`` it.
+        """The path of the export, by default ``name`` in exports/; neither it nor the files that come ``beside`` it exist yet.
 
         Raises RunError where nothing can be written, before any work is done.
         """

@@ -14,8 +14,8 @@ __all__ = ["Options", "run", "text"]
 class Options(FieldOptions, BakeConfig):
     """nerfit export web RUN: one HTML file that shows the field in any browser with WebGL 2, to turn and to come near.
 
-    What lies beyond the box is left out. The answer says how near its pictures are to the field's own (PSNR of three test
-    views, of at most 400 pixels, within the box).
+    The page leaves out the space beyond the box. The answer gives the PSNR of its pictures against the field's own (three test
+    views of at most 400 pixels, within the box).
 
     Examples:
       nerfit export web runs/lego-instant

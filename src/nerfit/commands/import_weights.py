@@ -25,7 +25,7 @@ class Options(TrainingFlags):
     checkpoint: tyro.conf.Positional[str] = ""
     """File with the weights."""
     scene: str | None = None
-    """What nerfit train takes as SCENE."""
+    """A folder or file of any scene format, or procedural, as for nerfit train."""
 
 
 def run(options: Options) -> dict[str, Any]:

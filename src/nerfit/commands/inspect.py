@@ -29,7 +29,7 @@ class Options(TrainingFlags):
     part: tyro.conf.Positional[str] = ""
     """scene, rays, field, or a method."""
     scene: tyro.conf.Positional[str] = ""
-    """What nerfit train takes as SCENE."""
+    """A folder or file of any scene format, or procedural, as for nerfit train."""
     out: Path | None = None
     """The picture; none = inspect-<part>-<scene>.png."""
 

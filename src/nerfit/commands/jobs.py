@@ -52,7 +52,7 @@ class Job:
         return any(spent) and ("test" in metrics or not splits.get("test"))
 
     def row(self, failed: str | None = None) -> dict[str, Any]:
-        """What it reached, as `sweep_table.COLUMNS` names it."""
+        """Its row of the table, with the columns `sweep_table.COLUMNS`."""
         about = {"job": self.folder.name, "scene": self.scene, "recipe": self.recipe, "seed": self.plan.config.seed}
         measures: dict[str, Any] = dict.fromkeys(sweep_table.MEASURES)
         if failed is None:

@@ -25,7 +25,7 @@ _ARRAYS = {
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
 }
-"""All that a pickle of arrays may call."""
+"""The only callables that a pickle of arrays may name."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class OldWeights:
     step: int
 
     def state(self) -> dict[str, Tensor]:
-        """What `Nerf.load_state_dict` takes."""
+        """The state for `Nerf.load_state_dict`."""
         return {f"{name}.network.{key}": t for name in ("coarse", "fine") for key, t in (getattr(self, name) or {}).items()}
 
     def flags(self) -> list[str]:
@@ -135,7 +135,7 @@ def _trunk(network: dict[str, Tensor]) -> tuple[int, int, int, list[int]]:
 
 
 def _octaves(features: int) -> int:
-    """Octaves of a frequency encoding of three coordinates with so many features."""
+    """Octaves of a frequency encoding of three coordinates with this number of features."""
     octaves, rest = divmod(features - 3, 6)
     if rest or octaves < 0:
         raise RunError(f"the network takes {features} inputs, which is no frequency encoding of three coordinates.")

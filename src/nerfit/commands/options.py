@@ -73,9 +73,9 @@ class OneTraining(TrainingFlags):
     """Options of commands that train METHOD on SCENE."""
 
     scene: tyro.conf.Positional[str] = ""
-    """What nerfit train takes as SCENE."""
+    """A folder or file of any scene format, or procedural, as for nerfit train."""
     method: tyro.conf.Positional[str] = "instant"
-    """What nerfit train takes as METHOD."""
+    """A method, as for nerfit train."""
 
 
 @dataclass(kw_only=True)

@@ -31,7 +31,7 @@ def scene_path(scene: Scene, kind: str, frames: int | None) -> tuple[Cameras, Ca
 
 @dataclass
 class Film:
-    """What is to be drawn: the frames of a path of some kind through a run's scene."""
+    """The frames to draw: a path of some kind through a run's scene."""
 
     run: Run
     kind: str
@@ -52,7 +52,7 @@ class Film:
         return cls(run, kind, PathFrames(run.method, run.scene, cameras.rescale(1 / options.factor), names, run.chunk, look))
 
     def record(self) -> dict[str, Any]:
-        """What tells this film from others: the checkpoint, the cameras, the quantities."""
+        """The identity of this film: the checkpoint, the cameras, the quantities."""
         cameras, look = self.frames.cameras.state(), self.frames.look
         digest = hashlib.sha256(json.dumps([cameras, None if look is None else look.state()]).encode()).hexdigest()
         return {"checkpoint": dataclasses.asdict(self.run.state), "cameras": digest, "what": self.frames.names}

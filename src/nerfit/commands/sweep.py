@@ -36,7 +36,7 @@ class Options(ClusterOptions, TrainingFlags):
     """
 
     scenes: tyro.conf.Positional[tuple[str, ...]] = ()
-    """What nerfit train takes as SCENE."""
+    """A folder or file of any scene format, or procedural, as for nerfit train."""
     methods: tuple[str, ...] = ()
     """Methods, each with the recipe that is its default."""
     recipes: tuple[str, ...] = ()

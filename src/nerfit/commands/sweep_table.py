@@ -21,10 +21,10 @@ MEASURES = {
     "seconds": ("seconds", 1),
     "steps": ("steps", 0),
 }
-"""What is compared: a column's title and decimals. Runs may lack some."""
+"""The measures that are compared, each with its title and decimals. A run may lack some."""
 
 COLUMNS = ("job", "scene", "recipe", "seed", *MEASURES, "failed", "run")
-"""What is known of each job; ``failed`` says why it has no measures."""
+"""The columns of a job; ``failed`` gives the reason if it has no measures."""
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

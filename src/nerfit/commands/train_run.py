@@ -67,7 +67,7 @@ def train(
 
 
 def _claim(working: contextlib.ExitStack, scene: Scene, folder: Path, source: str, resume: bool) -> None:
-    """Hold a run folder, once it is known to be free or to go on with, until the work is done."""
+    """Hold a run folder until the work is done, if it is free or to go on with."""
     working.enter_context(in_use(folder))
     if resume:
         _check_same_scene(scene, folder, source)
@@ -87,7 +87,7 @@ def _viewer(scene: Scene, options: Options, folder: Path, open_ones: contextlib.
 
 
 def _look_up(viewer: "Viewer") -> Callable[[Trainer], None]:
-    """What the trainer does for a viewer after each step."""
+    """A callback that serves a viewer after each step."""
 
     def between_steps(trainer: Trainer) -> None:
         psnr = trainer.latest.get("psnr_fine")
@@ -202,7 +202,7 @@ def _draw_path(trainer: Trainer) -> None:
 
 
 def _log_histograms(trainer: Trainer) -> None:
-    """Where along some rays proposals and field have their weight, for the log."""
+    """Log how proposals and field place their weight along some rays."""
     scene = trainer.scene
     picture = draw_histograms(trainer.method, scene, (scene.splits.get("test") or scene.splits["train"])[0])
     if picture is not None and trainer.log is not None:

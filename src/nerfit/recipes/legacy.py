@@ -33,7 +33,7 @@ class Flag(NamedTuple):
 
 
 FORMATS = ("llff", "blender", "deepvoxels", "linemod")
-"""What dataset_type may be, LINEMOD in small letters."""
+"""The values of dataset_type, LINEMOD in lower case."""
 
 
 def _llff(old: Old) -> bool:
