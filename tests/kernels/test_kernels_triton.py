@@ -78,7 +78,7 @@ def check(function: Callable[..., Any], reference: Callable[..., Any], leaves: l
 
 @once
 def test_in_the_interpreter():
-    env = os.environ | {"TRITON_INTERPRET": "1", "NERFIT_KERNELS": "cuda"}
+    env = os.environ | {"TRITON_INTERPRET": "1", "NERFIT_KERNELS": "triton"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-W", "ignore:divide by zero", __file__]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

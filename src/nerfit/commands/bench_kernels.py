@@ -18,7 +18,7 @@ from nerfit.commands.machine import machine, matrix_peak
 from nerfit.errors import ConfigError
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.dispatch import backend, kernels_take_threads, warm_up
+from nerfit.kernels.dispatch import backend, kernels_take_threads
 from nerfit.kernels.field import field, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
@@ -28,6 +28,7 @@ from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.kernels.rendering import render_rays
 from nerfit.kernels.spherical_harmonics import spherical_harmonics
+from nerfit.kernels.warm_up import warm_up
 from nerfit.training.devices import pick_precision
 
 PER_RAY = 8

@@ -34,7 +34,7 @@ def _kernels(device: Any) -> str:
 
     kind = backend(device)
     if kind != "cpu":
-        return {"cuda": "Triton", "reference": "plain PyTorch"}[kind]
+        return {"triton": "Triton", "reference": "plain PyTorch"}[kind]
     from nerfit.kernels.cpu.amx import has_tiles
 
     return f"Numba on plain threads, {'bfloat16 tiles (AMX) where precision allows' if has_tiles() else 'float32 vectors'}"

@@ -42,7 +42,7 @@ def sparse_adam(
         sparse_adam_factored(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, decays)
         return
     kind = backend(p.device)
-    if p.dtype == torch.float32 and (kind == "cuda" or (kind == "cpu" and p.numel() % 16 == 0)):
+    if p.dtype == torch.float32 and (kind == "triton" or (kind == "cpu" and p.numel() % 16 == 0)):
         implementation(p.device, "adam").sparse_adam(p, gradient, m, v, lr / correction1, betas, eps, 1 / correction2, weight_decay)
         return
     touched = gradient != 0

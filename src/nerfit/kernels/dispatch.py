@@ -1,4 +1,4 @@
-"""Which body of a kernel runs."""
+"""Which body of a kernel runs: the one rule for all backends."""
 
 import contextlib
 import os
@@ -13,28 +13,27 @@ import torch
 
 from nerfit.errors import ConfigError
 
-Backend = Literal["reference", "cpu", "cuda"]
+Backend = Literal["reference", "cpu", "triton"]
 
 
 def backend(device: torch.device) -> Backend:
-    """The body for tensors on a device: $NERFIT_KERNELS if set, else cpu or cuda, and the reference on anything else."""
+    """The backend for tensors on a device: $NERFIT_KERNELS if set, else cpu or triton, and the reference on any other device."""
     wish = os.environ.get("NERFIT_KERNELS", "")
-    if wish not in ("", "reference", "cpu", "cuda"):
-        raise ConfigError(f"NERFIT_KERNELS must be reference, cpu or cuda, not '{wish}'.")
+    if wish not in ("", "reference", "cpu", "triton"):
+        raise ConfigError(f"NERFIT_KERNELS must be reference, cpu or triton, not '{wish}'.")
     if wish == "reference" or device.type not in ("cpu", "cuda"):
         return "reference"
-    if wish and wish != device.type and not (wish == "cuda" and os.environ.get("TRITON_INTERPRET") == "1"):
+    native = "triton" if device.type == "cuda" else "cpu"
+    if wish and wish != native and not (wish == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
         raise ConfigError(f"NERFIT_KERNELS={wish} can't run on the device {device.type}.")
-    if "cuda" not in (wish, device.type):
+    if "triton" not in (wish, native):
         return "cpu"
-    if not _has_triton():
-        return "reference"
-    return "cuda"
+    return "triton" if _has_triton() else "reference"
 
 
 @cache
 def _has_triton() -> bool:
-    """Whether the GPU bodies can be imported; says once what is slow without them."""
+    """Whether the GPU bodies can be imported; warns once if not."""
     if find_spec("triton") is not None:
         return True
     warnings.warn(
@@ -45,9 +44,8 @@ def _has_triton() -> bool:
 
 def implementation(device: torch.device, name: str) -> Any:
     """The module with the bodies of the kernels of module ``name`` for a device whose backend is not the reference."""
-    if backend(device) == "cuda":
-        return import_module(f"nerfit.kernels.triton.{name}")
-    return import_module(f"nerfit.kernels.cpu.{'api' if name in ('field', 'marching') else name}")
+    kind = backend(device)
+    return import_module(f"nerfit.kernels.{kind}.{'api' if kind == 'cpu' and name in ('field', 'marching') else name}")
 
 
 @contextlib.contextmanager
@@ -73,12 +71,3 @@ def kernels_take_threads(device: torch.device) -> Iterator[None]:
     finally:
         runtime.threads = 0
         torch.set_num_threads(count)
-
-
-def warm_up(device: torch.device) -> None:
-    """Compile the kernels for a device, or load them from the cache, before time is measured; a compilation is announced."""
-    if backend(device) == "cpu":
-        from nerfit.kernels.cpu import warm
-
-        with torch.enable_grad():  # whoever draws a picture first has none
-            warm.warm_up()

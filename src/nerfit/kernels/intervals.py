@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.kernels import dispatch
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.factored import give_factored
 from nerfit.kernels.field import field_density
@@ -15,15 +14,6 @@ from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.layouts import HIGHEST_RAW, Cutoffs, FactoredGradient, Network, RaySet, Samples, contract
 from nerfit.kernels.marching import keep_visible
 from nerfit.kernels.rendering import Rendered, render_samples, render_slots
-
-
-def warm_up(device: torch.device) -> None:
-    """Compile the kernels of training and rendering for a device, and those of intervals, before time is measured."""
-    dispatch.warm_up(device)
-    if backend(device) == "cpu":
-        from nerfit.kernels.cpu import intervals_api
-
-        intervals_api.warm_up()
 
 
 def density_along(rays: RaySet, edges: Float[Tensor, "rays samples+1"], network: Network) -> Float[Tensor, "rays samples"]:

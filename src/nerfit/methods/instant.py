@@ -14,9 +14,10 @@ from nerfit.cameras.learned import CameraConfig, learned_cameras
 from nerfit.errors import require_min
 from nerfit.fields.frequency import opened_levels
 from nerfit.fields.hash_field import HashField
-from nerfit.kernels.dispatch import kernels_take_threads, warm_up
+from nerfit.kernels.dispatch import kernels_take_threads
 from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, contract
 from nerfit.kernels.rendering import render_rays
+from nerfit.kernels.warm_up import warm_up
 from nerfit.methods.base import CaptureConfig, Method
 from nerfit.methods.batch import Batch
 from nerfit.methods.pixel_batches import random_pixels, rays_for_samples

@@ -13,9 +13,10 @@ from nerfit.cameras import Rays
 from nerfit.errors import ConfigError, require_min
 from nerfit.fields.hash_field import HashDensity, HashField
 from nerfit.kernels.dispatch import kernels_take_threads
-from nerfit.kernels.intervals import render_intervals, warm_up
+from nerfit.kernels.intervals import render_intervals
 from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, RaySet, contract
 from nerfit.kernels.rendering import Rendered
+from nerfit.kernels.warm_up import warm_up
 from nerfit.methods.base import CaptureConfig, Method
 from nerfit.methods.batch import Batch
 from nerfit.methods.pixel_batches import random_pixels, rays_for_samples
@@ -125,7 +126,7 @@ class InstantProposals(Method):
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
-        warm_up(self.device)
+        warm_up(self.device, intervals=True)
         return kernels_take_threads(self.device)
 
     @property
@@ -143,7 +144,7 @@ class InstantProposals(Method):
 
     def render(self, batch: Batch) -> Rendering:
         """Render the field's few intervals; of training rays also the losses on the histograms of all levels."""
-        warm_up(self.device)
+        warm_up(self.device, intervals=True)
         assert batch.rays is not None
         rays, training = self._to_grid(batch.rays), batch.generator is not None
         levels, now = self._propose(rays, batch)

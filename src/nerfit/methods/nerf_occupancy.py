@@ -11,9 +11,9 @@ from nerfit.cameras import Rays
 from nerfit.cameras.learned import CameraConfig, learned_cameras
 from nerfit.errors import require_min
 from nerfit.fields.nerf_field import NerfField, NerfFieldConfig
-from nerfit.kernels.dispatch import warm_up
 from nerfit.kernels.layouts import Cutoffs, Samples
 from nerfit.kernels.marching import keep_visible
+from nerfit.kernels.warm_up import warm_up
 from nerfit.methods.base import CaptureConfig, Method
 from nerfit.methods.batch import Batch
 from nerfit.methods.pixel_batches import PixelBatchConfig, colour_error, pixel_batch

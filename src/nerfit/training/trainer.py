@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nerfit.camera_search.search import camera_search
 from nerfit.errors import ConfigError, RunError
-from nerfit.kernels.dispatch import warm_up
+from nerfit.kernels.warm_up import warm_up
 from nerfit.methods.base import Method
 from nerfit.methods.batch import Batch
 from nerfit.methods.views import smaller_chunk

@@ -74,21 +74,21 @@ def test_dialect_follows_the_device_and_the_environment(monkeypatch):
     monkeypatch.delenv("NERFIT_KERNELS", raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert backend(CPU) == "cpu"
-    assert backend(torch.device("cuda", 0)) == "cuda"
+    assert backend(torch.device("cuda", 0)) == "triton"
     assert backend(torch.device("meta")) == "reference"
     monkeypatch.setenv("NERFIT_KERNELS", "cpu")
     assert backend(CPU) == "cpu"
     with pytest.raises(ConfigError, match="NERFIT_KERNELS=cpu can't run on the device cuda"):
         backend(torch.device("cuda", 0))
-    monkeypatch.setenv("NERFIT_KERNELS", "cuda")
-    with pytest.raises(ConfigError, match="NERFIT_KERNELS=cuda can't run on the device cpu"):
+    monkeypatch.setenv("NERFIT_KERNELS", "triton")
+    with pytest.raises(ConfigError, match="NERFIT_KERNELS=triton can't run on the device cpu"):
         backend(CPU)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backend(CPU) == "cuda"
+    assert backend(CPU) == "triton"
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
     assert {backend(torch.device(d)) for d in ("cpu", "cuda", "meta")} == {"reference"}
     monkeypatch.setenv("NERFIT_KERNELS", "fast")
-    with pytest.raises(ConfigError, match="must be reference, cpu or cuda, not 'fast'"):
+    with pytest.raises(ConfigError, match="must be reference, cpu or triton, not 'fast'"):
         backend(CPU)
 
 

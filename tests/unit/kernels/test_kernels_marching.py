@@ -227,7 +227,7 @@ def test_march_finds_all_that_a_walk_finds(occupancies, cascades, fill, cone_ang
     certain = check_march(found, rays, occupied, box, STEP, cone_angle)
     assert (certain > 100) == (fill != "empty")
     assert len(found) < 1.2 * certain + 1
-    check_march(march_rays_reference(*rays.each(Tensor.double), March(occupancy, STEP, cone_angle)), rays, occupied, box, STEP, cone_angle)
+    check_march(march_rays_reference(rays.each(Tensor.double), March(occupancy, STEP, cone_angle)), rays, occupied, box, STEP, cone_angle)
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 1000])
@@ -237,7 +237,7 @@ def test_march_matches_its_float64_reference(occupancies, cascades, cone_angle, 
     _, occupancy = occupancies(cascades, "lumps")
     rays = rays_of(n, cascades)
     found = march_rays(rays, March(occupancy, STEP, cone_angle))
-    reference = march_rays_reference(*rays.each(Tensor.double), March(occupancy, STEP, cone_angle))
+    reference = march_rays_reference(rays.each(Tensor.double), March(occupancy, STEP, cone_angle))
     same = found.offsets.diff() == reference.offsets.diff()
     assert (~same).sum() <= 0.03 * n, "a sample on a cell's wall may be rounded to either side"
     mine, theirs = same[found.ray_indices.long()], same[reference.ray_indices.long()]
@@ -256,7 +256,7 @@ def test_limits_keep_the_first_samples(occupancies, limit, cone_angle):
     assert torch.equal(found.offsets.diff(), whole.offsets.diff().clamp(max=limit))
     for name in ("ray_indices", "t_starts", "t_ends", "x"):
         assert torch.equal(getattr(found, name), getattr(whole, name)[first])
-    reference = march_rays_reference(*rays.each(Tensor.double), March(occupancy, STEP, cone_angle), limit)
+    reference = march_rays_reference(rays.each(Tensor.double), March(occupancy, STEP, cone_angle), limit)
     assert reference.offsets.diff().max() == limit
     assert (reference.offsets.diff() == found.offsets.diff()).float().mean() > 0.95
 

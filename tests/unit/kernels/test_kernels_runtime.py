@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
+from nerfit.kernels import warm_up
 from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
-from nerfit.kernels.cpu import amx, runtime, warm
+from nerfit.kernels.cpu import amx, runtime
 from nerfit.kernels.cpu.amx import round16
 from nerfit.kernels.cpu.blocks import LANES, Matrix
 from nerfit.kernels.cpu.matmul import backward, begin, end, forward, forward_relu, take, take_gradient, weight_gradient
@@ -37,7 +38,7 @@ from nerfit.kernels.cpu.vectors import (
     transpose16,
     where_nonzero,
 )
-from nerfit.kernels.dispatch import kernels_take_threads, warm_up
+from nerfit.kernels.dispatch import kernels_take_threads
 from nerfit.kernels.field import field
 from nerfit.kernels.inverse_cdf import sample_pdf
 from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, Network, RaySet
@@ -265,9 +266,9 @@ def test_kernels_can_have_the_threads_to_themselves(threads):
 
 
 def test_kernels_can_be_compiled_by_the_first_rendering():
-    warm.warm_up.cache_clear()
+    warm_up._compile_rendering.cache_clear()
     with torch.no_grad():
-        warm_up(torch.device("cpu"))
+        warm_up.warm_up(torch.device("cpu"))
 
 
 def everything() -> list[Tensor]:

@@ -1,7 +1,5 @@
 """The CPU bodies behind `nerfit.kernels.intervals`: tensors in, tensors out."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -11,8 +9,7 @@ from nerfit.kernels.cpu.rendering import POOL, WAVE
 from nerfit.kernels.cpu.rendering_api import Slots
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, matrices
-from nerfit.kernels.cpu.warm import announced
-from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, Network, RaySet
+from nerfit.kernels.layouts import Cutoffs, Network, RaySet
 
 
 def density(rays: RaySet, edges: Tensor, network: Network, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,17 +66,3 @@ def draw(
     given = [array(a.contiguous()) for a in (s, t, density, norm, low, high, jitter)]
     run_parallel(intervals.draw_intervals, *given, *map(f32, (exponent, padding, power, unit)), *map(array, (weights, new_s, new_t)))
     return weights, new_s, new_t
-
-
-@cache
-def warm_up() -> None:
-    """Compile the kernels of intervals, or load them, on one ray and in view of the user."""
-    with announced():
-        shape = FieldShape(GridLayout(1, 8, 2, 2), 32)
-        table, weights, one = torch.zeros(shape.grid.size), torch.zeros(shape.size), torch.ones(1)
-        along, edges = torch.ones(1, 3), torch.tensor([[0.0, 0.5, 1.0]])
-        ray, network = RaySet(along, along, along, one, one, one), Network(table, weights, shape)
-        found, _, features = density(ray, edges, network, True)
-        density_backward(features, network, found)
-        render(ray, edges, network, Cutoffs(0.0, 0.0), True)
-        draw(edges, edges, found, one, 0 * one, one, 2, one[:, None], 1.0, 0.1, 0.0, 1.0)
