@@ -220,7 +220,7 @@ def test_the_last_part_of_the_budget_is_averaged(tmp_path: Path, scene: Scene, m
 def test_the_distortion_loss_makes_samples_fewer(tmp_path: Path, scene: Scene) -> None:
     visible = []
     for factor in (0.0, 0.03):
-        run = trainer(scene, tmp_path / str(factor), 300, replace(SMALL, distortion=factor))
+        run = trainer(scene, tmp_path / str(factor), 150, replace(SMALL, distortion=factor))
         run.train()
         batch = run.method.next_batch(scene, 0, torch.Generator().manual_seed(0))
         rendering = run.method.render(batch)
