@@ -154,7 +154,7 @@ def test_gains_are_found_and_the_clean_light_with_them(scene: Scene, spoiled: Sc
     reached, true = {}, gains[scene.splits["train"]]
     for appearance in ("none", *margins):
         chosen = replace(config, appearance=AppearanceConfig(kind=appearance, lr=3e-2 if appearance == "exposure" else 1e-2))
-        method = train(kind, chosen, spoiled, tmp_path / appearance, 400, optim)
+        method = train(kind, chosen, spoiled, tmp_path / appearance, 300, optim)
         reached[appearance] = evaluate(method, scene, 4096, lpips=False)["psnr"]
         if appearance == "exposure":
             assert method.appearance is not None
