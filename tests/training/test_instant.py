@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import assert_close
+from nerfit.cameras.learned import CameraConfig
 from nerfit.commands.train import request
 from nerfit.commands.train_plan import prepare
 from nerfit.commands.train_run import train
@@ -106,6 +108,21 @@ def test_density_can_be_differentiated_by_position_as_normals_need(scene: Scene)
     ratio = rise / gradient.norm(dim=-1)
     assert method.field.table.grad is None
     assert float((ratio - 1).abs().median()) < 0.05 and float(((ratio - 1).abs() < 0.3).float().mean()) > 0.7
+
+
+def test_colour_comes_with_the_density_of_grid_levels_that_are_half_open(scene: Scene) -> None:
+    torch.manual_seed(0)
+    method = Instant(replace(SMALL, camera=CameraConfig(learn=True, coarse_from=0.1, coarse_until=0.5)), scene)
+    with torch.no_grad():
+        method.field.table.normal_(std=0.3)
+    points = torch.rand(50, 3) - 0.5 + method.space.to_scene(torch.full((1, 3), 0.5))
+    densities = []
+    for method.progress in (0.0, 0.3, 1.0):
+        with torch.no_grad():
+            density, _ = method.radiance(points, torch.nn.functional.normalize(points, dim=-1))
+            assert_close(density, method.density(points), 1e-4)
+        densities.append(density)
+    assert not torch.allclose(densities[0], densities[2], rtol=1e-2)
 
 
 def test_march_steps_grow_shorter_with_the_budget_spent(tmp_path: Path, scene: Scene) -> None:

@@ -21,9 +21,11 @@ class HashField(nn.Module):
         self.table = nn.Parameter(in_large_pages(torch.empty(shape.grid.size)).uniform_(-1e-4, 1e-4))
         self.weights = nn.Parameter(torch.cat([w.flatten() for w in _initial(shape)]))
 
-    def forward(self, x: Float[Tensor, "n 3"], d: Float[Tensor, "n 3"], half: bool) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
-        """Density [n] per unit length of the cube, and colour [n, 3] in [0, 1] along unit directions."""
-        return field(x, d, self.network(half))
+    def forward(
+        self, x: Float[Tensor, "n 3"], d: Float[Tensor, "n 3"], half: bool, opened: Float[Tensor, "levels"] | None = None
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 3"]]:
+        """Density [n] per unit length of the cube, and colour [n, 3] in [0, 1] along unit directions; ``opened`` as in `network`."""
+        return field(x, d, self.network(half, opened))
 
     def network(self, half: bool, opened: Float[Tensor, "levels"] | None = None) -> Network:
         """Table and weights as kernels take them; ``opened`` scales each grid level's features, from 0 to 1."""

@@ -195,7 +195,7 @@ class Instant(Method):
     def radiance(self, points: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
         """Density per scene unit, and colour; nothing outside the box."""
         x, inside = self.space.to_cascades(points)
-        density, rgb = self.field(contract(x, self.space.cascades), viewdirs, self.half_precision)
+        density, rgb = self.field(contract(x, self.space.cascades), viewdirs, self.half_precision, self._opened())
         return torch.where(inside, density / self.space.side, 0.0), rgb
 
     def samples_per_ray(self) -> int:
