@@ -16,6 +16,10 @@ from nerfit.metrics.networks import PictureMetric, read_weights, with_weights
 
 Net = Literal["alex", "vgg"]
 
+Block = list[tuple[int, int, int, int, int, int]]
+_STRIP = 1 << 21
+"""Features of a strip of rows."""
+
 # Blocks of (index in torchvision's `features`, in channels, out channels, kernel, stride, padding); a tap ends each block.
 _ALEX = [[(0, 3, 64, 11, 4, 2)], [(3, 64, 192, 5, 1, 2)], [(6, 192, 384, 3, 1, 1)], [(8, 384, 256, 3, 1, 1)], [(10, 256, 256, 3, 1, 1)]]
 _VGG = [
@@ -50,24 +54,59 @@ class Lpips(PictureMetric):
     def difference(self, a: Float[Tensor, "height width 3"], b: Float[Tensor, "rows columns 3"], aligned: bool = True) -> Float[Tensor, ""]:
         """Sum over taps of the spatial mean of Σ_c w_c (â_c - b̂_c)², with features normalised to unit length over channels.
 
-        Of pictures that are not ``aligned`` the spatial means of those features are compared.
+        Of pictures that are not ``aligned`` the spatial means of those features are compared. Features are computed in strips of rows,
+        since those of a whole picture take gigabytes.
         """
-        total = a.new_zeros(())
-        for tap, (x, y) in enumerate(zip(self._taps(a), self._taps(b), strict=True)):
-            if not aligned:
-                x, y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
-            total = total + self.get_submodule(f"lin{tap}")((x - y).square()).mean()
+        total, x, y = a.new_zeros(()), self._normalised(a), self._normalised(b)
+        for tap, block in enumerate(self.blocks):
+            weigh = self.get_submodule(f"lin{tap}")
+            pool = self.pools[tap + 1] if tap + 1 < len(self.pools) else 0
+            below: tuple[list[Tensor], list[Tensor]] = ([], [])
+            strips = [self._strips(block, pool, image, into) for image, into in zip((x, y), below, strict=True)]
+            if aligned:
+                errors = [weigh((f - g).square()) for f, g in zip(*strips, strict=True)]
+                total = total + torch.cat(errors, 2).mean()
+            else:
+                f, g = (torch.cat([unit.mean(3, keepdim=True) for unit in units], 2).mean(2, keepdim=True) for units in strips)
+                total = total + weigh((f - g).square()).mean()
+            x, y = (torch.cat(rows, 2) for rows in below)
         return total
 
-    def _taps(self, image: Tensor) -> Iterator[Float[Tensor, "1 channels h w"]]:
-        """Unit-length features after each block, one at a time so that only one tap's are held."""
+    def _normalised(self, image: Tensor) -> Float[Tensor, "1 3 h w"]:
         image = image.to(self.get_parameter("lin0.weight"))
-        x = ((2 * image - 1 - image.new_tensor(_SHIFT)) / image.new_tensor(_SCALE)).movedim(-1, 0)[None]
-        for block, pool in zip(self.blocks, self.pools, strict=True):
-            x = F.max_pool2d(x, pool, 2) if pool else x
-            for index, *_ in block:
-                x = F.relu_(self.features[str(index)](x))
-            yield x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+        return ((2 * image - 1 - image.new_tensor(_SHIFT)) / image.new_tensor(_SCALE)).movedim(-1, 0)[None]
+
+    def _strips(self, block: Block, pool: int, x: Tensor, below: list[Tensor]) -> Iterator[Float[Tensor, "1 channels rows w"]]:
+        """Strips of a block's unit-length features of ``x``, from top to bottom; the next block's input goes into ``below``."""
+        height, width = (_size_after(block, side) for side in x.shape[2:])
+        rows = max(2, _STRIP // (block[-1][2] * width) // 2 * 2)
+        for first in range(0, height, rows):
+            last = min(first + rows, height)
+            features = self._rows(block, x, first, min(last + max(pool - 2, 0), height))
+            if not pool:
+                below.append(features)
+            elif features.shape[2] >= pool:
+                below.append(F.max_pool2d(features, pool, 2))
+            strip = features[:, :, : last - first]
+            yield strip / (strip.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
+    def _rows(self, block: Block, x: Tensor, first: int, last: int) -> Float[Tensor, "1 channels rows w"]:
+        """Rows from ``first`` to before ``last`` of the block's features, from the rows of ``x`` that they depend on."""
+        if not block:
+            return x[:, :, first:last]
+        *before, (index, _, _, kernel, stride, pad) = block
+        low, high, height = first * stride - pad, (last - 1) * stride - pad + kernel, _size_after(before, x.shape[2])
+        above, below = max(-low, 0), max(high - height, 0)
+        x = F.pad(self._rows(before, x, max(low, 0), min(high, height)), (0, 0, above, below))
+        weight, bias = (self.get_parameter(f"features.{index}.{part}") for part in ("weight", "bias"))
+        return F.relu_(F.conv2d(x, weight, bias, stride, (0, pad)))
+
+
+def _size_after(block: Block, size: int) -> int:
+    """Height or width of a picture after a block's convolutions."""
+    for _, _, _, kernel, stride, pad in block:
+        size = (size + 2 * pad - kernel) // stride + 1
+    return size
 
 
 def find_weights(net: Net, folder: Path | None = None) -> Path | None:

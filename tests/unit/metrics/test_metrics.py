@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import DATA
 from nerfit.errors import RunError
+from nerfit.metrics import lpips, psnr_ssim
 from nerfit.metrics.lpips import Lpips, find_weights, load_lpips
 from nerfit.metrics.psnr_ssim import mean_psnr, psnr, quantise, ssim
 from networks import LAYERS, geometry, save_lpips
@@ -85,6 +86,14 @@ def test_ssim_of_equal_and_of_tiny_images():
     assert ssim(a, a) == pytest.approx(1, abs=1e-12)
     assert ssim(1 + a, torch.ones_like(a)) == pytest.approx(1, abs=1e-12), "values are clipped"
     assert math.isnan(ssim(a[:10], a[:10])) and math.isnan(ssim(a[:, :10], a[:, :10]))
+
+
+@pytest.mark.parametrize("strip", [1, 40, 200])
+def test_ssim_by_strips_is_that_of_the_whole_picture(monkeypatch, strip):
+    a, b = picture(43, 20), picture(43, 20, 1)
+    whole = ssim(a, 0.7 * a + 0.3 * b)
+    monkeypatch.setattr(psnr_ssim, "_STRIP", strip)
+    assert ssim(a, 0.7 * a + 0.3 * b) == pytest.approx(whole, abs=1e-12)
 
 
 @pytest.fixture(scope="session")
@@ -232,3 +241,20 @@ def test_where_weights_are_searched(tmp_path, monkeypatch):
     assert find_weights("vgg") == cache / "lpips" / "vgg.safetensors"
     monkeypatch.delenv("NERFIT_CACHE")
     assert find_weights("vgg") == home / ".cache" / "nerfit" / "lpips" / "vgg.safetensors"
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(70, 35), (37, 64)])
+def test_lpips_by_strips_is_that_of_the_whole_picture(net, aligned, height, width, random_weights, monkeypatch):
+    model = load_lpips(net, random_weights / f"{net}.safetensors").double()
+    a, b = picture(height, width).double().requires_grad_(), picture(height, width, 1).double()
+    values, gradients = [], []
+    for strip in (1 << 40, 1, 5000):
+        monkeypatch.setattr(lpips, "_STRIP", strip)
+        values.append(value := model.difference(a, b, aligned))
+        gradients.append(torch.autograd.grad(value, a)[0])
+    assert values[0] > 0
+    for value, gradient in zip(values[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(value, values[0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-9, atol=1e-12)
