@@ -44,7 +44,8 @@ def has_tiles() -> bool:
     return syscall is not None and syscall(arch_prctl, request_permission, tile_data) == 0
 
 
-_COMPILED = target_has_tiles(*cpu_target.target_context.codegen().magic_tuple()[1:])
+_target: Any = cpu_target.target_context
+_COMPILED = target_has_tiles(*_target.codegen().magic_tuple()[1:])
 """Whether Numba compiles for a processor with tiles: this one, or that of NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
 
 
