@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
 from nerfit.kernels.field import field, field_density, field_reference
 from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
@@ -204,7 +204,7 @@ def test_adam(n):
     start = [torch.randn(n), torch.randn(n) * (torch.rand(n) < 0.5), torch.randn(n), torch.rand(n)]
     mine, theirs = [v.to(DEVICE) for v in start], [v.double() for v in start]
     for tensors in (mine, theirs):
-        sparse_adam(*tensors, step=3, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-3)
+        sparse_adam(*tensors, AdamStep(step=3, lr=0.01, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-3))
     for value, exact, before in zip(mine, theirs, start, strict=True):
         assert_close(value, exact, CLOSE)
         untouched = start[1] == 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.commands.machine import machine, matrix_peak
 from nerfit.errors import ConfigError
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import backend, kernels_take_threads
 from nerfit.kernels.field import field, field_density
@@ -247,7 +247,7 @@ def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> It
 
     def adam(_: None) -> list[Tensor]:
         p, gradient, m, v = state
-        sparse_adam(p, gradient, m, v, 1, 1e-2, (0.9, 0.99), 1e-15, 0.0)
+        sparse_adam(p, gradient, m, v, AdamStep(1, 1e-2, (0.9, 0.99), 1e-15))
         return state
 
     yield Case("sparse_adam", adam, restart)

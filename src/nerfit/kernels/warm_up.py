@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import field_density
 from nerfit.kernels.intervals import density_along, render_intervals
@@ -87,7 +87,7 @@ def _compile_rendering() -> None:
     gradients: dict[Tensor, Any] = {table: table.factored_gradients[0], weights: weights.grad}  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         for p, gradient in gradients.items():
-            sparse_adam(p, gradient, torch.zeros_like(p), torch.zeros_like(p), 1, 0.0, (0.9, 0.99), 1e-15, 0.0)
+            sparse_adam(p, gradient, torch.zeros_like(p), torch.zeros_like(p), AdamStep(1, 0.0, (0.9, 0.99), 1e-15))
     zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
     fade_and_raise(torch.ones(RESOLUTION**3), 0.5, zero, torch.ones(1))
     view, x, y, _ = draw_pixels(torch.zeros(1, 4, dtype=torch.uint8), zero, one, one, zero, 1, 0, 1.0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.factored import add_factored
 from nerfit.kernels.layouts import FactoredGradient
 from nerfit.kernels.memory import zeros_in_large_pages
@@ -153,18 +153,8 @@ class SparseAdam(torch.optim.Optimizer):
                 if "step" not in state:
                     state |= {"step": torch.zeros(()), "exp_avg": zeros_in_large_pages(p), "exp_avg_sq": zeros_in_large_pages(p)}
                 state["step"] += 1
-                sparse_adam(
-                    p,
-                    gradient,
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    int(state["step"]),
-                    group["lr"],
-                    group["betas"],
-                    group["eps"],
-                    group["weight_decay"],
-                    group.get("levels", ()),
-                )
+                numbers = AdamStep(int(state["step"]), group["lr"], group["betas"], group["eps"], group["weight_decay"])
+                sparse_adam(p, gradient, state["exp_avg"], state["exp_avg_sq"], numbers, group.get("levels", ()))
                 state["cleared"] = True
 
     @staticmethod

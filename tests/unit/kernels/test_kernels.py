@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.errors import ConfigError
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
 from nerfit.kernels.cpu import amx, api, compositing, hash_grid
 from nerfit.kernels.dispatch import backend
@@ -510,7 +510,7 @@ def test_adam_with_all_gradients_is_adam(n, decay):
         gradient = torch.randn(n, generator=generator)
         twin.grad = gradient.double()
         optimizer.step()
-        sparse_adam(p, gradient, m, v, step, 0.01, (0.9, 0.99), 1e-10, decay)
+        sparse_adam(p, gradient, m, v, AdamStep(step, 0.01, (0.9, 0.99), 1e-10, decay))
         assert not gradient.any()
         assert_close(p - start, twin.detach() - start, CLOSE)
 
@@ -526,7 +526,7 @@ def test_adam_leaves_entries_without_gradient_alone(n):
     state = [value.clone() for value in (p, raw, m, v)]
     twin = [value.double() for value in state]
     for p_, raw_, m_, v_ in (state, twin):
-        sparse_adam(p_, raw_, m_, v_, 3, 0.01, (0.9, 0.99), 1e-10, 0.1)
+        sparse_adam(p_, raw_, m_, v_, AdamStep(3, 0.01, (0.9, 0.99), 1e-10, 0.1))
     for old, new, reference in zip((p, raw, m, v), state, twin, strict=True):
         assert_close(new, reference, CLOSE)
         assert torch.equal(new[~touched], old[~touched])
@@ -538,11 +538,11 @@ def test_adam_leaves_entries_without_gradient_alone(n):
 def test_adam_updates_matrices_in_place_and_refuses_views():
     p, g, m, v = torch.rand(32, 32), *torch.ones(3, 32, 32)
     before = p.clone()
-    sparse_adam(p, g, m, v, 1, 0.1, (0.9, 0.99), 1e-10, 0.0)
+    sparse_adam(p, g, m, v, AdamStep(1, 0.1, (0.9, 0.99), 1e-10))
     assert (p != before).all()
     assert not g.any()
     for view in (p.T, p[:, ::2]):
         before, ones = view.clone(), torch.ones_like(view)
         with pytest.raises((RuntimeError, TypeError)):
-            sparse_adam(view, ones, ones.clone(), ones.clone(), 1, 0.1, (0.9, 0.99), 1e-10, 0.0)
+            sparse_adam(view, ones, ones.clone(), ones.clone(), AdamStep(1, 0.1, (0.9, 0.99), 1e-10))
         assert torch.equal(view, before)

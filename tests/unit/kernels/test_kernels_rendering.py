@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.compositing import composite_packed_reference
 from nerfit.kernels.cpu import rendering_api, runtime
 from nerfit.kernels.field import field_reference
@@ -173,7 +173,7 @@ def test_adam_on_a_gradient_in_factors_is_adam_on_its_sum(levels, log2_entries, 
                 (gradient,) = getattr(table, "factored_gradients")  # noqa: B009
             assert gradient is not None
             begins = (4 * shape.grid.offsets).tolist() if by_level else ()
-            sparse_adam(table, gradient, m, v, step, 0.01, (0.9, 0.99), 1e-15, 0.1, begins)
+            sparse_adam(table, gradient, m, v, AdamStep(step, 0.01, (0.9, 0.99), 1e-15, 0.1), begins)
         found.append((table.detach(), m, v))
     assert (found[0][0] != start).any()
     for a, b in zip(*found, strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.kernels import warm_up
-from nerfit.kernels.adam import sparse_adam
+from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.cpu import amx, runtime
 from nerfit.kernels.cpu.amx import round16
@@ -294,7 +294,7 @@ def everything() -> list[Tensor]:
     assert weights.grad is not None
     gradients = [x.grad, table.grad.clone(), weights.grad]
     p, m, v = (torch.zeros(table.shape) for _ in range(3))
-    sparse_adam(p, table.grad, m, v, 1, 0.01, (0.9, 0.99), 1e-10, 0.0)
+    sparse_adam(p, table.grad, m, v, AdamStep(1, 0.01, (0.9, 0.99), 1e-10))
     occupancy = pack_occupancy((torch.rand(2 * 128**3, generator=generator) < 0.05).float(), 0.5)
     near, far, jitter = torch.zeros(n), torch.full((n,), 9.0), torch.rand(n, generator=generator)
     rays, march = RaySet(d * -2 + 0.5, d, d, near, far, jitter), March(occupancy, 0.01)
