@@ -180,8 +180,8 @@ def test_a_refined_run_begins_a_new_field_with_the_cameras_found(start: Callable
     moved = {key: float((after[key] - before[key]).abs().max()) for key in after if after[key].is_floating_point()}
     assert 0 < moved["cameras.shift"] < 0.05 and not moved["cameras.first"]
     # one step of Adam at the first rate from the first weights
-    assert float((after["coarse.trunk.1.weight"] - fresh["coarse.trunk.1.weight"]).abs().max()) <= 5.01e-3
-    assert float((before["coarse.trunk.1.weight"] - fresh["coarse.trunk.1.weight"]).abs().max()) > 2e-2
+    assert float((after["coarse.network.trunk.1.weight"] - fresh["coarse.network.trunk.1.weight"]).abs().max()) <= 5.01e-3
+    assert float((before["coarse.network.trunk.1.weight"] - fresh["coarse.network.trunk.1.weight"]).abs().max()) > 2e-2
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(5e-3) and trainer.optimizer.param_groups[1]["lr"] == pytest.approx(1e-2)
 
 
