@@ -192,11 +192,12 @@ def test_a_refined_run_resumes_exactly(start: Callable[..., Trainer], stop: int)
     whole.train()
     start("parts", camera, stop=stop).train()
     parts = start("parts", camera)
-    assert parts.state.step == stop and parts.search is not None and parts.search.steps[-1] == stop
+    assert parts.state.step == stop and parts.search.history is not None and parts.search.history.steps[-1] == stop
     parts.train()
-    assert same(weights(whole), weights(parts)) and whole.search is not None and parts.search is not None
-    assert (whole.search.steps, whole.search.psnr, whole.search.focal) == (parts.search.steps, parts.search.psnr, parts.search.focal)
-    assert all(torch.equal(a, b) for a, b in zip(whole.search.c2w, parts.search.c2w, strict=True))
+    assert same(weights(whole), weights(parts))
+    a, b = whole.search.history, parts.search.history
+    assert a is not None and b is not None and (a.steps, a.psnr, a.focal) == (b.steps, b.psnr, b.focal)
+    assert all(torch.equal(x, y) for x, y in zip(a.c2w, b.c2w, strict=True))
     assert whole.state.psnr == parts.state.psnr and whole.state.field_start == 20
 
 

@@ -382,7 +382,7 @@ def test_tensorboard_holds_what_is_promised(start: Callable[..., Trainer], tmp_p
     assert {"holdout/rgb", "holdout/truth", "holdout/disparity", "holdout/opacity"} == set(images)
     assert [e.step for e in events.Images("holdout/rgb")] == [10, 20]
     assert events.Images("holdout/rgb")[0].encoded_image_string.startswith(b"\x89PNG")
-    assert {"coarse/trunk/0/weight", "fine/rgb/bias"} <= set(histograms)
+    assert {"coarse/network/trunk/0/weight", "fine/network/rgb/bias"} <= set(histograms)
 
 
 def test_bf16_trains_and_stays_near_float32(start: Callable[..., Trainer]) -> None:
