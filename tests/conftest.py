@@ -29,7 +29,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Plain ``pytest`` runs in a process for each core, file by file; a selection runs in this process, or as ``-n`` says."""
     option, everything = config.option, config.args_source is pytest.Config.ArgsSource.TESTPATHS
     chosen = option.keyword or option.usepdb or option.markexpr != "not slow"
-    if everything and not chosen and getattr(option, "numprocesses", 0) is None:
+    worker = hasattr(config, "workerinput")  # it comes here too, and must start no workers of its own
+    if everything and not chosen and not worker and getattr(option, "numprocesses", 0) is None:
         option.numprocesses, option.dist, option.loadscopereorder = min(os.cpu_count() or 1, 8), "loadfile", False
 
 
