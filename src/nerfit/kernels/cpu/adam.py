@@ -28,11 +28,14 @@ def _adam16(p, m, v, at, raw, rate, beta1, beta2, eps, correction2, decay):
 
 
 @kernel
-def _adam(part, parts, p, g, m, v, rate, beta1, beta2, eps, correction2, decay):
+def _adam(part, parts, g, state, numbers, decay):
     """Update p [n] where g is not zero, then set g to zero. n is a multiple of 16.
 
-    ``rate`` is the learning rate over 1 - β₁ᵗ, ``correction2`` 1/(1 - β₂ᵗ), ``decay`` an L2 penalty's factor.
+    ``state`` is (p, m, v), the parameters and their moments; ``numbers`` are (rate, β₁, β₂, eps, correction2): rate is the learning rate
+    over 1 - β₁ᵗ, correction2 1/(1 - β₂ᵗ). ``decay`` is an L2 penalty's factor.
     """
+    p, m, v = state
+    rate, beta1, beta2, eps, correction2 = numbers
     blocks = p.size // 16
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         raw = load16(g, 16 * block)
@@ -42,32 +45,17 @@ def _adam(part, parts, p, g, m, v, rate, beta1, beta2, eps, correction2, decay):
 
 
 @kernel
-def _scatter_adam(
-    part,
-    parts,
-    rows,
-    count,
-    gradient,
-    resolutions,
-    offsets,
-    entries,
-    depth,
-    p,
-    m,
-    v,
-    rate,
-    beta1,
-    beta2,
-    eps,
-    correction2,
-    decays,
-    sums,
-    marks,
-):
-    """`scatter` and `adam` in one: a level's gradient is summed in row ``part`` of ``sums``, and used while it is in cache.
+def _scatter_adam(part, parts, samples, layout, state, numbers, decays, scratch):
+    """`_scatter` and `_adam` in one, with their tuples: a level's gradient is summed and used while it is in cache.
 
-    ``marks`` [parts, entries/4] says which 16 floats have a gradient; both are zero before and after.
+    ``scratch`` are sums [parts, 4·entries], and marks [parts, entries/4] that say which 16 floats have a gradient; both are zero before
+    and after.
     """
+    rows, count, gradient, depth = samples
+    resolutions, offsets, entries = layout
+    p, m, v = state
+    rate, beta1, beta2, eps, correction2 = numbers
+    sums, marks = scratch
     sums, marks = sums[part], marks[part]
     for level in range(resolutions.size - 1, -1, -1):
         if not is_mine(level, resolutions.size, part, parts):
@@ -88,8 +76,8 @@ def sparse_adam(
     p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: float, betas: tuple[float, float], eps: float, correction2: float, decay: float
 ) -> None:
     """One step in place."""
-    arrays = [array(a.view(-1)) for a in (p, g, m, v)]
-    run_parallel(_adam, *arrays, *map(f32, (rate, *betas, eps, correction2, decay)))
+    state = tuple(array(a.view(-1)) for a in (p, m, v))
+    run_parallel(_adam, array(g.view(-1)), state, tuple(map(f32, (rate, *betas, eps, correction2))), f32(decay))
 
 
 @lru_cache(maxsize=4)
@@ -110,7 +98,7 @@ def sparse_adam_factored(
     decays: list[float],
 ) -> None:
     """One step in place, with a penalty's factor for each level."""
-    numbers = map(f32, (rate, *betas, eps, correction2))
-    rows = (g.positions, np.array(g.count), g.features)
+    numbers = tuple(map(f32, (rate, *betas, eps, correction2)))
+    samples = (g.positions, np.array(g.count), g.features, g.layout.depth)
     scratch = _level_sums(part_count(), g.layout.entries)
-    run_parallel(_scatter_adam, *rows, *grid(g.layout), g.layout.depth, *map(array, (p, m, v)), *numbers, np.array(decays, f32), *scratch)
+    run_parallel(_scatter_adam, samples, grid(g.layout), tuple(map(array, (p, m, v))), numbers, np.array(decays, f32), scratch)

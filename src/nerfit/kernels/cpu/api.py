@@ -8,7 +8,7 @@ from nerfit.kernels import layouts
 from nerfit.kernels.cpu import field, sampling
 from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
-from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, march_arrays, matrices
+from nerfit.kernels.cpu.tensors import array, arrays, blocks_of, f32, field_arrays, march_arrays, matrices
 from nerfit.kernels.layouts import March, Network, Occupancy, RaySet, Samples
 
 
@@ -16,7 +16,7 @@ def density(x: Tensor, network: Network) -> Tensor:
     """Densities [n]."""
     out = torch.empty(blocks_of(len(x)) * LANES)
     if len(x):
-        run_parallel(field.density, array(x), *field_arrays(network), array(out))
+        run_parallel(field.density, array(x), field_arrays(network), array(out))
     return out[: len(x)]
 
 
@@ -27,7 +27,7 @@ def field_forward(x: Tensor, d: Tensor, network: Network) -> tuple[Tensor, Tenso
     features = torch.empty(blocks * depth * LANES) if depth == 4 * grid.levels else torch.zeros(blocks * depth * LANES)
     sigma, rgb = torch.empty(len(x)), torch.empty(len(x), 3)
     if len(x):
-        run_parallel(field.field_forward, array(x), array(d), *field_arrays(network), array(features), array(sigma), array(rgb))
+        run_parallel(field.field_forward, array(x), array(d), field_arrays(network), array(features), array(sigma), array(rgb))
     return sigma, rgb, features
 
 
@@ -35,8 +35,8 @@ def field_backward(d: Tensor, features: Tensor, network: Network, g_density: Ten
     """Gradients of the blocked features, in their place, and of the weights."""
     sums = torch.zeros(part_count(), len(network.weights))
     if len(d):
-        arrays = map(array, (g_density, g_rgb, sums))
-        run_parallel(field.field_backward, array(d), array(features), *matrices(network), *arrays)
+        given = map(array, (g_density, g_rgb, sums))
+        run_parallel(field.field_backward, array(d), array(features), matrices(network), *given)
     return features, sums.sum(0)
 
 
@@ -62,8 +62,8 @@ def march_rays(rays: RaySet, march: March, limit: int) -> Samples:
     room = blocks_of(max(n * limit, 1)) * LANES
     t0, t1, x = np.empty(room, f32), np.empty(room, f32), np.empty(3 * room, f32)
     count = torch.zeros(n, dtype=torch.long)
-    given = [array(a.contiguous()) for a in (rays.origins, rays.directions, rays.near, rays.far, rays.jitter)]
-    run_parallel(sampling.march, *given, *march_arrays(march), limit, t0, t1, x, array(count))
+    given = arrays(rays.origins, rays.directions, rays.near, rays.far, rays.jitter)
+    run_parallel(sampling.march, given, march_arrays(march), limit, (t0, t1, x, array(count)))
     ray = torch.repeat_interleave(torch.arange(n), count)
     offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
     at = (torch.arange(len(ray)) - offsets[ray] + ray * limit).numpy()

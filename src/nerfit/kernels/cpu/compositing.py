@@ -13,8 +13,13 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @kernel
-def _composite_forward(part, parts, density, rgb, length, t, offsets, early_stop, color, opacity, depth, weights):
-    """Colour, opacity and depth of the rays, weights of the samples."""
+def _composite_forward(part, parts, samples, early_stop, out):
+    """``out``: colour, opacity and depth of the rays, weights of the samples.
+
+    ``samples`` is (density, rgb, length, t, offsets).
+    """
+    density, rgb, length, t, offsets = samples
+    color, opacity, depth, weights = out
     n = offsets.size - 1
     for i in range(n * part // parts, n * (part + 1) // parts):
         light = _ONE
@@ -35,10 +40,14 @@ def _composite_forward(part, parts, density, rgb, length, t, offsets, early_stop
 
 
 @kernel
-def _composite_backward(
-    part, parts, density, rgb, length, t, offsets, weights, early_stop, g_color, g_opacity, g_depth, g_weights, g_density, g_rgb
-):
-    """Gradients of the densities and colours: dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ), gᵢ = dL/dwᵢ."""
+def _composite_backward(part, parts, samples, weights, early_stop, given, out):
+    """``out``, gradients of the densities and colours: dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ), gᵢ = dL/dwᵢ.
+
+    ``samples`` and ``weights`` are `_composite_forward`'s, ``given`` the gradients of its outputs.
+    """
+    density, rgb, length, t, offsets = samples
+    g_color, g_opacity, g_depth, g_weights = given
+    g_density, g_rgb = out
     n = offsets.size - 1
     for i in range(n * part // parts, n * (part + 1) // parts):
         begin, end = offsets[i], offsets[i + 1]
@@ -66,8 +75,8 @@ def composite_forward(density: Tensor, rgb: Tensor, length: Tensor, t: Tensor, o
     """Colour, opacity, depth, weights."""
     rays = len(offsets) - 1
     out = torch.empty(rays, 3), torch.empty(rays), torch.empty(rays), torch.empty(len(density))
-    arrays = [array(a) for a in (density, rgb, length, t, offsets)]
-    run_parallel(_composite_forward, *arrays, f32(early_stop), *map(array, out))
+    samples = tuple(map(array, (density, rgb, length, t, offsets)))
+    run_parallel(_composite_forward, samples, f32(early_stop), tuple(map(array, out)))
     return out
 
 
@@ -76,6 +85,7 @@ def composite_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of densities and colours."""
     g_density, g_rgb = torch.empty_like(density), torch.empty_like(rgb)
-    arrays = [array(a) for a in (density, rgb, length, t, offsets, weights)]
-    run_parallel(_composite_backward, *arrays, f32(early_stop), *map(array, gradients), array(g_density), array(g_rgb))
+    samples = tuple(map(array, (density, rgb, length, t, offsets)))
+    given, out = tuple(map(array, gradients)), (array(g_density), array(g_rgb))
+    run_parallel(_composite_backward, samples, array(weights), f32(early_stop), given, out)
     return g_density, g_rgb

@@ -79,8 +79,9 @@ def codes_of_blocks(rows, blocks, table, resolutions, offsets, entries, net, fea
 
 
 @kernel
-def density(part, parts, x, table, resolutions, offsets, entries, weights, depth, width, tiles, out):
-    """Density [blocks·LANES, so at least n] at positions x [n, 3]: grid and density network alone."""
+def density(part, parts, x, field, out):
+    """Density [blocks·LANES, so at least n] at positions x [n, 3]: grid and density network of ``field``, `field_arrays`, alone."""
+    table, resolutions, offsets, entries, weights, depth, width, tiles = field
     blocks = (x.shape[0] + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
     rows, features = aligned(3 * CHUNK * LANES), aligned_zeros(CHUNK * depth * LANES)
@@ -122,8 +123,12 @@ def all_layers(net, features, a):
 
 
 @kernel
-def field_forward(part, parts, x, d, table, resolutions, offsets, entries, weights, depth, width, tiles, features, density, rgb):
-    """density [n] and rgb [n, 3] at positions x in directions d; keeps the grid's features for the backward pass."""
+def field_forward(part, parts, x, d, field, features, density, rgb):
+    """density [n] and rgb [n, 3] at positions x in directions d; keeps the grid's features for the backward pass.
+
+    ``field`` is `field_arrays`.
+    """
+    table, resolutions, offsets, entries, weights, depth, width, tiles = field
     n = x.shape[0]
     blocks = (n + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
@@ -209,11 +214,12 @@ def back_through_layers(net, turned, features, a, g, sums):
 
 
 @kernel
-def field_backward(part, parts, d, features, weights, depth, width, tiles, density_gradient, rgb_gradient, weight_sums):
+def field_backward(part, parts, d, features, network, density_gradient, rgb_gradient, weight_sums):
     """Turn ``features`` into their own gradients; weight_sums[part] is this part's sum of the weights' gradients.
 
-    The networks are run again from the kept features: cheaper than keeping every activation in memory.
+    The networks (``network``, `matrices`) are run again from the kept features: cheaper than keeping every activation in memory.
     """
+    weights, depth, width, tiles = network
     n = d.shape[0]
     blocks = (n + LANES - 1) // LANES
     direction = aligned(3 * LANES)

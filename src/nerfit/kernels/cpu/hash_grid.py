@@ -130,8 +130,9 @@ def encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, 
 
 
 @kernel
-def _encode(part, parts, x, table, resolutions, offsets, entries, features, depth):
-    """``features`` ([blocks, depth, LANES], flat) of positions x [n, 3] in [0, 1]; table flat, 4 floats an entry."""
+def _encode(part, parts, x, table, layout, features, depth):
+    """``features`` ([blocks, depth, LANES], flat) of positions x [n, 3] in [0, 1]; table flat, 4 floats an entry; layout: `grid`."""
+    resolutions, offsets, entries = layout
     blocks = (x.shape[0] + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
     rows = aligned(3 * CHUNK * LANES)
@@ -177,8 +178,13 @@ def is_mine(level, levels, part, parts):
 
 
 @kernel
-def _scatter(part, parts, rows, count, gradient, resolutions, offsets, entries, table_gradient, depth):
-    """Add the table's gradient for feature gradients, level by level (`scatter_level`)."""
+def _scatter(part, parts, samples, layout, table_gradient):
+    """Add the table's gradient for feature gradients, level by level.
+
+    ``samples`` are `scatter_level`'s (rows, count, gradient, depth), ``layout`` is `grid`.
+    """
+    rows, count, gradient, depth = samples
+    resolutions, offsets, entries = layout
     unmarked = np.empty(0, np.uint8)
     for level in range(resolutions.size):
         if is_mine(level, resolutions.size, part, parts):
@@ -212,8 +218,10 @@ def _slopes(entry, i, fraction, table):
 
 
 @kernel
-def _position_gradient(part, parts, rows, count, gradient, table, resolutions, offsets, entries, out, depth):
-    """``out`` of the shape of ``rows`` (`scatter_level`'s, as ``count`` and ``gradient``) is dL/dx; zero outside [0, 1)."""
+def _position_gradient(part, parts, samples, table, layout, out):
+    """``out`` of the shape of the positions' rows is dL/dx; zero outside [0, 1). ``samples`` and ``layout`` are `_scatter`'s."""
+    rows, count, gradient, depth = samples
+    resolutions, offsets, entries = layout
     index, weight = aligned(8 * LANES).view(np.int32), aligned(8 * LANES)
     each, fraction, sums = aligned(4 * LANES), aligned(3 * LANES), aligned(12 * LANES)
     for r in range(count.size):
@@ -248,7 +256,7 @@ def encode(x: Tensor, table: Tensor, layout: GridLayout) -> Tensor:
     channels = 4 * layout.levels
     rows = torch.empty(blocks_of(len(x)), channels, LANES)
     if len(x):
-        run_parallel(_encode, array(x), array(table), *grid(layout), rows.view(-1).numpy(), channels)
+        run_parallel(_encode, array(x), array(table), grid(layout), rows.view(-1).numpy(), channels)
     return rows.transpose(1, 2).reshape(-1, channels)[: len(x)].contiguous()
 
 
@@ -260,7 +268,7 @@ def encode_backward(x: Tensor, table: Tensor, gradient: Tensor, layout: GridLayo
     rows = padded.reshape(-1, LANES, channels).transpose(1, 2).contiguous()
     g_table = torch.zeros_like(table) if wants_table else None
     if g_table is not None and len(x):
-        run_parallel(_scatter, *_one_row(x, rows), *grid(layout), array(g_table), channels)
+        run_parallel(_scatter, (*_one_row(x, rows), channels), grid(layout), array(g_table))
     return position_gradient(x, rows.view(-1), table, layout, channels) if wants_x else None, g_table
 
 
@@ -275,14 +283,14 @@ def position_gradient(x: Tensor, g_features: Tensor, table: Tensor, layout: Grid
 def gradients_by_place(rows: Any, count: Any, g_features: Any, table: Tensor, layout: GridLayout, depth: int) -> list[Tensor]:
     """dL/dx [n, 3] of each row of blocked positions, ``count`` of which are samples."""
     out = torch.empty(rows.shape)
-    run_parallel(_position_gradient, rows, count, g_features, array(table), *grid(layout), array(out), depth)
+    run_parallel(_position_gradient, (rows, count, g_features, depth), array(table), grid(layout), array(out))
     return [out[r].view(-1, 3, LANES).transpose(1, 2).reshape(-1, 3)[:n] for r, n in enumerate(count.tolist())]
 
 
 def scatter(x: Tensor, g_features: Tensor, layout: GridLayout, into: Tensor) -> None:
     """Add the table's gradient to ``into``."""
     if len(x):
-        run_parallel(_scatter, *_one_row(x, g_features), *grid(layout), array(into), layout.depth)
+        run_parallel(_scatter, (*_one_row(x, g_features), layout.depth), grid(layout), array(into))
 
 
 def _one_row(x: Tensor, g_features: Tensor) -> tuple[Any, Any, Any]:
@@ -294,4 +302,4 @@ def _one_row(x: Tensor, g_features: Tensor) -> tuple[Any, Any, Any]:
 
 def scatter_rows(g: FactoredGradient, into: Tensor) -> None:
     """Add the table's gradient to ``into``."""
-    run_parallel(_scatter, g.positions, np.array(g.count), g.features, *grid(g.layout), array(into), g.layout.depth)
+    run_parallel(_scatter, (g.positions, np.array(g.count), g.features, g.layout.depth), grid(g.layout), array(into))

@@ -48,10 +48,13 @@ def _middles(origins, directions, edges, first, blocks, rows):
 
 
 @kernel
-def density_along(
-    part, parts, origins, directions, edges, table, resolutions, offsets, entries, weights, depth, width, tiles, places, features, out
-):
-    """Densities [blocks·LANES] in the middles of intervals; ``places`` and ``features`` of all blocks stay there, if not empty."""
+def density_along(part, parts, rays, field, places, features, out):
+    """Densities [blocks·LANES] in the middles of intervals; ``places`` and ``features`` of all blocks stay there, if not empty.
+
+    ``rays`` are origins, directions and edges; ``field`` is `field_arrays`.
+    """
+    origins, directions, edges = rays
+    table, resolutions, offsets, entries, weights, depth, width, tiles = field
     blocks = out.size // LANES
     stop = blocks * (part + 1) // parts
     rows, found = aligned(3 * CHUNK * LANES), aligned_zeros(CHUNK * depth * LANES)
@@ -70,8 +73,12 @@ def density_along(
 
 
 @kernel
-def density_along_backward(part, parts, features, weights, depth, width, tiles, gradient, weight_sums):
-    """Turn ``features`` into their gradients, given those of the densities [blocks·LANES]; weight_sums[part] gets the networks'."""
+def density_along_backward(part, parts, features, network, gradient, weight_sums):
+    """Turn ``features`` into their gradients, given those of the densities [blocks·LANES]; weight_sums[part] gets the networks'.
+
+    ``network`` is `matrices`.
+    """
+    weights, depth, width, tiles = network
     blocks = gradient.size // LANES
     net, a, g = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
     turned = transposes(net)
@@ -88,42 +95,16 @@ def density_along_backward(part, parts, features, weights, depth, width, tiles, 
 
 
 @kernel
-def render_along(
-    part,
-    parts,
-    origins,
-    directions,
-    viewdirs,
-    edges,
-    table,
-    resolutions,
-    offsets,
-    entries,
-    weights,
-    depth,
-    width,
-    tiles,
-    min_weight,
-    early_stop,
-    keep,
-    shares,
-    color,
-    opacity,
-    along,
-    ray,
-    t0,
-    t1,
-    length,
-    weight,
-    light_after,
-    places,
-    looks,
-    features,
-):
+def render_along(part, parts, rays, field, cutoffs, keep, shares, out):
     """Colour [n, 3], opacity [n] and depth [n] of rays, and ``shares`` [n, samples], the weights of all their intervals.
 
+    ``rays`` are origins, directions, unit directions and edges; ``field``, ``cutoffs`` and ``out`` are those of `render`.
     Those worth a colour get slots, as in `render`; returns how many did.
     """
+    origins, directions, viewdirs, edges = rays
+    table, resolutions, offsets, entries, weights, depth, width, tiles = field
+    min_weight, early_stop = cutoffs
+    color, opacity, along, ray, t0, t1, length, weight, light_after, places, looks, features = out
     n, samples = shares.shape
     low, high = n * part // parts, n * (part + 1) // parts
     ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
@@ -202,11 +183,17 @@ def _from_ladder(y, power):
 
 
 @kernel
-def draw_intervals(part, parts, s, t, density, norm, low, high, jitter, exponent, padding, power, unit, weights, new_s, new_t):
+def draw_intervals(part, parts, last, ladder, drawing, out):
     """``weights`` [n, bins] of intervals and the edges of new ones, [n, samples + 1], on the ladder and as distances.
 
-    ``jitter`` is [n, 1]; ``low`` and ``high`` [n] are where the ladder's share of the way begins and ends.
+    ``last`` are the old edges on the ladder and as distances, the densities between, and the lengths of directions [n]; ``ladder`` is
+    (low, high, power, unit), low and high [n] where its share of the way begins and ends; ``drawing`` is (jitter [n, 1], exponent,
+    padding).
     """
+    s, t, density, norm = last
+    low, high, power, unit = ladder
+    jitter, exponent, padding = drawing
+    weights, new_s, new_t = out
     n, bins = weights.shape
     samples = new_s.shape[1] - 1
     mass, center = np.empty(bins, np.float32), np.empty(samples, np.float32)

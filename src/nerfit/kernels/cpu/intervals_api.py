@@ -8,7 +8,7 @@ from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.rendering import POOL, WAVE
 from nerfit.kernels.cpu.rendering_api import Slots
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
-from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, matrices
+from nerfit.kernels.cpu.tensors import array, arrays, blocks_of, cutoff_numbers, f32, field_arrays, matrices
 from nerfit.kernels.layouts import Cutoffs, Network, RaySet
 
 
@@ -19,8 +19,8 @@ def density(rays: RaySet, edges: Tensor, network: Network, keep: bool) -> tuple[
     out = torch.empty(blocks * LANES)
     positions, features = torch.empty(3 * LANES * blocks if keep else 0), torch.zeros(depth * LANES * blocks if keep else 0)
     if n:
-        given = [array(a.contiguous()) for a in (rays.origins, rays.directions, edges)]
-        run_parallel(intervals.density_along, *given, *field_arrays(network), *map(array, (positions, features, out)))
+        given = arrays(rays.origins, rays.directions, edges)
+        run_parallel(intervals.density_along, given, field_arrays(network), *arrays(positions, features, out))
     return out[: n * samples].reshape(n, samples), positions, features
 
 
@@ -29,7 +29,7 @@ def density_backward(features: Tensor, network: Network, gradient: Tensor) -> Te
     sums = torch.zeros(part_count(), len(network.weights))
     padded = torch.zeros(len(features) // network.shape.grid.depth)
     padded[: gradient.numel()] = gradient.flatten()
-    run_parallel(intervals.density_along_backward, array(features), *matrices(network), array(padded), array(sums))
+    run_parallel(intervals.density_along_backward, array(features), matrices(network), array(padded), array(sums))
     return sums.sum(0)
 
 
@@ -40,9 +40,8 @@ def render(rays: RaySet, edges: Tensor, network: Network, cutoffs: Cutoffs, keep
     slots = Slots.make(n, blocks_of(most) * LANES, network.shape.grid.depth, keep)
     slots.evaluated = n * samples
     weights = torch.empty(n, samples)
-    given = [array(a.contiguous()) for a in (rays.origins, rays.directions, rays.viewdirs, edges)]
-    least = f32(cutoffs.min_weight), f32(cutoffs.early_stop)
-    slots.kept = run_parallel(intervals.render_along, *given, *field_arrays(network), *least, keep, array(weights), *slots.arrays())
+    given = arrays(rays.origins, rays.directions, rays.viewdirs, edges), field_arrays(network), cutoff_numbers(cutoffs)
+    slots.kept = run_parallel(intervals.render_along, *given, keep, array(weights), slots.arrays())
     return slots, weights
 
 
@@ -63,6 +62,7 @@ def draw(
     """Weights, and new intervals' edges on the ladder and as distances."""
     n = len(s)
     weights, new_s, new_t = torch.empty_like(density), torch.empty(n, samples + 1), torch.empty(n, samples + 1)
-    given = [array(a.contiguous()) for a in (s, t, density, norm, low, high, jitter)]
-    run_parallel(intervals.draw_intervals, *given, *map(f32, (exponent, padding, power, unit)), *map(array, (weights, new_s, new_t)))
+    ladder = *arrays(low, high), f32(power), f32(unit)
+    drawing = *arrays(jitter), f32(exponent), f32(padding)
+    run_parallel(intervals.draw_intervals, arrays(s, t, density, norm), ladder, drawing, arrays(weights, new_s, new_t))
     return weights, new_s, new_t

@@ -22,8 +22,14 @@ def _splitmix(key, number):
 
 
 @kernel
-def _draw_pixels(part, parts, pixels, starts, width, height, views, count, first, every, key, threshold, attempts, view, x, y, colors):
-    """View, column, row and colour of random pixels; see the public function."""
+def _draw_pixels(part, parts, table, views, numbers, out):
+    """``out``, (view, column, row, colour) of random pixels; see the public function.
+
+    ``table`` is (pixels, starts, width, height), ``numbers`` (count, first, every, key, threshold, attempts).
+    """
+    pixels, starts, width, height = table
+    count, first, every, key, threshold, attempts = numbers
+    view, x, y, colors = out
     channels = pixels.shape[1]
     many = np.uint64(views.size)
     for i in range(view.size * part // parts, view.size * (part + 1) // parts):
@@ -75,8 +81,14 @@ def _undistort(ud, vd, k, iterations):
 
 
 @kernel
-def _camera_rays(part, parts, c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y, directions, viewdirs, origins):
-    """World rays through pixels of cameras with any lens; `Cameras.directions` defines them."""
+def _camera_rays(part, parts, cameras, offset, iterations, pixels, out):
+    """World rays through pixels of cameras with any lens; `Cameras.directions` defines them.
+
+    ``cameras`` is (c2w, fx, fy, cx, cy, lens, distortion), ``pixels`` (view, column, row), ``out`` (directions, viewdirs, origins).
+    """
+    c2w, fx, fy, cx, cy, lens, distortion = cameras
+    views, x, y = pixels
+    directions, viewdirs, origins = out
     n = views.size
     for i in range(n * part // parts, n * (part + 1) // parts):
         view = views[i]
@@ -119,8 +131,8 @@ def draw_pixels(
     """View, column, row and colour."""
     drawn = len(range(first, count, every))
     out = tuple(torch.empty(drawn, dtype=torch.long) for _ in range(3)) + (torch.empty(drawn, stored.shape[1]),)
-    arrays = [array(a) for a in (stored, starts, width, height, views)]
-    run_parallel(_draw_pixels, *arrays, count, first, every, key, threshold, ATTEMPTS, *map(array, out))
+    table = tuple(map(array, (stored, starts, width, height)))
+    run_parallel(_draw_pixels, table, array(views), (count, first, every, key, threshold, ATTEMPTS), tuple(map(array, out)))
     return out[0], out[1], out[2], out[3]
 
 
@@ -144,6 +156,6 @@ def camera_rays(
         np.empty((0, 13), f32) if distortion is None else array(distortion),
     )
     out = torch.empty(len(views), 3), torch.empty(len(views), 3), torch.empty(len(views), 3)
-    cameras = [array(a) for a in (c2w, fx, fy, cx, cy)]
-    run_parallel(_camera_rays, *cameras, *optics, f32(offset), iterations, *map(array, (views, x, y)), *map(array, out))
+    cameras = (*map(array, (c2w, fx, fy, cx, cy)), *optics)
+    run_parallel(_camera_rays, cameras, f32(offset), iterations, tuple(map(array, (views, x, y))), tuple(map(array, out)))
     return out

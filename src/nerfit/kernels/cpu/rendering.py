@@ -72,51 +72,19 @@ def paint(first, last, net, space, codes, looks, ray, weight, color):
 
 
 @kernel
-def render(
-    part,
-    parts,
-    origins,
-    directions,
-    viewdirs,
-    near,
-    far,
-    jitter,
-    box,
-    bits,
-    distance,
-    cascades,
-    resolution,
-    step,
-    cone_angle,
-    table,
-    resolutions,
-    offsets,
-    entries,
-    weights,
-    depth,
-    width,
-    tiles,
-    min_weight,
-    early_stop,
-    colors,
-    keep,
-    color,
-    opacity,
-    along,
-    ray,
-    t0,
-    t1,
-    length,
-    weight,
-    light_after,
-    places,
-    looks,
-    features,
-):
+def render(part, parts, rays, marching, field, cutoffs, wanted, out):
     """Colour [n, 3], opacity [n] and depth [n] of rays; with ``keep`` part p's samples stay in row p of the slots.
 
+    ``rays`` are origins, directions, unit directions, near, far and jitter; ``marching`` is `march_arrays`, ``field`` `field_arrays`,
+    ``cutoffs`` `cutoff_numbers`; ``wanted`` says whether colours are computed and slots kept; ``out`` is `Slots.arrays`.
     Returns (samples with a slot, densities evaluated, whether a sample found no slot).
     """
+    origins, directions, viewdirs, near, far, jitter = rays
+    box, bits, distance, cascades, resolution, step, cone_angle = marching
+    table, resolutions, offsets, entries, weights, depth, width, tiles = field
+    min_weight, early_stop = cutoffs
+    colors, keep = wanted
+    color, opacity, along, ray, t0, t1, length, weight, light_after, places, looks, features = out
     n = origins.shape[0]
     low, high = n * part // parts, n * (part + 1) // parts
     slots = ray.shape[1]
@@ -228,36 +196,19 @@ def render(
 
 
 @kernel
-def render_backward(
-    part,
-    parts,
-    kept,
-    ray,
-    t0,
-    t1,
-    length,
-    weight,
-    light_after,
-    looks,
-    features,
-    weights,
-    depth,
-    width,
-    tiles,
-    color_gradient,
-    opacity_gradient,
-    depth_gradient,
-    weight_gradient,
-    near_falloff,
-    stretch,
-    weight_sums,
-):
+def render_backward(part, parts, slots, network, given, near_falloff, stretch, weight_sums):
     """Turn the slots' ``features`` into their gradients; weight_sums[part] is this part's sum of the networks' gradients.
 
     dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
     ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``near_falloff`` gradients shrink with
     the distance's square. With ``stretch`` the slots' ``light_after`` becomes σ dL/dσ: the loss's derivative by the logarithm of length.
+
+    ``slots`` are how many each part has kept, and their arrays; ``network`` is `matrices`; ``given`` are the gradients of the colours,
+    opacities, depths and weights.
     """
+    kept, ray, t0, t1, length, weight, light_after, looks, features = slots
+    weights, depth, width, tiles = network
+    color_gradient, opacity_gradient, depth_gradient, weight_gradient = given
     count = kept[part]
     ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
     looks, features = looks[part], features[part]

@@ -12,7 +12,7 @@ from nerfit.kernels.cpu import rendering
 from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.hash_grid import gradients_by_place
 from nerfit.kernels.cpu.runtime import part_count, run_parallel
-from nerfit.kernels.cpu.tensors import array, blocks_of, f32, field_arrays, march_arrays, matrices
+from nerfit.kernels.cpu.tensors import array, arrays, blocks_of, cutoff_numbers, f32, field_arrays, march_arrays, matrices
 from nerfit.kernels.layouts import Cutoffs, March, Network, RaySet, Samples
 
 
@@ -86,8 +86,7 @@ class Slots:
         count = np.bincount(ray, minlength=len(self.opacity))
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(count)]))
         x = self.positions.reshape(-1, 3, LANES)[slot // LANES, :, slot % LANES]
-        arrays = (ray, self.t0.reshape(-1)[slot], self.t1.reshape(-1)[slot], x)
-        found = [torch.from_numpy(a) for a in arrays]
+        found = [torch.from_numpy(a) for a in (ray, self.t0.reshape(-1)[slot], self.t1.reshape(-1)[slot], x)]
         return Samples(found[0], found[1], found[2], found[3], offsets, self.evaluated), torch.from_numpy(slot)
 
 
@@ -97,13 +96,12 @@ _room = 1 << 14
 def render(rays: RaySet, march: March, network: Network, cutoffs: Cutoffs, colors: bool, keep: bool) -> Slots:
     """Slots with the rendering; repeated with more room in the rare case that it is short."""
     global _room
-    arrays = [array(a.contiguous()) for a in (rays.origins, rays.directions, rays.viewdirs, rays.near, rays.far, rays.jitter)]
-    least = f32(cutoffs.min_weight), f32(cutoffs.early_stop)
-    given = (*arrays, *march_arrays(march), *field_arrays(network), *least)
+    lines = arrays(rays.origins, rays.directions, rays.viewdirs, rays.near, rays.far, rays.jitter)
+    given = lines, march_arrays(march), field_arrays(network), cutoff_numbers(cutoffs)
     while True:
         room = blocks_of(_room) * LANES if keep else rendering.POOL * rendering.WAVE
         slots = Slots.make(len(rays), room, network.shape.grid.depth, keep)
-        done = run_parallel(rendering.render, *given, colors, keep, *slots.arrays())
+        done = run_parallel(rendering.render, *given, (colors, keep), slots.arrays())
         if not any(full for _, _, full in done):
             break
         _room *= 2
@@ -119,23 +117,10 @@ def render_backward(slots: Slots, network: Network, near_falloff: float, stretch
     g_opacity, g_depth = (torch.zeros(n) if g is None else g.contiguous() for g in (g_opacity, g_depth))
     g_weight = torch.empty(parts, 0) if g_weight is None else g_weight.contiguous()
     sums = torch.zeros(parts, len(network.weights))
-    run_parallel(
-        rendering.render_backward,
-        np.array(slots.kept),
-        slots.ray,
-        slots.t0,
-        slots.t1,
-        slots.length,
-        array(slots.weight),
-        slots.transmittance,
-        slots.directions,
-        slots.features,
-        *matrices(network),
-        *map(array, (g_color, g_opacity, g_depth, g_weight)),
-        f32(near_falloff),
-        stretch,
-        array(sums),
-    )
+    samples = slots.ray, slots.t0, slots.t1, slots.length, array(slots.weight), slots.transmittance, slots.directions, slots.features
+    given = arrays(g_color, g_opacity, g_depth, g_weight)
+    kept = np.array(slots.kept)
+    run_parallel(rendering.render_backward, (kept, *samples), matrices(network), given, f32(near_falloff), stretch, array(sums))
     return sums.sum(0)
 
 
@@ -144,8 +129,8 @@ def ray_gradients(slots: Slots, origins: Tensor, directions: Tensor, network: Ne
     grid = network.shape.grid
     by_place = torch.cat(gradients_by_place(slots.positions, np.array(slots.kept), slots.features, network.table, grid, grid.depth))
     kept = list(enumerate(slots.kept))
-    arrays = (slots.ray, slots.t0, slots.t1, slots.transmittance)
-    ray, t0, t1, stretch = (torch.cat([torch.from_numpy(a[r, :n]) for r, n in kept]) for a in arrays)
+    by_slot = (slots.ray, slots.t0, slots.t1, slots.transmittance)
+    ray, t0, t1, stretch = (torch.cat([torch.from_numpy(a[r, :n]) for r, n in kept]) for a in by_slot)
     with torch.enable_grad():
         o, d = (v.detach().requires_grad_() for v in (origins, directions))
         ray = ray.long()

@@ -113,28 +113,14 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
 
 
 @kernel
-def march(
-    part,
-    parts,
-    origins,
-    directions,
-    near,
-    far,
-    jitter,
-    box,
-    bits,
-    distance,
-    cascades,
-    resolution,
-    step,
-    cone_angle,
-    limit,
-    t0,
-    t1,
-    x,
-    count,
-):
-    """All samples inside occupied cells, at most ``limit`` a ray, ray i's from i·limit on; ``count`` [rays] says how many."""
+def march(part, parts, rays, marching, limit, out):
+    """All samples inside occupied cells, at most ``limit`` a ray, ray i's from i·limit on.
+
+    ``rays`` are origins, directions, near, far and jitter; ``marching`` is `march_arrays`; ``out`` is (t0, t1, x, count), count [rays].
+    """
+    origins, directions, near, far, jitter = rays
+    box, bits, distance, cascades, resolution, step, cone_angle = marching
+    t0, t1, x, count = out
     n = origins.shape[0]
     for i in range(n * part // parts, n * (part + 1) // parts):
         o, d = origins[i], directions[i]

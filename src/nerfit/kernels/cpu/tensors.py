@@ -8,7 +8,7 @@ from torch import Tensor
 from nerfit.kernels import layouts
 from nerfit.kernels.cpu import amx
 from nerfit.kernels.cpu.blocks import LANES
-from nerfit.kernels.layouts import GridLayout, March, Network
+from nerfit.kernels.layouts import Cutoffs, GridLayout, March, Network
 
 f32 = np.float32
 
@@ -16,6 +16,11 @@ f32 = np.float32
 def array(tensor: Tensor) -> Any:
     """A tensor's memory as a NumPy array."""
     return tensor.detach().numpy()
+
+
+def arrays(*tensors: Tensor) -> tuple[Any, ...]:
+    """Tensors' memory as NumPy arrays, row after row: what travels together enters a kernel as one tuple."""
+    return tuple(array(t.contiguous()) for t in tensors)
 
 
 def blocks_of(n: int) -> int:
@@ -43,3 +48,8 @@ def march_arrays(march: March) -> tuple[Any, ...]:
     """Box, bits, distances, cascades, resolution, step and cone angle."""
     o = march.occupancy
     return array(o.box), array(o.bits), array(o.distance), o.cascades, layouts.RESOLUTION, f32(march.step), f32(march.cone_angle)
+
+
+def cutoff_numbers(cutoffs: Cutoffs) -> tuple[Any, Any]:
+    """Least weight and early stop."""
+    return f32(cutoffs.min_weight), f32(cutoffs.early_stop)
