@@ -23,7 +23,7 @@ import together
 from conftest import assert_close
 from nerfit.cli import main
 from nerfit.kernels.factored import add_factored, as_row
-from nerfit.kernels.layouts import FactoredGradient, GridLayout
+from nerfit.kernels.layouts import FactoredGradient, GridLayout, PixelTable
 from nerfit.kernels.pixels import draw_pixels, draw_pixels_reference
 from nerfit.methods.batch import Batch
 from nerfit.methods.instant import InstantConfig
@@ -71,7 +71,8 @@ def test_parts_have_the_rays_and_random_numbers_of_the_whole(count: int, devices
 @given(COUNTS, DEVICES, st.integers(0, 2**62), st.booleans())
 def test_drawn_pixels_are_those_of_the_whole(count: int, devices: int, key: int, reference: bool) -> None:
     pixels = torch.randint(0, 2, (35, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)) * 255
-    given_ = (pixels, torch.tensor([0, 15]), torch.tensor([5, 4]), torch.tensor([3, 5]), torch.tensor([1, 0]), count, key)
+    table = PixelTable(pixels, torch.tensor([0, 15]), torch.tensor([5, 4]), torch.tensor([3, 5]))
+    given_ = (table, torch.tensor([1, 0]), count, key)
 
     def draw(*share: int) -> Any:
         return draw_pixels_reference(*given_, 2**31, *share) if reference else draw_pixels(*given_, 0.5, *share)

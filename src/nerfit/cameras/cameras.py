@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES, NEWTON_STEPS, project, unproject
+from nerfit.kernels.layouts import Optics
 from nerfit.kernels.pixels import camera_rays
 
 
@@ -145,7 +146,7 @@ class Cameras:
     def rays(self, views: Int[Tensor, "rays"], x: Tensor, y: Tensor, near: float, far: float) -> Rays:
         """Rays from t = ``near`` to ``far`` through pixels of column ``x`` and row ``y`` ([rays]) of ``views`` [rays], on this device."""
         intrinsics = (self.fx, self.fy, self.cx, self.cy, self.lens, self.distortion)
-        fast = camera_rays(self.c2w, *intrinsics, self.pixel_offset, NEWTON_STEPS, views, x, y)
+        fast = camera_rays(Optics(self.c2w, *intrinsics, self.pixel_offset, NEWTON_STEPS), views, x, y)
         if fast is not None:
             d, viewdirs, origins = fast
         else:

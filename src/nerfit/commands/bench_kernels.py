@@ -22,7 +22,7 @@ from nerfit.kernels.dispatch import backend, kernels_take_threads
 from nerfit.kernels.field import field, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, March, Network, RaySet, Samples
+from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, March, Network, PixelTable, RaySet, Samples
 from nerfit.kernels.marching import march_rays, pack_occupancy, visible_samples
 from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 from nerfit.kernels.pixels import draw_pixels
@@ -268,7 +268,8 @@ def _scene_cases(shell: Tensor, rays: int, generator: torch.Generator) -> Iterat
     pixels[torch.rand(len(pixels), generator=generator) > 0.4, 3] = 0
     views = torch.arange(count)
     sizes = torch.full((count,), side)
-    yield Case("draw_pixels", lambda _: draw_pixels(pixels, views * side * side, sizes, sizes, views, rays, 1, 0.2))
+    table = PixelTable(pixels, views * side * side, sizes, sizes)
+    yield Case("draw_pixels", lambda _: draw_pixels(table, views, rays, 1, 0.2))
     turns = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator)).Q
     cameras = Cameras.pinhole(torch.cat([turns, 4 * turns[:, :, 2:]], -1), 1.1 * side, side, side)
     view, i, j = (torch.randint(most, (rays,), generator=generator) for most in (count, side, side))

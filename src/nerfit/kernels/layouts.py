@@ -253,3 +253,35 @@ def contract(x: Float[Tensor, "n 3"], cascades: int) -> Float[Tensor, "n 3"]:
         return x
     reach = 2 * (x - 0.5).abs().amax(-1, keepdim=True).clamp(min=0.5)
     return 0.5 * (2 - 1 / reach) / reach * (x - 0.5) + 0.5
+
+
+@dataclass(frozen=True)
+class PixelTable:
+    """The stored pixels of all views, row after row, view after view."""
+
+    pixels: UInt8[Tensor, "all channels"]
+    """Colours, with alpha or without."""
+    starts: Int[Tensor, "views"]
+    """Each view's first pixel."""
+    width: Int[Tensor, "views"]
+    """Columns of each view."""
+    height: Int[Tensor, "views"]
+    """Rows of each view."""
+
+
+@dataclass(frozen=True)
+class Optics:
+    """What `camera_rays` needs to know about a batch of cameras, in the conventions of `Cameras`."""
+
+    c2w: Float[Tensor, "views 3 4"]
+    fx: Float[Tensor, "views"]
+    fy: Float[Tensor, "views"]
+    cx: Float[Tensor, "views"]
+    cy: Float[Tensor, "views"]
+    lens: Int[Tensor, "views"] | None
+    """Indices into `nerfit.cameras.lenses.LENSES`; None if all are perspective."""
+    distortion: Float[Tensor, "views 13"] | None
+    offset: float
+    """The point of a pixel where its ray starts: 0.5 is the centre."""
+    iterations: int
+    """Newton steps that take the distortion away."""

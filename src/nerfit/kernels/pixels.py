@@ -3,18 +3,15 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nerfit.kernels.dispatch import backend, implementation
-from nerfit.kernels.layouts import ATTEMPTS
+from nerfit.kernels.layouts import ATTEMPTS, Optics, PixelTable
 
 
 def draw_pixels(
-    pixels: UInt8[Tensor, "all channels"],
-    starts: Int[Tensor, "views"],
-    width: Int[Tensor, "views"],
-    height: Int[Tensor, "views"],
+    table: PixelTable,
     views: Int[Tensor, "chosen"],
     count: int,
     key: int,
@@ -29,25 +26,14 @@ def draw_pixels(
     is taken with probability ``empty``, else another is tried, up to `ATTEMPTS` times.
     """
     threshold = round(min(max(empty, 0.0), 1.0) * 2**32)
-    if backend(pixels.device) == "cpu":
-        bodies = implementation(pixels.device, "pixels")
-        return bodies.draw_pixels(pixels, starts, width, height, views, count, key, threshold, first, every)
-    return draw_pixels_reference(pixels, starts, width, height, views, count, key, threshold, first, every)
+    device = table.pixels.device
+    draw = implementation(device, "pixels").draw_pixels if backend(device) == "cpu" else draw_pixels_reference
+    return draw(table, views, count, key, threshold, first, every)
 
 
-def draw_pixels_reference(
-    pixels: Tensor,
-    starts: Tensor,
-    width: Tensor,
-    height: Tensor,
-    views: Tensor,
-    count: int,
-    key: int,
-    threshold: int,
-    first: int = 0,
-    every: int = 1,
-) -> Any:
+def draw_pixels_reference(table: PixelTable, views: Tensor, count: int, key: int, threshold: int, first: int = 0, every: int = 1) -> Any:
     """`draw_pixels` in PyTorch, with the chance to keep an empty pixel in 1/2³²."""
+    pixels, starts, width, height = table.pixels, table.starts, table.width, table.height
     device = pixels.device
     number = torch.arange(min(first, count), count, every, device=device)
     view, x, y = (torch.zeros_like(number) for _ in range(3))
@@ -83,26 +69,16 @@ def _signed(word: int) -> int:
 
 
 def camera_rays(
-    c2w: Float[Tensor, "views 3 4"],
-    fx: Float[Tensor, "views"],
-    fy: Float[Tensor, "views"],
-    cx: Float[Tensor, "views"],
-    cy: Float[Tensor, "views"],
-    lens: Int[Tensor, "views"] | None,
-    distortion: Float[Tensor, "views 13"] | None,
-    offset: float,
-    iterations: int,
-    views: Int[Tensor, "rays"],
-    x: Int[Tensor, "rays"],
-    y: Int[Tensor, "rays"],
+    optics: Optics, views: Int[Tensor, "rays"], x: Int[Tensor, "rays"], y: Int[Tensor, "rays"]
 ) -> tuple[Float[Tensor, "rays 3"], Float[Tensor, "rays 3"], Float[Tensor, "rays 3"]] | None:
     """Directions, unit directions and origins of the rays through pixels; None where no fast body applies.
 
     The definition is `Cameras.directions`; this is for whole numbers of pixels and cameras that are not being learned.
     """
-    tensors = [t for t in (c2w, fx, fy, cx, cy, distortion) if t is not None]
+    o = optics
+    tensors = [t for t in (o.c2w, o.fx, o.fy, o.cx, o.cy, o.distortion) if t is not None]
     plain = all(t.dtype == torch.float32 and t.is_contiguous() and not t.requires_grad for t in tensors)
-    whole = all(t.dtype == torch.int64 and t.is_contiguous() for t in (lens, views, x, y) if t is not None)
-    if backend(c2w.device) != "cpu" or not (plain and whole):
+    whole = all(t.dtype == torch.int64 and t.is_contiguous() for t in (o.lens, views, x, y) if t is not None)
+    if backend(o.c2w.device) != "cpu" or not (plain and whole):
         return None
-    return implementation(c2w.device, "pixels").camera_rays(c2w, fx, fy, cx, cy, lens, distortion, offset, iterations, views, x, y)
+    return implementation(o.c2w.device, "pixels").camera_rays(optics, views, x, y)

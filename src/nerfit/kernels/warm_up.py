@@ -13,7 +13,7 @@ from nerfit.kernels.adam import AdamStep, sparse_adam
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import field_density
 from nerfit.kernels.intervals import density_along, render_intervals
-from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, GridLayout, March, Network, RaySet
+from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, GridLayout, March, Network, Optics, PixelTable, RaySet
 from nerfit.kernels.marching import fade_and_raise, pack_occupancy
 from nerfit.kernels.pixels import camera_rays, draw_pixels
 from nerfit.kernels.rendering import render_rays
@@ -90,9 +90,9 @@ def _compile_rendering() -> None:
             sparse_adam(p, gradient, torch.zeros_like(p), torch.zeros_like(p), AdamStep(1, 0.0, (0.9, 0.99), 1e-15))
     zero, one = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
     fade_and_raise(torch.ones(RESOLUTION**3), 0.5, zero, torch.ones(1))
-    view, x, y, _ = draw_pixels(torch.zeros(1, 4, dtype=torch.uint8), zero, one, one, zero, 1, 0, 1.0)
+    view, x, y, _ = draw_pixels(PixelTable(torch.zeros(1, 4, dtype=torch.uint8), zero, one, one), zero, 1, 0, 1.0)
     f = torch.ones(1)
-    camera_rays(torch.eye(4)[None, :3].contiguous(), f, f, f, f, None, None, 0.5, 1, view, x, y)
+    camera_rays(Optics(torch.eye(4)[None, :3].contiguous(), f, f, f, f, None, None, 0.5, 1), view, x, y)
 
 
 @cache

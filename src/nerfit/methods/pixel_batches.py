@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras
 from nerfit.errors import ConfigError, SceneError, require_min
+from nerfit.kernels.layouts import PixelTable
 from nerfit.kernels.pixels import draw_pixels
 from nerfit.methods.batch import Batch, Part
 from nerfit.sampling.share import WHOLE, Share
@@ -121,10 +122,11 @@ def random_pixels(source: PixelSource, count: int, empty: float) -> Batch:
     """
     scene = source.scene
     views = torch.tensor(scene.splits["train"])
-    width, height, empty = scene.cameras.width, scene.cameras.height, 0.0 if scene.masked else empty
+    table = PixelTable(scene.stored_pixels, scene.starts, scene.cameras.width, scene.cameras.height)
+    empty = 0.0 if scene.masked else empty
 
     def draw(key: int, seed: int, share: Share) -> tuple[Pixels, int]:
-        return draw_pixels(scene.stored_pixels, scene.starts, width, height, views, count, key, empty, share.rank, share.world_size), count
+        return draw_pixels(table, views, count, key, empty, share.rank, share.world_size), count
 
     return _batch(source, draw)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.cameras import Cameras
-from nerfit.kernels.layouts import ATTEMPTS
+from nerfit.kernels.layouts import ATTEMPTS, Optics, PixelTable
 from nerfit.kernels.pixels import camera_rays, draw_pixels
 
 SIZES = pytest.mark.parametrize("n", [0, 1, 7, 1000])
@@ -63,7 +63,7 @@ def test_splitmix_is_splitmix64():
 def test_pixels_follow_their_twin(monkeypatch, backend, channels, empty, key, n):
     monkeypatch.setenv("NERFIT_KERNELS", backend)
     pixels = stored(channels)
-    view, x, y, colors = draw_pixels(pixels, STARTS, WIDTH, HEIGHT, VIEWS, n, key, empty)
+    view, x, y, colors = draw_pixels(PixelTable(pixels, STARTS, WIDTH, HEIGHT), VIEWS, n, key, empty)
     assert {view.dtype, x.dtype, y.dtype} == {torch.int64}
     assert (colors.dtype, colors.shape) == (torch.float32, (n, channels))
     twin = draw_twin(pixels, n, key, empty)
@@ -74,7 +74,7 @@ def test_pixels_follow_their_twin(monkeypatch, backend, channels, empty, key, n)
 
 def test_pixels_are_uniform_and_the_empty_ones_as_many_as_wanted():
     n = 100_000
-    view, x, y, _ = draw_pixels(stored(3), STARTS, WIDTH, HEIGHT, VIEWS, n, 1, 0.0)
+    view, x, y, _ = draw_pixels(PixelTable(stored(3), STARTS, WIDTH, HEIGHT), VIEWS, n, 1, 0.0)
     assert not (view == 1).any()
     for v in (0, 2):
         cells = (y * WIDTH[v] + x)[view == v].bincount(minlength=int(WIDTH[v] * HEIGHT[v]))
@@ -82,7 +82,7 @@ def test_pixels_are_uniform_and_the_empty_ones_as_many_as_wanted():
         assert ((cells - expected).abs() < 5 * math.sqrt(expected)).all()
     pixels = stored(4)
     for empty in (0.0, 0.25, 1.0):
-        view, x, y, colors = draw_pixels(pixels, STARTS, WIDTH, HEIGHT, VIEWS, n, 2, empty)
+        view, x, y, colors = draw_pixels(PixelTable(pixels, STARTS, WIDTH, HEIGHT), VIEWS, n, 2, empty)
         expected = 0.0
         for v in (0, 2):
             begin = int(STARTS[v])
@@ -92,7 +92,7 @@ def test_pixels_are_uniform_and_the_empty_ones_as_many_as_wanted():
         retried = expected * (1 - empty)
         wanted = kept * (1 - retried**ATTEMPTS) / (1 - retried) + retried**ATTEMPTS
         assert (colors[:, 3] == 0).double().mean().item() == pytest.approx(wanted, abs=0.01)
-    view, x, y, colors = draw_pixels(stored(4, 0.0), STARTS, WIDTH, HEIGHT, VIEWS, 100, 3, 0.0)
+    view, x, y, colors = draw_pixels(PixelTable(stored(4, 0.0), STARTS, WIDTH, HEIGHT), VIEWS, 100, 3, 0.0)
     assert (colors[:, 3] == 0).all()
 
 
@@ -110,7 +110,7 @@ def cameras_of(distorted: bool, lens: bool = False) -> Cameras:
 
 def fast_rays(cameras: Cameras, views: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     intrinsics = (cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.lens, cameras.distortion)
-    found = camera_rays(cameras.c2w, *intrinsics, 0.5, 12, views, x, y)
+    found = camera_rays(Optics(cameras.c2w, *intrinsics, 0.5, 12), views, x, y)
     assert found is not None
     return found
 
@@ -143,7 +143,7 @@ def test_learned_cameras_and_parts_of_pixels_have_no_fast_rays(monkeypatch):
     cameras = cameras_of(False)
     views = torch.zeros(4, dtype=torch.long)
     fast: list[Any] = [cameras.c2w, cameras.fx, cameras.fy, cameras.cx, cameras.cy, None, None, 0.5, 12, views, views, views]
-    assert camera_rays(*fast) is not None
+    assert camera_rays(Optics(*fast[:9]), *fast[9:]) is not None
     for place, other in (
         (10, views + 0.5),
         (0, cameras.c2w.clone().requires_grad_()),
@@ -153,6 +153,6 @@ def test_learned_cameras_and_parts_of_pixels_have_no_fast_rays(monkeypatch):
     ):
         changed = fast.copy()
         changed[place] = other
-        assert camera_rays(*changed) is None
+        assert camera_rays(Optics(*changed[:9]), *changed[9:]) is None
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
-    assert camera_rays(*fast) is None
+    assert camera_rays(Optics(*fast[:9]), *fast[9:]) is None

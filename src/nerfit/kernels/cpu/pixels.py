@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel, run_parallel
 from nerfit.kernels.cpu.tensors import array, f32
-from nerfit.kernels.layouts import ATTEMPTS
+from nerfit.kernels.layouts import ATTEMPTS, Optics, PixelTable
 
 _GOLDEN, _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -117,45 +117,22 @@ def _camera_rays(part, parts, cameras, offset, iterations, pixels, out):
 
 
 def draw_pixels(
-    stored: Tensor,
-    starts: Tensor,
-    width: Tensor,
-    height: Tensor,
-    views: Tensor,
-    count: int,
-    key: int,
-    threshold: int,
-    first: int,
-    every: int,
+    table: PixelTable, views: Tensor, count: int, key: int, threshold: int, first: int, every: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """View, column, row and colour."""
     drawn = len(range(first, count, every))
-    out = tuple(torch.empty(drawn, dtype=torch.long) for _ in range(3)) + (torch.empty(drawn, stored.shape[1]),)
-    table = tuple(map(array, (stored, starts, width, height)))
-    run_parallel(_draw_pixels, table, array(views), (count, first, every, key, threshold, ATTEMPTS), tuple(map(array, out)))
+    out = tuple(torch.empty(drawn, dtype=torch.long) for _ in range(3)) + (torch.empty(drawn, table.pixels.shape[1]),)
+    stored = tuple(map(array, (table.pixels, table.starts, table.width, table.height)))
+    run_parallel(_draw_pixels, stored, array(views), (count, first, every, key, threshold, ATTEMPTS), tuple(map(array, out)))
     return out[0], out[1], out[2], out[3]
 
 
-def camera_rays(
-    c2w: Tensor,
-    fx: Tensor,
-    fy: Tensor,
-    cx: Tensor,
-    cy: Tensor,
-    lens: Tensor | None,
-    distortion: Tensor | None,
-    offset: float,
-    iterations: int,
-    views: Tensor,
-    x: Tensor,
-    y: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def camera_rays(optics: Optics, views: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Directions, unit directions, origins."""
-    optics = (
-        np.empty(0, np.int64) if lens is None else array(lens),
-        np.empty((0, 13), f32) if distortion is None else array(distortion),
-    )
+    o = optics
+    lens = np.empty(0, np.int64) if o.lens is None else array(o.lens)
+    distortion = np.empty((0, 13), f32) if o.distortion is None else array(o.distortion)
     out = torch.empty(len(views), 3), torch.empty(len(views), 3), torch.empty(len(views), 3)
-    cameras = (*map(array, (c2w, fx, fy, cx, cy)), *optics)
-    run_parallel(_camera_rays, cameras, f32(offset), iterations, tuple(map(array, (views, x, y))), tuple(map(array, out)))
+    cameras = (*map(array, (o.c2w, o.fx, o.fy, o.cx, o.cy)), lens, distortion)
+    run_parallel(_camera_rays, cameras, f32(o.offset), o.iterations, tuple(map(array, (views, x, y))), tuple(map(array, out)))
     return out
