@@ -14,7 +14,7 @@ from typing import Any
 
 from nerfit.commands.train import request
 from nerfit.commands.train_plan import prepare
-from nerfit.evaluation.evaluate import evaluate
+from nerfit.evaluation.evaluate import EvalConfig, evaluate
 from nerfit.runs import new_folder
 from nerfit.training import distributed
 from nerfit.training.trainer import Callback, Trainer
@@ -52,7 +52,7 @@ def train(out: str, words: list[str], stop: int | None = None, scores: bool = Fa
     steps = max(len(losses), 1)
     found: dict[str, Any] = {}
     if scores:
-        rows = evaluate(trainer.method.eval(), scene, 4096, lpips=False, pictures=folder / "test")["views"]
+        rows = evaluate(trainer.method.eval(), scene, 4096, EvalConfig(lpips=False, pictures=folder / "test"))["views"]
         found = {"psnr": {row["view"]: row["psnr"] for row in rows}, "pictures": sorted(p.name for p in folder.glob("test/*.png"))}
     return found | {
         "losses": losses,

@@ -172,7 +172,7 @@ class View(Rendering):
 
 @dataclass(repr=False)
 class Run:
-    """A trained run opened for judging or drawing."""
+    """A trained run opened for evaluation or rendering."""
 
     folder: Path
     plan: Plan

@@ -75,7 +75,7 @@ def test_a_run_from_photographs_alone_is_evaluated_without_true_cameras(
     plan, options, folder = prepare(
         request("nerf", str(photos), [*words, "--model.samples", "4", "--json", "--out", str(tmp_path / "run")])
     )
-    with pytest.warns(UserWarning, match="the cameras were not judged"):
+    with pytest.warns(UserWarning, match="the cameras were not evaluated"):
         summary = train(plan, options, folder)
     assert math.isfinite(summary["test"]["psnr"]) and "cameras" not in summary["test"]
     assert (folder / "renders" / "cameras" / "frusta.png").is_file()

@@ -18,7 +18,7 @@ from nerfit.commands.train_plan import prepare
 from nerfit.config import arguments
 from nerfit.errors import ConfigError
 from nerfit.evaluation.appearance import fitted_to_left_half
-from nerfit.evaluation.evaluate import evaluate
+from nerfit.evaluation.evaluate import EvalConfig, evaluate
 from nerfit.methods.base import Method
 from nerfit.methods.instant import Instant, InstantConfig
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig
@@ -155,7 +155,7 @@ def test_gains_are_found_and_the_clean_light_with_them(scene: Scene, spoiled: Sc
     for appearance in ("none", *margins):
         chosen = replace(config, appearance=AppearanceConfig(kind=appearance, lr=3e-2 if appearance == "exposure" else 1e-2))
         method = train(kind, chosen, spoiled, tmp_path / appearance, 300, optim)
-        reached[appearance] = evaluate(method, scene, 4096, lpips=False)["psnr"]
+        reached[appearance] = evaluate(method, scene, 4096, EvalConfig(lpips=False))["psnr"]
         if appearance == "exposure":
             assert method.appearance is not None
             found = method.appearance.maps().detach()[:, :, :3].diagonal(dim1=1, dim2=2)

@@ -14,7 +14,7 @@ from nerfit.commands.train import request
 from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError
-from nerfit.evaluation.evaluate import evaluate
+from nerfit.evaluation.evaluate import EvalConfig, evaluate
 from nerfit.methods.batch import Batch
 from nerfit.methods.mipnerf import MipNerf, MipNerfConfig
 from nerfit.methods.mipnerf360 import MipNerf360, MipNerf360Config
@@ -240,22 +240,22 @@ def test_held_out_depth_is_evaluated(scene: Scene) -> None:
     truth = [scene.depths.reshape(-1, 32, 32)[view] for view in views]
     half = iter(truth)
     method.render = lambda batch: Rendering(torch.zeros(len(batch), 3), 0.3 * (d := next(half).flatten()) / 2, torch.full_like(d, 0.3))
-    found = evaluate(method, scene, 32 * 32, lpips=False)
+    found = evaluate(method, scene, 32 * 32, EvalConfig(lpips=False))
     expected = [float(d[d > 0].mean()) / 2 for d in truth]
     assert [row["depth_error"] for row in found["views"]] == pytest.approx(expected, rel=1e-4)
     assert found["depth_error"] == pytest.approx(sum(expected) / len(expected))
     for other in (replace(scene, depths=None), replace(scene, ndc=True)):
-        assert "depth_error" not in evaluate(of("mipnerf", other), other, 4096, lpips=False)
+        assert "depth_error" not in evaluate(of("mipnerf", other), other, 4096, EvalConfig(lpips=False))
 
 
 def test_views_of_several_sizes_are_evaluated_apart(scene: Scene) -> None:
     mixed = in_two_sizes(scene)
-    found = evaluate(of("mipnerf", mixed), mixed, 4096, lpips=False)
+    found = evaluate(of("mipnerf", mixed), mixed, 4096, EvalConfig(lpips=False))
     assert list(found["by_size"]) == ["32x32", "16x16"]
     for size, means in found["by_size"].items():
         (row,) = [row for row in found["views"] if row["size"] == size]
         assert means["psnr"] == row["psnr"]
-    assert evaluate(of("mipnerf", scene), scene, 4096, lpips=False)["by_size"] == {}
+    assert evaluate(of("mipnerf", scene), scene, 4096, EvalConfig(lpips=False))["by_size"] == {}
 
 
 # --- Keys -----------------------------------------------------------------------------------------------------------

@@ -93,7 +93,6 @@ def _timed_training(plan: "Plan", flags: list[str], budget: float, seed: int, ru
     from torch import float32
 
     from nerfit.commands.machine import matrix_peak
-    from nerfit.evaluation.evaluate import evaluate
     from nerfit.runs import open_run
     from nerfit.training.devices import pick_device
 
@@ -111,7 +110,11 @@ def _timed_training(plan: "Plan", flags: list[str], budget: float, seed: int, ru
         raise RunError(f"the training of {budget:g} s failed: {last.removeprefix('nerfit: ')}")
     train = json.loads((run / "metrics.json").read_text())["train"]
     trained = open_run(run, images=True, threads=plan.config.threads, device=plan.config.device)
-    found = {"psnr": evaluate(trained.method, trained.scene, trained.chunk, lpips=False)["psnr"], "matrix_peak_gflops": round(peak, 1)}
+    metrics = evaluate(trained.method, trained.scene, trained.chunk, EvalConfig(lpips=False))
+    found = {
+        "psnr": metrics["psnr"],
+        "matrix_peak_gflops": round(peak, 1),
+    }
     kept = {key: train[key] for key in ("steps", "rays", "seconds", "peak_memory_mb", "threads")}
     return {"budget": budget, "seed": seed} | kept | found | {"date": date, "run": str(run)}
 

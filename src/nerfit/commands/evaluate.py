@@ -29,8 +29,8 @@ class Options(SharedOptions):
 
 def run(options: Options) -> dict[str, Any]:
     """Evaluate a run's split; its part of metrics.json is replaced, the rest stays."""
-    from nerfit.evaluation.evaluate import evaluate
-    from nerfit.evaluation.poses import judge_cameras
+    from nerfit.evaluation.evaluate import EvalConfig, evaluate
+    from nerfit.evaluation.poses import learned_camera_errors
     from nerfit.outputs.pictures.histograms import draw_histograms
     from nerfit.runs import open_run
     from nerfit.scenes import load_scene
@@ -44,9 +44,15 @@ def run(options: Options) -> dict[str, Any]:
     reference = None if options.reference_poses is None else load_scene(options.reference_poses)
     if options.pose_steps < 0:
         raise ConfigError(f"--pose-steps must not be negative, but is {options.pose_steps}.")
-    errors = judge_cameras(trained.method, trained.scene, reference)
-    fits = {"pose_steps": options.pose_steps, "appearance_fit": options.appearance_fit}
-    metrics = evaluate(trained.method, trained.scene, trained.chunk, options.split, options.lpips_weights, pictures, say, **fits)
+    errors = learned_camera_errors(trained.method, trained.scene, reference)
+    config = EvalConfig(
+        options.split,
+        lpips_weights=options.lpips_weights,
+        pictures=pictures,
+        pose_steps=options.pose_steps,
+        appearance_fit=options.appearance_fit,
+    )
+    metrics = evaluate(trained.method, trained.scene, trained.chunk, config, say)
     metrics |= errors
     if not distributed.is_main():
         return metrics

@@ -13,8 +13,9 @@ from nerfit.commands.render_film import scene_path
 from nerfit.commands.train import Options
 from nerfit.commands.train_plan import load_scene
 from nerfit.errors import NerfitError, RunError
+from nerfit.evaluation.evaluate import EvalConfig
 from nerfit.evaluation.evaluate import evaluate as evaluate_views
-from nerfit.evaluation.poses import judge_cameras
+from nerfit.evaluation.poses import learned_camera_errors
 from nerfit.methods.base import Method
 from nerfit.methods.views import render_view
 from nerfit.outputs.pictures.histograms import draw_histograms
@@ -180,8 +181,10 @@ def _evaluate_if_quick(trainer: Trainer, scene: Scene, folder: Path, lpips_weigh
     if estimate > EVALUATE_WITHIN:
         say(f"the evaluation of {len(views)} test views would take about {estimate / 60:.0f} minutes: nerfit eval {folder}")
         return {}
-    metrics = evaluate_views(trainer.method, scene, chunk, "test", lpips_weights, folder / "renders" / "eval_test")
-    metrics |= judge_cameras(trainer.method, scene, None)
+    metrics = evaluate_views(
+        trainer.method, scene, chunk, EvalConfig(lpips_weights=lpips_weights, pictures=folder / "renders" / "eval_test")
+    )
+    metrics |= learned_camera_errors(trainer.method, scene, None)
     if trainer.main:
         update_metrics(folder, "test", metrics)
     return {"test": metrics}

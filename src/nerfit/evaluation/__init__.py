@@ -1,1 +1,1 @@
-"""Judging a trained field on held-out views."""
+"""Metrics of a trained field on held-out views."""

@@ -1,4 +1,4 @@
-"""Judging pictures whose exposure and white balance nobody knows: the protocol of NeRF in the Wild (Martin-Brualla et al. 2021)."""
+"""Evaluation of pictures of unknown exposure and white balance: the protocol of NeRF in the Wild (Martin-Brualla et al. 2021)."""
 
 import torch
 from jaxtyping import Float

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,90 +29,129 @@ PROTOCOL = (
 )
 
 
-def evaluate(
-    method: Method,
-    scene: Scene,
-    chunk: int,
-    split: str = "test",
-    lpips_weights: Path | None = None,
-    pictures: Path | None = None,
-    report: Callable[[str], None] = lambda _: None,
-    lpips: bool = True,
-    pose_steps: int = 0,
-    appearance_fit: bool = False,
-) -> dict[str, Any]:
-    """PSNR, SSIM, LPIPS (where wished and weights are at hand), depth error (where depths are known) and seconds per view of a split.
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated, and how."""
 
-    ``pose_steps`` first moves each view's camera by so many photometric steps (`optimised_pose`).
-    ``appearance_fit`` judges the right half of each view alone, after `fitted_to_left_half`.
-    Processes that train together share the views. ``pictures`` is a folder for PNGs of each view and strips of truth | prediction |
-    error. Returns what metrics.json keeps: means, ``by_size`` with those of each size where sizes differ, ``views`` with each view's
-    own, ``protocol`` in words, and ``missing`` saying what could not be judged.
+    split: str = "test"
+    """Split of the scene."""
+    lpips: bool = True
+    """Measure LPIPS if the networks' weights can be found."""
+    lpips_weights: Path | None = None
+    """Folder of the networks' weights (`find_weights`)."""
+    pictures: Path | None = None
+    """Folder for PNGs of each view, and for strips of truth | prediction | error."""
+    pose_steps: int = 0
+    """Photometric steps that first move each view's camera (`optimised_pose`)."""
+    appearance_fit: bool = False
+    """Evaluate the right half of each view alone, after `fitted_to_left_half`."""
+
+
+@dataclass
+class _View:
+    """An evaluated view: its number in the split, its measures, and the measures that its picture is too small for."""
+
+    number: int
+    row: dict[str, Any]
+    missing: list[str]
+
+
+def evaluate(
+    method: Method, scene: Scene, chunk: int, config: EvalConfig = EvalConfig(), report: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """PSNR, SSIM, LPIPS, depth error (if depths are known) and seconds per view of a split.
+
+    Args:
+        method: The trained method; its networks stay as they are.
+        scene: The scene with its pictures.
+        chunk: Rays rendered together.
+        config: What is evaluated, and how.
+        report: Called with a line of text after each view.
+
+    Processes that train together share the views. Returns what metrics.json keeps: means, ``by_size`` with those of each size if sizes
+    differ, ``views`` with each view's own, ``protocol`` in words, and ``missing``: what could not be measured, and why. SceneError for
+    a split without visible views.
     """
-    left = [int(width) // 2 if appearance_fit else 0 for width in scene.cameras.width]
-    views = [view for view in scene.splits.get(split, ()) if scene.visible(view)[:, left[view] :].any()]
+    left = [int(width) // 2 if config.appearance_fit else 0 for width in scene.cameras.width]
+    views = [view for view in scene.splits.get(config.split, ()) if scene.visible(view)[:, left[view] :].any()]
     if not views:
         others = ", ".join(name for name, of_split in scene.splits.items() if of_split)
-        raise SceneError(f"{scene.name} has no {split} views that can be judged (it has: {others}).")
-    networks = {}
-    missing = []
-    for net in ("vgg", "alex") if lpips else ():
-        path = find_weights(net, lpips_weights)
-        if path is None:
-            missing.append(f"lpips_{net}: no {net}.safetensors in --lpips-weights, $NERFIT_LPIPS or the cache")
-        else:
-            networks[f"lpips_{net}"] = load_lpips(net, path).to(method.device)
-    found = []
-    with collected(pictures or Path()) as folder:
+        raise SceneError(f"{scene.name} has no {config.split} views that can be evaluated (it has: {others}).")
+    networks, missing = _lpips_networks(config, method.device)
+    found: list[_View] = []
+    with collected(config.pictures or Path()) as folder:
         for number in share().indices(len(views)).tolist():
-            view = views[number]
-            start = time.perf_counter()
-            camera = (optimised_pose(method, scene, view, pose_steps), 0) if pose_steps else (scene.cameras, view)
-            rendering = render_view(method, scene, *camera, chunk)
-            seconds = time.perf_counter() - start
-            rgb = fitted_to_left_half(rendering, scene, view, scene.backdrop) if appearance_fit else rendering.rgb
-            row, prediction, judged, truth = _judged(rgb, scene, view, left[view], networks, method.device)
-            row |= _depth_error(method, scene, view, rendering) | {"seconds": seconds}
-            small = [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]
-            for name in small:
-                del row[name]
-            found.append((number, row, [f"{name} of {row['view']}: the picture is too small for it" for name in small]))
-            report(f"{number + 1}/{len(views)}  {row['view']}  psnr {row['psnr']:.2f} dB  {seconds:.1f} s")
-            if pictures is not None:
-                write_png(folder / f"{number:03d}.png", prediction)
-                write_png(folder / "strips" / f"{number:03d}.png", error_strip(truth, judged))
-    in_order = sorted((one for of_process in all_gather_object(found) for one in of_process), key=lambda one: one[0])
-    rows = [row for _, row, _ in in_order]
-    missing += [what for _, _, small in in_order for what in small]
-    over = f" over {'white' if scene.backdrop else 'black'}" if scene.has_alpha else ""
-    over += ", but for the pixels that masks hide (SSIM and LPIPS see the truth there)" if scene.masked else ""
+            one = _evaluate_view(method, scene, chunk, config, number, views[number], networks, folder)
+            found.append(one)
+            report(f"{number + 1}/{len(views)}  {one.row['view']}  psnr {one.row['psnr']:.2f} dB  {one.row['seconds']:.1f} s")
+    in_order = sorted((one for of_process in all_gather_object(found) for one in of_process), key=lambda one: one.number)
+    rows = [one.row for one in in_order]
     return _means(rows) | {
         "by_size": _by_size(rows),
         "seconds_per_view": float(np.mean([row["seconds"] for row in rows])),
-        "split": split,
-        "protocol": PROTOCOL.format(split=split, scene=scene.name, background=over)
-        + _poses(method, split, pose_steps)
-        + _appearance(method, appearance_fit),
-        "missing": missing,
+        "split": config.split,
+        "protocol": _protocol(method, scene, config),
+        "missing": missing + [what for one in in_order for what in one.missing],
         "views": rows,
     }
 
 
-def _judged(
+def _lpips_networks(config: EvalConfig, device: torch.device) -> tuple[dict[str, Lpips], list[str]]:
+    """LPIPS' networks by the measure's name, and what is missing without their weights."""
+    networks, missing = {}, []
+    for net in ("vgg", "alex") if config.lpips else ():
+        path = find_weights(net, config.lpips_weights)
+        if path is None:
+            missing.append(f"lpips_{net}: no {net}.safetensors in --lpips-weights, $NERFIT_LPIPS or the cache")
+        else:
+            networks[f"lpips_{net}"] = load_lpips(net, path).to(device)
+    return networks, missing
+
+
+def _evaluate_view(
+    method: Method, scene: Scene, chunk: int, config: EvalConfig, number: int, view: int, networks: dict[str, Lpips], folder: Path
+) -> _View:
+    """Render a view, measure it, and write its pictures into ``folder`` if the config asks for them."""
+    start = time.perf_counter()
+    camera = (optimised_pose(method, scene, view, config.pose_steps), 0) if config.pose_steps else (scene.cameras, view)
+    rendering = render_view(method, scene, *camera, chunk)
+    seconds = time.perf_counter() - start
+    rgb = fitted_to_left_half(rendering, scene, view, scene.backdrop) if config.appearance_fit else rendering.rgb
+    left = int(scene.cameras.width[view]) // 2 if config.appearance_fit else 0
+    row, prediction, masked, truth = _measured(rgb, scene, view, left, networks, method.device)
+    row |= _depth_error(method, scene, view, rendering) | {"seconds": seconds}
+    small = [name for name, value in row.items() if isinstance(value, float) and math.isnan(value)]
+    for name in small:
+        del row[name]
+    if config.pictures is not None:
+        write_png(folder / f"{number:03d}.png", prediction)
+        write_png(folder / "strips" / f"{number:03d}.png", error_strip(truth, masked))
+    return _View(number, row, [f"{name} of {row['view']}: the picture is too small for it" for name in small])
+
+
+def _protocol(method: Method, scene: Scene, config: EvalConfig) -> str:
+    """What the numbers are means of, in words."""
+    over = f" over {'white' if scene.backdrop else 'black'}" if scene.has_alpha else ""
+    over += ", but for the pixels that masks hide (SSIM and LPIPS see the truth there)" if scene.masked else ""
+    text = PROTOCOL.format(split=config.split, scene=scene.name, background=over)
+    return text + _poses(method, config.split, config.pose_steps) + _appearance(method, config.appearance_fit)
+
+
+def _measured(
     rgb: Tensor, scene: Scene, view: int, left: int, networks: dict[str, Lpips], device: torch.device
 ) -> tuple[dict[str, Any], Tensor, Tensor, Tensor]:
     """Measures of a view from column ``left`` on; its rounded picture, the same with the truth where that is hidden, and the truth."""
     whole, known = quantise(scene.image(view, scene.backdrop)), scene.visible(view)[:, left:]
     prediction, truth = quantise(rgb)[:, left:], whole[:, left:]
-    judged = torch.where(known[..., None], prediction, truth)
+    masked = torch.where(known[..., None], prediction, truth)
     row: dict[str, Any] = {
         "view": scene.view_names[view] if scene.view_names else str(view),
         "size": f"{whole.shape[1]}x{whole.shape[0]}",
         "psnr": min(psnr(prediction[known], truth[known]), 100.0),
-        "ssim": ssim(judged, truth),
+        "ssim": ssim(masked, truth),
     }
-    row |= {name: float(network.distance(judged.to(device), truth.to(device))) for name, network in networks.items()}
-    return row, prediction, judged, truth
+    row |= {name: float(network.distance(masked.to(device), truth.to(device))) for name, network in networks.items()}
+    return row, prediction, masked, truth
 
 
 def _depth_error(method: Method, scene: Scene, view: int, rendering: Rendering) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Judging learned cameras, and finding the pose of a picture in a field that is known."""
+"""Errors of learned cameras, and the pose of a picture in a field that is known."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ def camera_errors(cameras: Cameras, reference: Cameras) -> dict[str, float]:
     }
 
 
-def judge_cameras(method: Method, scene: Scene, reference: Scene | None = None) -> dict[str, Any]:
+def learned_camera_errors(method: Method, scene: Scene, reference: Scene | None = None) -> dict[str, Any]:
     """The entry ``cameras`` of metrics.json: `camera_errors` of the training views against views of the same name in ``reference``.
 
     None stands for the poses and focal lengths that a scene had before others were learned; without learned ones there is no entry.
@@ -59,7 +59,7 @@ def judge_cameras(method: Method, scene: Scene, reference: Scene | None = None) 
     try:
         return {"cameras": camera_errors(scene.cameras[train], truth)}
     except SceneError as error:
-        warnings.warn(f"the cameras were not judged: {error}", stacklevel=2)
+        warnings.warn(f"the cameras were not evaluated: {error}", stacklevel=2)
         return {}
 
 

@@ -1,1 +1,1 @@
-"""Samples along rays to colour, depth and opacity; the losses on them and the numbers that judge them."""
+"""Samples along rays to colour, depth and opacity; the losses on them."""

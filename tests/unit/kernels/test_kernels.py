@@ -306,11 +306,11 @@ def test_field_and_its_gradients_match_float64(levels, width, n):
     inputs, d = field_inputs(n, shape), directions(n)
     found = both(lambda x, t, w: field(x, d.to(x.dtype), Network(t, w, shape)), inputs, field_upstream(n))
     assert_all_close(found)
-    alone = field_density(inputs[0], Network(*inputs[1:], shape))
+    alone = field_density(inputs[0], Network(inputs[1], inputs[2], shape))
     assert alone.shape == (n,)
     assert_close(alone, found[1][0], CLOSE)
     x, *parameters = (v.double() for v in inputs)
-    assert_close(field_density(x, Network(*parameters, shape)), found[1][0], 1e-12)
+    assert_close(field_density(x, Network(parameters[0], parameters[1], shape)), found[1][0], 1e-12)
 
 
 def test_gradients_of_the_table_are_added_where_there_are_some():
@@ -397,7 +397,7 @@ def test_tiles_round_their_inputs_to_bfloat16_and_nothing_else(levels, width, n)
 
     found = both(either, inputs, field_upstream(n))
     assert_all_close(found, 5e-3)  # rarely, a number within float32's error of a tie is rounded the other way
-    assert_close(field_density(inputs[0], Network(*inputs[1:], shape, half=True)), found[0][0], 1e-6)
+    assert_close(field_density(inputs[0], Network(inputs[1], inputs[2], shape, half=True)), found[0][0], 1e-6)
     exact = both(lambda x, t, w: field(x, d.to(x.dtype), Network(t, w, shape)), inputs, field_upstream(n))
     for value, reference in zip(found[0], exact[1], strict=True):
         assert (value - reference).norm() <= 0.1 * reference.norm()

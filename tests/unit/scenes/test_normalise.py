@@ -18,7 +18,7 @@ from nerfit.cameras.paths import make_path
 from nerfit.cameras.poses import scale_of, transform_poses
 from nerfit.errors import ConfigError, SceneError
 from nerfit.sampling.space import OccupiedSpace
-from nerfit.scenes.reading.normalise import CaptureConfig, normalise
+from nerfit.scenes.reading.normalise import NormaliseConfig, normalise
 from nerfit.scenes.reading.ply import read_ply, write_ply
 from nerfit.scenes.scene import Scene
 
@@ -199,7 +199,7 @@ def test_ndc_is_left_out_where_it_does_not_suit():
     for cameras, known in ((fisheye, points), (capture(side_by_side), None), (capture(ring), points)):
         with pytest.raises(ConfigError, match="normalised device coordinates need"):
             normalise(cameras, known, ndc=True)
-    settings = [CaptureConfig(), CaptureConfig(near=0.1), CaptureConfig(centre=False), CaptureConfig(near=0.1, ndc=True)]
+    settings = [NormaliseConfig(), CaptureConfig(near=0.1), CaptureConfig(centre=False), CaptureConfig(near=0.1, ndc=True)]
     assert [config.wants_ndc for config in settings] == [None, False, False, True]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nerfit.cameras import Cameras
 from nerfit.errors import SceneError
-from nerfit.evaluation.evaluate import evaluate
+from nerfit.evaluation.evaluate import EvalConfig, evaluate
 from nerfit.methods.base import Method
 from nerfit.methods.batch import Batch
 from nerfit.methods.pixel_batches import PixelSource, pixel_batch, random_pixels
@@ -335,7 +335,7 @@ def test_masks_that_hide_everything_are_refused():
     ):
         with pytest.raises(SceneError, match="holes: the masks hide nearly everything"):
             batch()
-    with pytest.raises(SceneError, match="no test views that can be judged"):
+    with pytest.raises(SceneError, match="no test views that can be evaluated"):
         evaluate(Flat(), scene, 100)
 
 
@@ -361,7 +361,7 @@ def test_hidden_pixels_are_not_evaluated(tmp_path):
     alpha[0, :15] = 0
     alpha[1] = 0
     scene = masked_scene(alpha)
-    evaluated = evaluate(Flat(), scene, 1000, lpips=False, pictures=tmp_path)
+    evaluated = evaluate(Flat(), scene, 1000, EvalConfig(lpips=False, pictures=tmp_path))
     assert [row["view"] for row in evaluated["views"]] == ["0", "2"]
     for row, view in zip(evaluated["views"], (0, 2), strict=True):
         truth = scene.stored_pixels.reshape(3, 480, 4)[view, :, :3][alpha[view].reshape(-1) > 0].numpy() / 255
@@ -369,7 +369,7 @@ def test_hidden_pixels_are_not_evaluated(tmp_path):
     assert evaluated["views"][0]["ssim"] > evaluated["views"][1]["ssim"]
     assert "pixels that masks hide" in evaluated["protocol"]
     assert (read_image(tmp_path / "000.png") == 102).all()
-    plain = evaluate(Flat(), masked_scene(alpha, masked=False), 1000, lpips=False)
+    plain = evaluate(Flat(), masked_scene(alpha, masked=False), 1000, EvalConfig(lpips=False))
     assert len(plain["views"]) == 3
     assert "mask" not in plain["protocol"]
 

@@ -15,7 +15,7 @@ from nerfit.scenes.point_depths import PointDepths, point_depths
 from nerfit.scenes.reading.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
 from nerfit.scenes.reading.frames import image_path
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
-from nerfit.scenes.reading.normalise import CaptureConfig, normalised_scene
+from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
 from nerfit.scenes.reading.pixel_cache import find_masks, picture_files
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
@@ -26,7 +26,7 @@ _PICTURES = ("images", "image", "input", "rgb", ".")
 
 
 @dataclass
-class Config(CaptureConfig):
+class Config(NormaliseConfig):
     """How a COLMAP model is read; ``factor`` takes the pictures of images_<factor> where there are any."""
 
     depths: bool = False

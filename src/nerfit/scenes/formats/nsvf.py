@@ -16,7 +16,7 @@ from nerfit.errors import SceneError
 from nerfit.files import read_text
 from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading.intrinsics import cameras_of, read_intrinsics
-from nerfit.scenes.reading.normalise import CaptureConfig, normalise
+from nerfit.scenes.reading.normalise import NormaliseConfig, normalise
 from nerfit.scenes.reading.pinhole import files_of_views, read_numbers, read_pose
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene
@@ -27,7 +27,7 @@ _FOLDERS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass
-class Config(CaptureConfig):
+class Config(NormaliseConfig):
     """How NSVF's and NeRF++'s scenes are read; within a bbox.txt, near and far are the depths of its corners unless given."""
 
     def unused(self) -> dict[str, str]:

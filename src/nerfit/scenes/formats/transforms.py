@@ -19,7 +19,7 @@ from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading.depths import load_depths
 from nerfit.scenes.reading.frames import image_path, inside, read_frames
 from nerfit.scenes.reading.intrinsics import cameras_of, number, read_lenses
-from nerfit.scenes.reading.normalise import CaptureConfig, normalised_scene
+from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
 from nerfit.scenes.reading.pixel_cache import find_masks
 from nerfit.scenes.reading.ply import read_ply
 from nerfit.scenes.scene import Scene
@@ -29,7 +29,7 @@ _SPLITS = ("train", "val", "test")
 
 
 @dataclass
-class Config(CaptureConfig):
+class Config(NormaliseConfig):
     """How a transforms.json is read."""
 
     allow_outside: bool = False

@@ -25,7 +25,7 @@ _SAMPLE_VIEWS, _SAMPLE_POINTS, _FEW = 100, 5_000, 10
 
 
 @dataclass
-class CaptureConfig(HoldoutConfig):
+class NormaliseConfig(HoldoutConfig):
     """Options of captures in a world of their own.
 
     Unless near and far are given, an unbounded or forward-facing scene reaches from 0.05 to 100 times the cameras' mean distance
@@ -54,7 +54,7 @@ class CaptureConfig(HoldoutConfig):
 
 
 def normalised_scene(
-    config: CaptureConfig,
+    config: NormaliseConfig,
     cameras: Cameras,
     files: Sequence[Path],
     masks: Sequence[Path | None],
