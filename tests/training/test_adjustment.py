@@ -22,7 +22,7 @@ from nerfit.cameras.rotations import axis_angle_to_matrix
 from nerfit.commands.train import request
 from nerfit.commands.train_plan import plan_of
 from nerfit.errors import ConfigError
-from nerfit.evaluation.poses import camera_errors
+from nerfit.evaluation.poses import camera_errors, learned_camera_errors
 from nerfit.methods.instant import Instant, InstantConfig
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.training.trainer import Callback, Trainer
@@ -166,7 +166,7 @@ def test_a_search_from_nothing_finds_the_cameras(tmp_path: Path) -> None:
     scene = plan.load_scene()
     trainer = Trainer(lambda: plan.make_method(scene), scene, plan.config, tmp_path, quiet=True)
     trainer.train()
-    errors = camera_errors(trainer.method, trainer.method.place(scene))["cameras"]
+    errors = learned_camera_errors(trainer.method, trainer.method.place(scene))["cameras"]
     print(errors)
     assert errors["rotation_degrees"] < 0.5 and errors["translation_percent"] < 1
 

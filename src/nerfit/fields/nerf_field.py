@@ -81,18 +81,19 @@ class NerfField(nn.Module):
         points: Float[Tensor, "rays samples 3"],
         viewdirs: Float[Tensor, "rays 3"],
         opened: float = 1.0,
-        normal: Normal | None = None,
+        noise: Normal | None = None,
     ) -> tuple[Float[Tensor, "rays samples"], Float[Tensor, "rays samples 3"]]:
         """Density per unit of length, and colour in [0, 1], of points that are viewed along unit directions.
 
-        ``opened`` is the open share of the encodings' octaves (`opened_levels`). ``normal`` draws the noise of the raw density.
+        ``opened`` is the open share of the encodings' octaves (`opened_levels`). ``noise`` draws normal numbers of a shape, or None
+        while evaluating; the raw density gets ``raw_noise`` times as many.
         """
         c = self.config
         direction = self._encoded(viewdirs, c.view_frequencies, opened) if c.viewdirs else None
         raw_density, raw_rgb = self.network(self._encoded(points, c.frequencies, opened), direction)
         raw_density = raw_density.float()
-        if c.raw_noise and normal is not None and (noise := normal(*raw_density.shape)) is not None:
-            raw_density = raw_density + noise * c.raw_noise
+        if c.raw_noise and noise is not None and (drawn := noise(*raw_density.shape)) is not None:
+            raw_density = raw_density + drawn * c.raw_noise
         return self._activated(raw_density), torch.sigmoid(raw_rgb.float())
 
     def density(self, points: Float[Tensor, "*n 3"], opened: float = 1.0) -> Float[Tensor, "*n"]:

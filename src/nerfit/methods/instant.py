@@ -1,4 +1,9 @@
-"""Instant neural graphics primitives (Müller et al. 2022): a hash-grid field, sampled where an occupancy grid says matter is."""
+"""Instant neural graphics primitives (Müller et al. 2022): a hash-grid field, sampled where an occupancy grid says matter is.
+
+Positions stand in one of three spaces. Scene units are those of the cameras. Cascade coordinates have the box as [0, 1]³ and larger cubes
+(cascades) around it (`OccupiedSpace.to_grid`, `to_cascades`). The field's cube is [0, 1]³ too, and all the field knows: with one cascade it
+is the box, with several all of space, contracted (`contract`), with the box as its middle half.
+"""
 
 import contextlib
 import dataclasses
@@ -15,7 +20,7 @@ from nerfit.errors import require_min
 from nerfit.fields.frequency import opened_levels
 from nerfit.fields.hash_field import HashField
 from nerfit.kernels.dispatch import kernels_take_threads
-from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, contract
+from nerfit.kernels.layouts import FEATURES, Cutoffs, FieldShape, GridLayout, March, contract
 from nerfit.kernels.rendering import render_rays
 from nerfit.kernels.warm_up import warm_up
 from nerfit.methods.base import CaptureConfig, Method
@@ -44,21 +49,21 @@ class InstantConfig(CaptureConfig):
     box: float | None = None
     """Half the side of the box, in scene units; none = from near and far (of an unbounded scene: 1, and cascades around it)."""
     cascades: int | None = None
-    """Occupancy cubes, each twice as large; none = 1 for bounded scenes, else enough for 16 boxes' sides."""
+    """Occupancy cubes, each twice as large; none = 1 for bounded scenes, else 5: the last has 16 times the box's side."""
     march_steps: int = 1200
     """March steps along the box's diagonal, at the end of training."""
     first_march_steps: int = 400
-    """The same at its beginning; they change by the same factor in each equal part of the budget."""
+    """The same at its beginning; in between the number is interpolated geometrically over the budget."""
     cone_angle: float | None = None
-    """Longest step over its distance; none = 0 (even steps) in one box, 1/256 with cascades."""
+    """A step at distance t is at least t times this; 0 = even steps; none = 0 in one box, 1/256 with cascades."""
     samples: int = 16_384
     """Visible samples of a step; the number of rays follows."""
     min_weight: float = 2e-3
-    """Samples of less weight get no colour and no gradient."""
+    """Samples of less rendering weight get no colour and no gradient."""
     early_stop: float = 1e-3
-    """A ray ends where its transmittance is less."""
+    """Transmittance below which a ray stops."""
     near_falloff: float | None = None
-    """Distance from a camera within which gradients shrink with its square, in scene units; none = 0, of unbounded scenes 0.3."""
+    """Distance from a camera, in scene units, within which gradients shrink as its square; none = 0, with cascades 0.15 box sides."""
     empty_pixels: float = 0.2
     """Share of the fully transparent pixels that are trained on."""
     huber: float = 0.1
@@ -72,7 +77,7 @@ class InstantConfig(CaptureConfig):
     occupancy_every: int = 16
     """Steps between updates of the occupancy grid."""
     occupancy_probes: int = 65_536
-    """Cells looked at in each update; half as many more for each further cascade."""
+    """Cells updated at a time: this times (cascades + 1) / 2."""
     occupancy_threshold: float = 0.01
     """Optical thickness of a step from which a cell counts as occupied."""
     camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
@@ -87,7 +92,7 @@ class Instant(Method):
     default_recipe: ClassVar[str | None] = "instant"
     batch_key: ClassVar[str] = "samples"
 
-    rays: Tensor
+    ray_count: Tensor
 
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
@@ -101,15 +106,15 @@ class Instant(Method):
         self.near_falloff = (0.15 * self.space.side if unbounded else 0.0) if c.near_falloff is None else c.near_falloff
         self.distortion = (1e-3 if unbounded else 0.0) if c.distortion is None else c.distortion
         self.near, self.far = scene.near, scene.far
-        self.register_buffer("rays", torch.tensor(256))
+        self.register_buffer("ray_count", torch.tensor(256))  # of the first step; `after_step` adapts it, checkpoints keep it
         self.set_capture(c, scene)
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, fewer of the empty ones; as many as give ``samples`` visible samples."""
-        return random_pixels(self.pixel_source(scene, step, generator), int(self.rays), self.config.empty_pixels)
+        return random_pixels(self.pixel_source(scene, step, generator), int(self.ray_count), self.config.empty_pixels)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
-        """Compile the kernels and give them the threads."""
+        """Compile the kernels, and give them PyTorch's threads while the training lasts."""
         warm_up(self.device)
         return kernels_take_threads(self.device)
 
@@ -126,7 +131,7 @@ class Instant(Method):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Rays, densities evaluated, samples kept."""
+        """Rays, densities evaluated, samples kept in this step; devices that share a batch replace them by their sums."""
         return self.space.counts
 
     @counts.setter
@@ -134,16 +139,16 @@ class Instant(Method):
         self.space.counts = sums
 
     def after_step(self, step: int) -> None:
-        """Change the number of rays towards the wanted number of samples, by at most a half."""
-        rays, _, kept = self.space.counts
-        self.rays.fill_(rays_for_samples(self.config.samples, rays, kept))
+        """Adapt the number of rays to the wanted number of samples (`rays_for_samples` limits the change)."""
+        rays, _, kept = self.counts
+        self.ray_count.fill_(rays_for_samples(self.config.samples, rays, kept))
 
     def _density(self, x: Tensor) -> Tensor:
         """Density per side of the unit box, at cascade coordinates."""
         return self.field.density(contract(x, self.space.cascades), self.half_precision, self._opened())
 
     def _opened(self) -> Tensor | None:
-        """How far each grid level is open; None = all are."""
+        """Coarse-to-fine (BARF): how far each grid level is open; None = all are."""
         return opened_levels(self.config.levels, self.config.camera.opened(self.progress))
 
     def render(self, batch: Batch) -> Rendering:
@@ -153,9 +158,11 @@ class Instant(Method):
         assert rays is not None
         training = batch.generator is not None
         march = March(space.grid.occupancy(), self.step_length, space.cone_angle)
-        network, cutoffs = self.field.network(self.half_precision, self._opened()), Cutoffs(c.min_weight, c.early_stop)
-        packed = training and self.distortion > 0
-        rendered = render_rays(space.to_grid(rays, batch.uniform(len(rays))), march, network, cutoffs, self.near_falloff, packed)
+        network = self.field.network(self.half_precision, self._opened())
+        cutoffs = Cutoffs(c.min_weight, c.early_stop)
+        grid_rays = space.to_grid(rays, jitter=batch.uniform(len(rays)))
+        keep_samples = training and self.distortion > 0
+        rendered = render_rays(grid_rays, march, network, cutoffs, self.near_falloff, keep_samples)
         space.count(len(rays), rendered.evaluated, rendered.kept)
         rendering = over_background(rendered.color, rendered.opacity, rendered.depth, batch.background)
         if (samples := rendered.samples) is not None and rendered.weights is not None:
@@ -180,20 +187,24 @@ class Instant(Method):
         return self.space.scalars()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The table, most of which has no gradient in a step, and the networks."""
-        c, grid = self.config, self.field.shape.grid
+        """The table, most of which has no gradient in a step, and the networks.
+
+        ``levels`` are the numbers in the flat table at which each level begins: its penalty is on each level's mean of squares, whose
+        derivative has the factor 2.
+        """
+        c, levels = self.config, (FEATURES * self.field.shape.grid.offsets).tolist()
         return [
-            {"params": [self.field.table], "sparse": True, "weight_decay": 2 * c.table_decay, "levels": (4 * grid.offsets).tolist()},
+            {"params": [self.field.table], "sparse": True, "weight_decay": 2 * c.table_decay, "levels": levels},
             {"params": [self.field.weights], "weight_decay": c.weight_decay},
         ]
 
     def density(self, points: Tensor) -> Tensor:
-        """Density per scene unit; nothing outside the box."""
+        """Density per scene unit; 0 outside the largest cascade."""
         x, inside = self.space.to_cascades(points)
         return torch.where(inside, self._density(x) / self.space.side, 0.0)
 
     def radiance(self, points: Tensor, viewdirs: Tensor) -> tuple[Tensor, Tensor]:
-        """Density per scene unit, and colour; nothing outside the box."""
+        """Density per scene unit, 0 outside the largest cascade, and colour, which means nothing there."""
         x, inside = self.space.to_cascades(points)
         density, rgb = self.field(contract(x, self.space.cascades), viewdirs, self.half_precision, self._opened())
         return torch.where(inside, density / self.space.side, 0.0), rgb
@@ -203,5 +214,5 @@ class Instant(Method):
         return round(self.space.scalars()["samples_per_ray"])
 
     def floats_per_ray(self) -> int:
-        """Little: a ray has few visible samples."""
+        """Little, by estimate: a ray has few visible samples, and the kernels keep what their gradients need."""
         return 1024

@@ -93,7 +93,7 @@ class InstantProposals(Method):
     default_recipe: ClassVar[str | None] = "instant-unbounded"
     batch_key: ClassVar[str] = "samples"
 
-    rays: Tensor
+    ray_count: Tensor
     origin: Tensor
 
     def __init__(self, config: InstantProposalsConfig, scene: Scene) -> None:
@@ -114,7 +114,7 @@ class InstantProposals(Method):
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, 2 * c.finest), c.width))
         grids = [GridLayout(c.proposal_levels, c.proposal_log2_entries, c.coarsest, 2 * finest) for finest in c.proposal_finest]
         self.proposals = nn.ModuleList(HashDensity(grid) for grid in grids)
-        self.register_buffer("rays", torch.tensor(256))
+        self.register_buffer("ray_count", torch.tensor(256))
         self.set_capture(c, scene)
         self.kept = 0
         """Samples of the latest step that got a colour."""
@@ -122,7 +122,7 @@ class InstantProposals(Method):
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, as many as give ``samples`` visible samples."""
         self.kept = 0
-        return random_pixels(self.pixel_source(scene, step, generator), int(self.rays), empty=1.0)
+        return random_pixels(self.pixel_source(scene, step, generator), int(self.ray_count), empty=1.0)
 
     def session(self) -> contextlib.AbstractContextManager[Any]:
         """Compile the kernels and give them the threads."""
@@ -140,7 +140,7 @@ class InstantProposals(Method):
 
     def after_step(self, step: int) -> None:
         """Change the number of rays towards the wanted number of samples."""
-        self.rays.fill_(rays_for_samples(self.config.samples, int(self.rays), self.kept))
+        self.ray_count.fill_(rays_for_samples(self.config.samples, int(self.ray_count), self.kept))
 
     def render(self, batch: Batch) -> Rendering:
         """Render the field's few intervals; of training rays also the losses on the histograms of all levels."""

@@ -48,11 +48,12 @@ class NerfConfig(PixelBatchConfig, NerfFieldConfig, CaptureConfig):
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
-        unused = self.unused_of_pixels() | self.unused_of_field(max(self.depth, self.fine_depth or 0 if self.fine_samples else 0))
+        fine_depth = (self.fine_depth or 0) if self.fine_samples else 0
+        unused = self.unused_of_pixels() | self.unused_of_field(deepest=max(self.depth, fine_depth))
         if self.fine_samples == 0:
             unused |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
         if self.camera.learn and not (self.frequencies or (self.viewdirs and self.view_frequencies)):
-            unused |= dict.fromkeys(("camera.coarse_from", "camera.coarse_until"), "there are no octaves to open")
+            unused |= dict.fromkeys(("camera.coarse_from", "camera.coarse_until"), "there are no octaves to open from coarse to fine")
         return unused
 
 
@@ -65,7 +66,7 @@ class Nerf(Method):
         super().__init__()
         config.check(scene)
         self.config = c = config
-        # A density that is never zero would end every ray opaque, so where space ends at far, rays do too.
+        # The last interval is infinite (None) unless the scene ends at far: softplus is never 0 and would make every such ray opaque.
         self.rays_end = c.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
         self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=False)
         self.mean_area = c.mean_area(scene)
@@ -79,7 +80,7 @@ class Nerf(Method):
         return pixel_batch(self.pixel_source(scene, step, generator), c.rays, c.batching, c.crop(step))
 
     def render(self, batch: Batch) -> Rendering:
-        """Coarse samples, then fine ones where the coarse weights are (section 5.2)."""
+        """Coarse samples, then fine ones where the coarse weights are (section 5.2); `sample_pdf` passes no gradient."""
         c, rays = self.config, batch.rays
         assert rays is not None
         jitter = batch.uniform if c.jitter else lambda *_: None
@@ -95,13 +96,13 @@ class Nerf(Method):
         return fine
 
     def _march(self, field: NerfField, batch: Batch, t: Tensor) -> Rendering:
-        """Colour of samples at the distances t [rays, samples] (equation 3)."""
+        """Rays rendered from their samples at distances t [rays, samples] (equation 3)."""
         rays = batch.rays
         assert rays is not None
         points = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
         with self.autocast():
-            density, rgb = field(points, rays.viewdirs, self._opened(), batch.normal)
-        delta = intervals(t, rays.directions.norm(dim=-1), rays.far if self.rays_end else None)
+            density, rgb = field(points, rays.viewdirs, self._opened(), noise=batch.normal)
+        delta = intervals(t, rays.directions.norm(dim=-1), far=rays.far if self.rays_end else None)
         return composite_samples(render_weights(density, delta), rgb, t, batch.background)
 
     def _opened(self) -> float:
@@ -109,7 +110,7 @@ class Nerf(Method):
         return self.config.camera.opened(self.progress)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Squared colour error of both networks (equation 6)."""
+        """Squared colour error of both networks (equation 6), weighted by the pixels' areas if the config asks for it."""
         losses = {"rgb": colour_error(rendering.rgb, batch, self.mean_area)}
         if "rgb_coarse" in rendering.extras:
             losses["rgb_coarse"] = colour_error(rendering.extras["rgb_coarse"], batch, self.mean_area)

@@ -19,7 +19,7 @@ from nerfit.scenes.scene import Scene
 class OccupiedSpace(nn.Module):
     """A scene's box as the cube [0, 1]³ (cascade coordinates), the cascades around it, and which of their cells hold matter.
 
-    March steps are ``step_length`` sides of the box long, or ``cone_angle`` times their distance where that is more.
+    March steps are ``step_length`` sides of the box long, or at distance t at least t·``cone_angle``.
     """
 
     origin: Tensor

@@ -199,7 +199,7 @@ def test_ndc_is_left_out_where_it_does_not_suit():
     for cameras, known in ((fisheye, points), (capture(side_by_side), None), (capture(ring), points)):
         with pytest.raises(ConfigError, match="normalised device coordinates need"):
             normalise(cameras, known, ndc=True)
-    settings = [NormaliseConfig(), CaptureConfig(near=0.1), CaptureConfig(centre=False), CaptureConfig(near=0.1, ndc=True)]
+    settings = [NormaliseConfig(), NormaliseConfig(near=0.1), NormaliseConfig(centre=False), NormaliseConfig(near=0.1, ndc=True)]
     assert [config.wants_ndc for config in settings] == [None, False, False, True]
 
 
