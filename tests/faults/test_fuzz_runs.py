@@ -319,14 +319,14 @@ def test_values_are_never_evaluated(here: Path, value: str) -> None:
 
 
 def test_nothing_in_the_package_loads_pickles_or_code() -> None:
-    """`legacy_weights` has the one unpickler, which knows arrays alone, and the one torch.load, of weights alone."""
+    """`old_weights` has the one unpickler, which knows arrays alone, and the one torch.load, of weights alone."""
     sources = {path.name: path.read_text() for path in Path(main.__code__.co_filename).parent.rglob("*.py")}
     calls = ("pickle.load", "Unpickler", "torch.load(", "yaml.load(", "yaml.unsafe", "allow_pickle=True", "shell=True", "os.system")
     found = {(name, call) for name, text in sources.items() for call in calls if call in text}
     found |= {(name, call) for name, text in sources.items() for call in re.findall(r"(?<![\w.])(?:eval|exec)\(", text)}
-    allowed = {("legacy_weights.py", "Unpickler"), ("legacy_weights.py", "torch.load("), ("config.py", "yaml.load(")}
+    allowed = {("old_weights.py", "Unpickler"), ("old_weights.py", "torch.load("), ("config.py", "yaml.load(")}
     assert found - allowed == set()
-    assert 'torch.load(path, map_location="cpu", weights_only=True)' in sources["legacy_weights.py"]
+    assert 'torch.load(path, map_location="cpu", weights_only=True)' in sources["old_weights.py"]
 
 
 if __name__ == "__main__":

@@ -69,13 +69,13 @@ def test_other_bounds_are_learned(tmp_path: Path, scene: Scene, kind: str) -> No
 
 def interrupt(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run be stopped after a step, as by Ctrl-C."""
-    after = run._average
+    after = run._average_weights
 
     def look() -> None:
         after()
         run.interrupted = 2 if run.state.step == step else None
 
-    monkeypatch.setattr(run, "_average", look)
+    monkeypatch.setattr(run, "_average_weights", look)
 
 
 def test_the_seed_decides_every_bit_and_a_resumed_run_equals_one_that_was_not_stopped(
@@ -219,7 +219,7 @@ def test_the_last_part_of_the_budget_is_averaged(tmp_path: Path, scene: Scene, m
         if plain.progress >= 0.5 and plain.state.step % 20 == 0:
             seen.append(table(plain).clone())
 
-    monkeypatch.setattr(plain, "_average", look)
+    monkeypatch.setattr(plain, "_average_weights", look)
     plain.train()
     mean.train()
     assert len(seen) == 3

@@ -86,13 +86,13 @@ def test_the_interlevel_loss_reaches_proposals_alone_and_no_other_loss_does(scen
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, first = (trainer(scene, tmp_path / name, 12) for name in ("whole", "parts"))
     whole.train()
-    after = first._average
+    after = first._average_weights
 
     def stop() -> None:
         after()
         first.interrupted = 2 if first.state.step == 5 else None
 
-    monkeypatch.setattr(first, "_average", stop)
+    monkeypatch.setattr(first, "_average_weights", stop)
     first.train()
     rest = trainer(scene, tmp_path / "parts", 12)
     assert rest.state.step == 6

@@ -244,13 +244,13 @@ def test_a_resumed_run_takes_the_same_steps(scene: Scene, weights: Path, tmp_pat
     scene, config = replace(scene, background="random"), replace(ALEX, between=0.5, every=2)
     through = trained(trainer(scene, tmp_path / "through", weights, config, method, steps=8))
     first = trainer(scene, tmp_path / "halves", weights, config, method, steps=8)
-    after = first._average
+    after = first._average_weights
 
     def stop() -> None:
         after()
         first.interrupted = 2 if first.state.step == 4 else None
 
-    first._average = stop
+    first._average_weights = stop
     trained(first)
     assert not differ(through, trained(trainer(scene, tmp_path / "halves", weights, config, method, steps=8)))
 

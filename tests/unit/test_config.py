@@ -30,7 +30,7 @@ from nerfit.runs import Plan, RunConfig, config_type, default_config
 from nerfit.scenes import scene_format
 from nerfit.training.perceptual import PerceptualConfig
 
-METHODS = ("instant", "instant-unbounded", "nerf", "mipnerf", "mipnerf360", "image")
+METHODS = ("instant", "instant-unbounded", "nerf", "nerf-occupancy", "mipnerf", "mipnerf360", "image")
 FORMATS = tuple(available("nerfit.scenes"))
 
 

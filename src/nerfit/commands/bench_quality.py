@@ -93,6 +93,7 @@ def _timed_training(plan: "Plan", flags: list[str], budget: float, seed: int, ru
     from torch import float32
 
     from nerfit.commands.machine import matrix_peak
+    from nerfit.evaluation.evaluate import EvalConfig, evaluate
     from nerfit.runs import open_run
     from nerfit.training.devices import pick_device
 

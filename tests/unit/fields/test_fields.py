@@ -317,11 +317,11 @@ def test_three_samples_are_enough_for_importance_samples(scene):
 
 
 def test_unused_keys_are_named():
-    always = {"march_steps", "first_w0", "hidden_w0", "area_weights"}
+    always = {"first_w0", "hidden_w0", "area_weights"}
     nothing = NerfConfig(fine_samples=0, viewdirs=False)
     assert set(nothing.unused()) == always | {"fine_depth", "fine_width", "view_frequencies", "precrop_fraction"}
     assert set(NerfConfig(precrop_steps=1).unused()) == always
-    assert set(NerfConfig(precrop_steps=1, network="siren", batching="all").unused()) == {"march_steps", "init"}
+    assert set(NerfConfig(precrop_steps=1, network="siren", batching="all").unused()) == {"init"}
 
 
 # --- Image fitting --------------------------------------------------------------------------------------------------
