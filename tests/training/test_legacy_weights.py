@@ -122,9 +122,9 @@ def test_imported_networks_compute_what_the_originals_did(
     expected = np.stack([twin(fine, p, d) for p, d in zip(points, viewdirs_, strict=True)])
     assert_close(density, np.maximum(expected[:, 3], 0), 1e-4)
     assert_close(rgb, 1 / (1 + np.exp(-expected[:, :3])), 1e-4)
-    network: Any = run.method.coarse.network
+    coarse_field: Any = run.method.coarse
     with torch.no_grad():
-        raw = network.raw_density(_encoded(points))
+        raw = coarse_field.network.raw_density(_encoded(points))
     assert_close(raw, np.stack([twin(coarse, p, d)[3] for p, d in zip(points, viewdirs_, strict=True)]), 1e-4)
 
 
