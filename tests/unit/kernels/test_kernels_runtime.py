@@ -20,7 +20,19 @@ from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.cpu import amx, runtime
 from nerfit.kernels.cpu.amx import round16
 from nerfit.kernels.cpu.blocks import LANES, Matrix
-from nerfit.kernels.cpu.matmul import backward, begin, end, forward, forward_relu, take, take_gradient, weight_gradient
+from nerfit.kernels.cpu.matmul import (
+    backward,
+    begin,
+    end,
+    forward,
+    forward_relu,
+    product_by,
+    take,
+    take_gradient,
+    tile4,
+    tile8,
+    weight_gradient,
+)
 from nerfit.kernels.cpu.runtime import kernel, run_parallel
 from nerfit.kernels.cpu.vectors import (
     any_nonzero,
@@ -205,6 +217,19 @@ def test_products(rows, depth, tiles):
 )
 def test_tiles_are_those_of_numbas_target(processor, features, expected):
     assert amx.target_has_tiles(processor, features) == expected
+
+
+@pytest.mark.parametrize(("tile", "tall", "wide"), [(tile4, 4, 16), (tile8, 8, 32)])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_both_tiles_of_a_product_give_its_sums(tile, tall, wide, accumulate):
+    """One is for registers of 8 lanes, one for 16; each runs everywhere. ``a`` and ``x`` are parts of larger matrices."""
+    rows, depth, columns, rng = 16, 37, 64, np.random.default_rng(0)
+    a, x, y = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, depth + 3), (depth, columns + 16), (rows, columns + 16)))
+    product, before = product_by(tile, tall, wide), y.copy()
+    product(a.ravel(), 2, depth + 3, x.ravel(), 16, columns + 16, y.ravel(), 16, columns + 16, rows, depth, columns, accumulate)
+    exact = a[:, 2 : 2 + depth].astype(np.float64) @ x[:, 16:] + accumulate * before[:, 16:]
+    assert_close(y[:, 16:], exact, 1e-6)
+    assert np.array_equal(y[:, :16], before[:, :16])
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------

@@ -23,32 +23,32 @@ from nerfit.kernels.cpu.amx import (
 )
 from nerfit.kernels.cpu.blocks import LANES
 from nerfit.kernels.cpu.runtime import inlined, part_of_kernel
-from nerfit.kernels.cpu.vectors import fma, load16, positive_part, splat16, store16, transpose16
+from nerfit.kernels.cpu.vectors import fma, has_wide_registers, load16, positive_part, splat16, splat16_of, store16, transpose16
 
 
 @inlined
-def _tile(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, depth, accumulate):
-    """y [8, 32] = (y +) a [8, depth] x [depth, 32]: 16 sums in registers."""
+def tile8(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, depth, accumulate):
+    """y [8, 32] = (y +) a [8, depth] x [depth, 32]: 16 sums, for 32 registers of 16 lanes."""
     zero = splat16(np.float32(0))
     s00 = s01 = s10 = s11 = s20 = s21 = s30 = s31 = s40 = s41 = s50 = s51 = s60 = s61 = s70 = s71 = zero
     for k in range(depth):
         at = x_at + k * x_stride
         u, v = load16(x, at), load16(x, at + 16)
-        w = splat16(a[a_at + k])
+        w = splat16_of(a, a_at + k)
         s00, s01 = fma(w, u, s00), fma(w, v, s01)
-        w = splat16(a[a_at + a_stride + k])
+        w = splat16_of(a, a_at + a_stride + k)
         s10, s11 = fma(w, u, s10), fma(w, v, s11)
-        w = splat16(a[a_at + 2 * a_stride + k])
+        w = splat16_of(a, a_at + 2 * a_stride + k)
         s20, s21 = fma(w, u, s20), fma(w, v, s21)
-        w = splat16(a[a_at + 3 * a_stride + k])
+        w = splat16_of(a, a_at + 3 * a_stride + k)
         s30, s31 = fma(w, u, s30), fma(w, v, s31)
-        w = splat16(a[a_at + 4 * a_stride + k])
+        w = splat16_of(a, a_at + 4 * a_stride + k)
         s40, s41 = fma(w, u, s40), fma(w, v, s41)
-        w = splat16(a[a_at + 5 * a_stride + k])
+        w = splat16_of(a, a_at + 5 * a_stride + k)
         s50, s51 = fma(w, u, s50), fma(w, v, s51)
-        w = splat16(a[a_at + 6 * a_stride + k])
+        w = splat16_of(a, a_at + 6 * a_stride + k)
         s60, s61 = fma(w, u, s60), fma(w, v, s61)
-        w = splat16(a[a_at + 7 * a_stride + k])
+        w = splat16_of(a, a_at + 7 * a_stride + k)
         s70, s71 = fma(w, u, s70), fma(w, v, s71)
     _put(y, y_at, s00, s01, accumulate)
     _put(y, y_at + y_stride, s10, s11, accumulate)
@@ -68,11 +68,38 @@ def _put(y, at, u, v, accumulate):
     store16(y, at + 16, v)
 
 
-@part_of_kernel
-def _product(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, rows, depth, columns, accumulate):
-    for j in range(0, rows, 8):
-        for i in range(0, columns, 32):
-            _tile(a, a_at + j * a_stride, a_stride, x, x_at + i, x_stride, y, y_at + j * y_stride + i, y_stride, depth, accumulate)
+@inlined
+def tile4(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, depth, accumulate):
+    """y [4, 16] = (y +) a [4, depth] x [depth, 16]: 8 sums, for 16 registers of 8 lanes."""
+    s0 = s1 = s2 = s3 = splat16(np.float32(0))
+    for k in range(depth):
+        u = load16(x, x_at + k * x_stride)
+        s0 = fma(splat16_of(a, a_at + k), u, s0)
+        s1 = fma(splat16_of(a, a_at + a_stride + k), u, s1)
+        s2 = fma(splat16_of(a, a_at + 2 * a_stride + k), u, s2)
+        s3 = fma(splat16_of(a, a_at + 3 * a_stride + k), u, s3)
+    if accumulate:
+        s0, s1 = s0 + load16(y, y_at), s1 + load16(y, y_at + y_stride)
+        s2, s3 = s2 + load16(y, y_at + 2 * y_stride), s3 + load16(y, y_at + 3 * y_stride)
+    store16(y, y_at, s0)
+    store16(y, y_at + y_stride, s1)
+    store16(y, y_at + 2 * y_stride, s2)
+    store16(y, y_at + 3 * y_stride, s3)
+
+
+def product_by(tile, tall, wide):
+    """The product y [rows, columns] = (y +) a [rows, depth] x [depth, columns] by a ``tile`` of [tall, wide] sums."""
+
+    @part_of_kernel
+    def product(a, a_at, a_stride, x, x_at, x_stride, y, y_at, y_stride, rows, depth, columns, accumulate):
+        for i in range(0, columns, wide):
+            for j in range(0, rows, tall):
+                tile(a, a_at + j * a_stride, a_stride, x, x_at + i, x_stride, y, y_at + j * y_stride + i, y_stride, depth, accumulate)
+
+    return product
+
+
+_product = product_by(tile8, 8, 32) if has_wide_registers() else product_by(tile4, 4, 16)
 
 
 @part_of_kernel

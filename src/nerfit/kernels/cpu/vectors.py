@@ -6,17 +6,30 @@ peak on the loops of this package.
 """
 
 import operator
+from functools import cache
 from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import lower_builtin, models, register_model, type_callable
 
 from nerfit.kernels.cpu.runtime import intrinsic
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
+
+
+@cache
+def has_wide_registers() -> bool:
+    """Whether Numba's target holds a vector of 16 float32 in one register, as AVX-512 does: tried on a sum."""
+    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, features=features)
+    kind = "<16 x float>"
+    module = llvm.parse_assembly(f"define {kind} @sum({kind} %a) {{ %b = fadd {kind} %a, %a\nret {kind} %b }}")
+    return "zmm" in machine.emit_assembly(module)
 
 
 class Vector(types.Type):
@@ -125,6 +138,17 @@ def _splatter(kind: Vector, scalar: Any) -> Any:
 
 
 splat16, splat4, splat16i = _splatter(f32x16, types.float32), _splatter(f32x4, types.float32), _splatter(i32x16, types.int32)
+
+
+@intrinsic
+def splat16_of(typingctx: Any, array: Any, index: Any) -> Any:
+    """16 times ``array[index]``, a float32. The index isn't negative: the test for that takes longer than a product of vectors."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        at = pointer(context, builder, array, args[0], index64(builder, index, args[1]), _F32)
+        return _splat(builder, builder.load(at), 16)
+
+    return f32x16(array, index), emit
 
 
 def call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
