@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from nerfit.errors import SceneError
 _fcntl: Any = import_module("fcntl") if os.name == "posix" else None
 _TEXT, _ARRAYS = 64 << 20, 4 << 30
 """Largest text file (a frame of transforms.json takes about 1000 bytes) and largest total of the arrays of a NumPy file, in bytes."""
+_LONGEST_LINE = 1 << 24
 
 
 # read with limits
@@ -49,6 +51,41 @@ def peek_json(file: Path) -> Any:
         return None
 
 
+def peek_text(file: Path, size: int = 4096) -> str:
+    """The first ``size`` bytes of a file as text, whatever they are; empty for a file that can't be read or is no regular one."""
+    try:
+        check_regular(file)
+        with file.open("rb") as stream:
+            return stream.read(size).decode("utf-8", "replace")
+    except (OSError, ValueError, SceneError):
+        return ""
+
+
+def read_xml(file: Path) -> ElementTree.Element:
+    """The root of an XML file, read as `read_text` does; SceneError for one that is no XML or defines entities."""
+    text = read_text(file)
+    if "<!ENTITY" in text or "<!DOCTYPE" in text:
+        raise SceneError(f"{file} has a document type of its own, which no camera file needs; export it again.")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise SceneError(f"{file} is not valid XML ({error}).") from error
+
+
+def text_lines(file: Path) -> Iterator[list[str]]:
+    """The words of each line of a text file of any size, without empty lines; SceneError for a file that can't be read as text."""
+    check_regular(file)
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+            for line in iter(lambda: stream.readline(_LONGEST_LINE), ""):
+                if len(line) == _LONGEST_LINE:
+                    raise SceneError(f"{file} has a line of more than {_LONGEST_LINE >> 20} MB; it is damaged or no text.")
+                if words := line.split():
+                    yield words
+    except OSError as error:
+        raise SceneError(f"{file} can't be read: {error.strerror or error}.") from error
+
+
 def read_npy(file: Path) -> np.ndarray:
     """The array in an .npy file of at most 64 MB, of any type but Python objects."""
     with _opened(file, _TEXT) as stream:
@@ -72,6 +109,12 @@ def read_npz(file: Path, names: Sequence[str]) -> list[np.ndarray]:
             with archive.open(f"{name}.npy") as member:
                 arrays.append(_read_npy(member, sizes[name]))
         return arrays
+
+
+def npz_names(file: Path) -> list[str]:
+    """The names of the arrays of an .npz file."""
+    with _opened(file, _ARRAYS) as stream, zipfile.ZipFile(stream) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def _read_npy(stream: Any, size: int) -> np.ndarray:

@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 
 from conftest import FOV, HEIGHT, WIDTH, around, ball_picture
+from layouts import LAYOUTS
 from nerfit.cameras.rotations import matrix_to_quaternion
 from nerfit.errors import NerfitError
 from nerfit.plugins import available
@@ -42,13 +43,14 @@ from nerfit.scenes.scene import Scene
 SECONDS, PATIENCE, BYTES = 10, 60, 2 << 30
 """What one scene may take: of the processor, of time waited, and of memory above what the process has before."""
 FORMATS = {name: scene_format(name) for name in available("nerfit.scenes")}
-QUICK, THOROUGH = 100, 10_000
+QUICK, FEW, THOROUGH = 100, 8, 10_000
+"""Damaged scenes of each format, and of each layout of other programs, in the fast test, and in the slow one."""
 
 
 class Reader(NamedTuple):
     """How a tiny valid scene of a format (a key's first word) is written into a folder, what there is its source, how it is read."""
 
-    write: Callable[[Path], None]
+    write: Callable[[Path], object]
     source: str = "."
     options: dict[str, Any] = {}
     readable: bool = True
@@ -246,6 +248,14 @@ READERS = {
     "video": Reader(write_video, "film.mp4", readable=False),
     "image": Reader(lambda folder: save(folder / "photo.png", 0), "photo.png"),
 }
+OTHERS = {
+    name: Reader(LAYOUTS[name].write, options={"depths": True} if name == "polycam" else {})
+    for name in (
+        "bundler", "nvm", "nvm of matrices", "mvsnet", "neus", "kapture", "openmvg", "openmvg brown", "opensfm", "opensfm fisheye62",
+        "realitycapture", "realitycapture xmp", "metashape component", "metashape fisheye", "record3d of each frame", "polycam",
+    )
+}  # fmt: skip
+READERS |= OTHERS
 
 
 # --- Damage ---------------------------------------------------------------------------------------------------------
@@ -321,9 +331,9 @@ def damaged_json(rng: random.Random, data: bytes) -> bytes:
     return text.encode()
 
 
-def damaged_text(rng: random.Random, data: bytes) -> bytes:
+def damaged_text(rng: random.Random, data: bytes, between: str = " ") -> bytes:
     """Words and lines removed, repeated or replaced."""
-    lines = [line.split(" ") for line in data.decode(errors="replace").split("\n")]
+    lines = [line.split(between) for line in data.decode(errors="replace").split("\n")]
     for _ in range(rng.choice((1, 1, 2, 5))):
         line = rng.choice(lines)
         at = rng.randrange(len(line) or 1)
@@ -336,7 +346,7 @@ def damaged_text(rng: random.Random, data: bytes) -> bytes:
                 lines.remove(line)
             case _:
                 line[at : at + 1] = [rng.choice(WORDS)]
-    return "\n".join(" ".join(line) for line in lines).encode()
+    return "\n".join(between.join(line) for line in lines).encode()
 
 
 def damaged_array(rng: random.Random, array: np.ndarray) -> np.ndarray:
@@ -363,7 +373,8 @@ def damage(rng: random.Random, folder: Path) -> None:
     )
     if not files:
         return
-    meta = [path for path in files if path.suffix in (".json", ".npy", ".npz", ".txt", ".bin", ".ply")]
+    kinds = (".json", ".npy", ".npz", ".txt", ".bin", ".ply", ".xml", ".xmp", ".csv", ".out", ".nvm", "")
+    meta = [path for path in files if path.suffix in kinds]
     file = rng.choice(meta if meta and rng.random() < 0.7 else files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -425,7 +436,10 @@ def rewritten(change: Callable[[random.Random, bytes], bytes]) -> Callable[[rand
 
 DAMAGES: dict[str, Callable[[random.Random, Path], None]] = {
     ".json": rewritten(damaged_json),
-    ".txt": rewritten(damaged_text),
+    "": rewritten(damaged_json),
+    **dict.fromkeys((".txt", ".out", ".nvm"), rewritten(damaged_text)),
+    **dict.fromkeys((".xml", ".xmp"), rewritten(lambda rng, data: damaged_text(rng, data, rng.choice((" ", "<"))))),
+    ".csv": rewritten(lambda rng, data: damaged_text(rng, data, ",")),
     ".npy": damage_npy,
     ".npz": damage_npz,
     ".png": damage_picture,
@@ -538,7 +552,7 @@ def survive(
     count: int,
     folder: Path,
     names: list[str],
-    write: Callable[[str, Path], None],
+    write: Callable[[str, Path], object],
     damage: Callable[[str, random.Random, Path], None],
     use: Callable[[str, Path, bool], None],
 ) -> None:
@@ -583,7 +597,12 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited an
 
 @linux
 def test_damaged_scenes_are_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
-    fuzz(0, QUICK, tmp_path / "fuzz", list(READERS))
+    fuzz(0, QUICK, tmp_path / "fuzz", [name for name in READERS if name not in OTHERS])
+
+
+@linux
+def test_damaged_layouts_of_other_programs_are_read_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    fuzz(0, FEW, tmp_path / "fuzz", list(OTHERS))
 
 
 @linux

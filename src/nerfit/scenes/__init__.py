@@ -28,7 +28,9 @@ def detect_format(source: str) -> str:
         f"no known scene at '{source}': expected a folder with transforms_train.json (Blender, LINEMOD), poses_bounds.npy (LLFF), "
         "transforms.json (instant-ngp, nerfstudio), sparse/0 (COLMAP), train/<object>/intrinsics.txt (DeepVoxels), rgb, pose and "
         "intrinsics.txt (NSVF; NeRF++: in train) or metadata.json (multi-scale Blender), "
-        "tiny_nerf_data.npz, a folder of photographs, a video, an image file, or 'procedural'."
+        "tiny_nerf_data.npz, the cameras of NeuS (cameras_sphere.npz), BlendedMVS (cams), Polycam (keyframes), Record3D (metadata), "
+        "Metashape (.xml), RealityCapture (.csv, .xmp), OpenSfM (reconstruction.json), openMVG (sfm_data.json), Bundler (bundle.out), "
+        "VisualSFM (.nvm) or Kapture (sensors), a folder of photographs, a video, an image file, or 'procedural'."
     )
 
 

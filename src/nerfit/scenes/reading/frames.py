@@ -19,6 +19,11 @@ def read_frames(file: Path) -> dict[str, Any]:
     """
     meta = read_json(file)
     frames = meta.get("frames") if isinstance(meta, dict) else None
+    if _has_transforms(meta if frames is None else frames):
+        raise SceneError(
+            f"{file} is a list of pictures with the key 'transform', as viewers of ACE0 and others write it, and no transforms.json; that "
+            "is an object with fl_x (or K) and frames, each with file_path and transform_matrix (camera to world, OpenGL axes)."
+        )
     if not isinstance(frames, list) or not frames:
         raise SceneError(f"{file} lists no frames.")
     for i, frame in enumerate(frames):
@@ -34,6 +39,14 @@ def read_frames(file: Path) -> dict[str, Any]:
             raise SceneError(f"{file}: the transform_matrix of frame {i} ({frame['file_path']}) is not a finite 4x4 matrix.")
         frame["transform_matrix"] = matrix
     return meta
+
+
+def _has_transforms(frames: Any) -> bool:
+    """Whether something is a list whose first entry has a pose by the key transform, and none by transform_matrix."""
+    match frames:
+        case [{"transform": _, **others}, *_]:
+            return "transform_matrix" not in others
+    return False
 
 
 def read_splits(

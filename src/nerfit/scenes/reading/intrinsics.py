@@ -40,12 +40,13 @@ class Intrinsics(NamedTuple):
 def read_intrinsics(what: str, frame: dict[str, Any], meta: dict[str, Any], size: tuple[int, int], small: tuple[int, int]) -> Intrinsics:
     """The lens of a ``frame`` whose picture of ``size`` (width, height) is shrunk to ``small``, in pixels of the latter.
 
-    A frame's own values go before the file's (``meta``). The file's are in pixels of a w×h picture; where w and h are missing, of
-    ``size``. The distortion keys k1 k2 k3 k4 p1 p2 mean the powers r² r⁴ r⁶ r⁸ and the tangential terms, as in nerfstudio's
-    OPENCV and in OPENCV_FISHEYE (there of the angle); in FULL_OPENCV k4 k5 k6 are the denominator's; sx1 sy1 are
+    A frame's own values go before the file's (``meta``); a 3x3 matrix ``K`` stands for fl_x fl_y cx cy. The file's are in pixels of a w×h
+    picture; where w and h are missing, of ``size``. The distortion keys k1 k2 k3 k4 p1 p2 mean the powers r² r⁴ r⁶ r⁸ and the tangential
+    terms, as in nerfstudio's OPENCV and in OPENCV_FISHEYE (there of the angle); in FULL_OPENCV k4 k5 k6 are the denominator's; sx1 sy1 are
     THIN_PRISM_FISHEYE's. An equirectangular picture spans the sphere, so it needs no focal length. Raises SceneError, with ``what`` in
     front, for other lenses and for values without sense.
     """
+    frame, meta = _from_matrix(what, frame), _from_matrix(what, meta)
     model = _model(what, frame, meta)
     lens = _MODELS[model]
     w, h = (number(what, key, frame, meta) or float(pixels) for key, pixels in zip(("w", "h"), size, strict=True))
@@ -100,6 +101,18 @@ def _model(what: str, *sources: dict[str, Any]) -> str:
     return "OPENCV"
 
 
+def _from_matrix(what: str, source: dict[str, Any]) -> dict[str, Any]:
+    """A frame or file with the focal lengths and principal point of its matrix K, if it has one; its own go before these."""
+    match source.get("K"):
+        case None:
+            return source
+        case [[fx, skew, cx], [_, fy, cy], [_, _, _]]:
+            if number(what, "skew", {"skew": skew}):
+                raise SceneError(f"{what} has a matrix K with skew, which no lens has; undistort the pictures.")
+            return {"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy} | source
+    raise SceneError(f"{what} has K {str(source['K'])[:40]!r}, which should be the 3x3 matrix of fx 0 cx, 0 fy cy, 0 0 1.")
+
+
 def _distortion(what: str, model: str, *sources: dict[str, Any]) -> list[float]:
     """`LENS_PARAMETERS` by the names that a camera model gives them."""
     names = _KEYS | _LAST.get(model, {"k4": "k4"})
@@ -124,7 +137,7 @@ def _focal_lengths(what: str, w: float, h: float, *sources: dict[str, Any]) -> t
     fx, fy = _focal(what, "x", w, *sources), _focal(what, "y", h, *sources)
     fx, fy = fx or fy, fy or fx
     if fx is None or fy is None:
-        raise SceneError(f"{what} has no focal length; give fl_x or camera_angle_x.")
+        raise SceneError(f"{what} has no focal length; give fl_x, camera_angle_x or the matrix K.")
     for name, focal, side in (("fl_x", fx, w), ("fl_y", fy, h)):
         if focal < 0.01 * side:
             raise SceneError(f"{what}: {name} is {focal:g} for a picture of {side:g} pixels; it should be in pixels.")
