@@ -20,7 +20,7 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES
 from nerfit.cameras.poses import to_4x4
-from nerfit.cameras.rotations import matrix_to_quaternion
+from nerfit.cameras.rotations import matrix_to_quaternion, quaternion_to_matrix
 from nerfit.errors import SceneError
 from nerfit.files import write_json
 from nerfit.scenes.images import replacing
@@ -93,8 +93,9 @@ def write_colmap(folder: Path, cameras: Cameras, names: list[str], points: Float
     lenses = [_model_lens(cameras, view, name) for view, name in enumerate(names)]
     numbers = {lens: i for i, lens in enumerate(dict.fromkeys(lenses), 1)}
     c2w = convert_axes(to_4x4(cameras.c2w)[:, :3], "opengl", "opencv")
-    rotation = c2w[:, :, :3].mT
-    poses = torch.cat([matrix_to_quaternion(rotation), -(rotation @ c2w[:, :, 3:])[..., 0]], -1).tolist()
+    quaternions = matrix_to_quaternion(c2w[:, :, :3].mT)
+    rotation = quaternion_to_matrix(quaternions)  # a float32 matrix is a rotation to 1e-7 only, half a metre at a position of 5,000,000 m
+    poses = torch.cat([quaternions, -(rotation @ c2w[:, :, 3:])[..., 0]], -1).tolist()
     images = [(i, *pose, numbers[lens], name) for i, (pose, lens, name) in enumerate(zip(poses, lenses, names, strict=True), 1)]
     xyz = np.empty((0, 3)) if points is None else points.numpy().astype(np.float64)
     model = folder / "sparse" / "0"
@@ -142,7 +143,8 @@ def _write_text(model: Path, cameras: dict[_Lens, int], images: list[tuple[Any, 
 
     _write(model / "cameras.txt", [line(i, name, w, h, *values) for (name, w, h, values), i in cameras.items()], b"".join)
     _write(model / "images.txt", [line(*row) + b"\n" for row in images], b"".join)
-    _write(model / "points3D.txt", [line(i, *position, 128, 128, 128, 0.0) for i, position in enumerate(xyz.tolist(), 1)], b"".join)
+    points = [line(i, *position, 128, 128, 128, 0.0) for i, position in enumerate(xyz.tolist(), 1)]
+    _write(model / "points3D.txt", [b"# number, x, y, z, red, green, blue, error, track\n", *points], b"".join)  # COLMAP needs the file
 
 
 def _counted(entries: list[bytes]) -> bytes:

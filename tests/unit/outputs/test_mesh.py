@@ -1,6 +1,7 @@
 """Meshes and points of a ball that is known exactly, and the files they are written to."""
 
 import struct
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def test_normals_of_a_tetrahedron() -> None:
 
 
 def test_a_mesh_in_a_ply_file(tmp_path: Path) -> None:
-    mesh = tetrahedron()
+    mesh = replace(tetrahedron(), vertices=tetrahedron().vertices - 990)
     path = write_mesh(tmp_path / "new" / "mesh.ply", mesh)
     assert_close(read_ply(path), mesh.vertices, 1e-7)
     head, _, body = path.read_bytes().partition(b"end_header\n")
@@ -209,3 +210,20 @@ def test_what_a_view_says_of_points(seed: int) -> None:
     assert seen.all() and float(behind) == pytest.approx(float(depth[y, x]) - t, abs=1e-4)
     _, seen = surfaces.behind(0, torch.from_numpy(cameras.c2w[0, :, 3].numpy() - t * d).float()[None])
     assert not seen.any()
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".obj", ".glb"])
+def test_georeferenced_meshes_keep_their_millimetres(suffix: str, tmp_path: Path) -> None:
+    """5,335,678 m from the origin; .glb counts from the translation of its node, and says so."""
+    trimesh = pytest.importorskip("trimesh", reason="trimesh is not installed")
+    corners = torch.rand(60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 50
+    vertices = corners + torch.tensor([691_234.25, 5_335_678.5, 512.75], dtype=torch.float64)
+    faces = torch.arange(60).reshape(-1, 3)
+    mesh = Mesh(vertices, faces, vertex_normals(vertices, faces), torch.full((60, 3), 99, dtype=torch.uint8))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write_mesh(tmp_path / f"m{suffix}", mesh)
+    messages = [str(warning.message) for warning in said if warning.category is UserWarning]
+    assert len(messages) == (suffix == ".glb") and all("count from 691259 5335703 538, the translation" in text for text in messages)
+    found = trimesh.load(tmp_path / f"m{suffix}", process=False, maintain_order=True, force="mesh").vertices
+    assert np.abs(found - vertices.numpy()).max() < 1e-5

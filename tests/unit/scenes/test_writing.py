@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES
 from nerfit.errors import SceneError
 from nerfit.scenes.formats import colmap, llff, transforms
-from nerfit.scenes.reading.ply import write_ply
+from nerfit.scenes.reading.colmap_model import poses, read_images
+from nerfit.scenes.reading.ply import read_ply, write_ply
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.writing import write_colmap, write_poses_bounds, write_transforms
 
@@ -193,3 +195,56 @@ def test_cameras_go_back_to_the_users_coordinates(folder):
     scene = transforms.load(str(folder), transforms.Config())
     assert_close(scene.cameras.centers.norm(dim=-1).mean(), 1.0, 1e-5)
     assert_close(scene.original_cameras.c2w, cameras.c2w, 1e-6)
+
+
+UTM = np.array([691_234.25, 5_335_678.5, 512.75])
+
+
+@pytest.fixture
+def georeferenced(folder: Path) -> tuple[Scene, Tensor]:
+    """A ring of 50 m far from the origin, read from a file, so that its cameras are float32; and the true positions."""
+    ring = np.stack([around(0.5 * math.pi * i, 0.2 + 0.1 * i)[:3] for i in range(VIEWS)])
+    ring[:, :, 3] = UTM + 12.5 * ring[:, :, 3]
+    truth = torch.from_numpy(ring)
+    write_transforms(folder, replace(cameras_of(0, [("perspective", ())]), c2w=truth), NAMES)
+    return transforms.load(str(folder), transforms.Config()), truth[:, :, 3]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("points", [True, False])
+def test_georeferenced_cameras_keep_their_millimetres(georeferenced, tmp_path, binary, points):
+    """transforms.json and COLMAP's model agree to 1e-6 of the scene, read by COLMAP too; a model without points is one."""
+    scene, truth = georeferenced
+    xyz = torch.from_numpy(UTM + np.random.default_rng(0).normal(size=(9, 3))) if points else None
+    model = write_colmap(tmp_path / "out", scene.original_cameras, NAMES, xyz, binary)
+    meta = json.loads(write_transforms(tmp_path / "out", scene.original_cameras, NAMES).read_text())
+    written = torch.tensor([frame["transform_matrix"] for frame in meta["frames"]], dtype=torch.float64)[:, :3, 3]
+    extent = (truth - truth.mean(0)).norm(dim=-1).max()
+    assert (written - truth).abs().max() < 1e-6 * extent
+    images = read_images(model)
+    assert (poses(images)[:, :, 3] - written).abs().max() < 1e-7 * extent
+    pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed")
+    theirs = pycolmap.Reconstruction(str(model))
+    assert theirs.num_points3D() == (9 if points else 0)
+    centers = np.stack([theirs.image(i + 1).projection_center() for i in range(VIEWS)])
+    assert np.abs(centers - written.numpy()).max() < 1e-7 * float(extent)
+    if xyz is not None:
+        assert np.abs(np.sort([p.xyz for p in theirs.points3D.values()], 0) - np.sort(xyz.numpy(), 0)).max() < 1e-8
+
+
+def test_georeferenced_poses_and_bounds(georeferenced, tmp_path):
+    scene, truth = georeferenced
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_poses_bounds(tmp_path, scene.original_cameras, NAMES, torch.ones(VIEWS, 2))
+    assert (llff.read_poses(tmp_path / "poses_bounds.npy").c2w[:, :3, 3] - truth).abs().max() < 1e-4
+
+
+def test_points_far_from_the_origin_are_doubles(tmp_path):
+    near = torch.rand(200, 3, dtype=torch.float64) * 50
+    far = near + torch.from_numpy(UTM)
+    assert b"property float x" in write_ply(tmp_path / "near.ply", near).read_bytes()[:200]
+    assert b"property double x" in write_ply(tmp_path / "far.ply", far, far, far.byte()).read_bytes()[:200]
+    assert torch.equal(read_ply(tmp_path / "far.ply"), far)
+    trimesh = pytest.importorskip("trimesh", reason="trimesh is not installed")
+    assert np.abs(trimesh.load(tmp_path / "far.ply").vertices - far.numpy()).max() < 1e-9

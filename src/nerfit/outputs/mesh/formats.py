@@ -1,5 +1,6 @@
 """Meshes as files that other programs open: PLY, OBJ and binary glTF."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from nerfit.errors import ConfigError
 from nerfit.outputs.extras import extra
 from nerfit.outputs.mesh.extract import Mesh
 from nerfit.scenes.images import replacing, write_png
-from nerfit.scenes.reading.ply import write_ply
+from nerfit.scenes.reading.ply import need_double, write_ply
 
 
 def check_name(path: Path, textured: bool) -> None:
@@ -45,13 +46,14 @@ def _write_ply(path: Path, mesh: Mesh) -> None:
 def _write_obj(path: Path, mesh: Mesh) -> None:
     """Text with the colour (0 to 1) after each vertex's position, as MeshLab and Blender read it, or a texture."""
     corners = mesh.faces + 1
+    xyz = " ".join(["%.14g" if need_double(mesh.vertices) else "%.9g"] * 3)
     with replacing(path) as temporary, temporary.open("w") as file:
         if mesh.texture is None:
-            np.savetxt(file, torch.cat([mesh.vertices, mesh.colors / 255], 1).numpy(), "v %.9g %.9g %.9g %.4f %.4f %.4f")
+            np.savetxt(file, torch.cat([mesh.vertices, mesh.colors / 255], 1).numpy(), f"v {xyz} %.4f %.4f %.4f")
         else:
             _write_material(path, mesh.texture.image)
             file.write(f"mtllib {path.with_suffix('.mtl').name}\nusemtl surface\n")
-            np.savetxt(file, mesh.vertices.numpy(), "v %.9g %.9g %.9g")
+            np.savetxt(file, mesh.vertices.numpy(), f"v {xyz}")
             np.savetxt(file, mesh.texture.uv.numpy(), "vt %.6f %.6f")
         np.savetxt(file, mesh.normals.numpy(), "vn %.5f %.5f %.5f")
         if mesh.texture is None:
@@ -70,9 +72,18 @@ def _write_material(path: Path, image: Tensor) -> None:
 
 
 def _write_glb(path: Path, mesh: Mesh) -> None:
-    """Binary glTF, whose vertex colours are linear in light and whose textures are not (specification 2.0, sections 3.7.2.1 and 3.9.2)."""
+    """Binary glTF, whose vertex colours are linear in light and whose textures are not (specification 2.0, sections 3.7.2.1 and 3.9.2).
+
+    Its positions are float32: far from the origin they count from a point that the node's translation (a number of JSON) holds.
+    """
     trimesh = extra("trimesh", "a .glb file")
     vertices, normals, faces = mesh.vertices, mesh.normals, mesh.faces
+    placed = np.eye(4)
+    if need_double(vertices):
+        offset = ((vertices.amin(0) + vertices.amax(0)) / 2).round()
+        vertices, placed[:3, 3] = vertices - offset, offset.numpy()
+        where = " ".join(f"{x:.0f}" for x in offset.tolist())
+        warnings.warn(f"{path}: glTF's positions have 7 digits; they count from {where}, the translation of their node.", stacklevel=4)
     if mesh.texture is None:
         color = mesh.colors.double() / 255
         linear = torch.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
@@ -85,8 +96,10 @@ def _write_glb(path: Path, mesh: Mesh) -> None:
         material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0)
         visual = trimesh.visual.TextureVisuals(uv=texture.uv.numpy(), material=material)
     made = trimesh.Trimesh(vertices.numpy(), faces.numpy(), vertex_normals=normals.numpy(), visual=visual, process=False)
+    scene = trimesh.Scene()
+    scene.add_geometry(made, transform=placed)
     with replacing(path) as temporary:
-        temporary.write_bytes(made.export(file_type="glb", include_normals=True))
+        temporary.write_bytes(scene.export(file_type="glb", include_normals=True))
 
 
 _WRITERS = {".ply": _write_ply, ".obj": _write_obj, ".glb": _write_glb}

@@ -1,6 +1,7 @@
 """A film of a mesh that turns: its colours on the left, its shape on the right."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ _FOV = math.radians(35)
 
 def write_turntable(path: Path, mesh: Mesh, up: Float[Tensor, "3"], frames: int = 90, size: int = 480) -> Path:
     """Film one turn of a mesh about ``up``, drawn over white, at 30 frames a second; returns the path written."""
+    mesh = replace(mesh, vertices=mesh.vertices - mesh.vertices.mean(0))  # cameras are float32
     cameras = orbit(mesh.vertices, up, frames, size)
     return write_video(path, (_frame(mesh, cameras[i]) for i in range(frames)))
 

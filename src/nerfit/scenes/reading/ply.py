@@ -15,6 +15,7 @@ _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
     "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
+_WORDS = {"u1": "uchar", "<f4": "float", "<f8": "double"}
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": ""}
 _LONGEST_HEADER = 65_536
 
@@ -68,6 +69,14 @@ def _header(head: bytes) -> tuple[str, int, list[str], list[str]]:
     return _ORDERS[words[0][1]], count, names, types
 
 
+def need_double(points: Float[Tensor, "n 3"]) -> bool:
+    """Whether float32 would move some point by more than a millionth of the extent of all, as far from the origin (UTM coordinates)."""
+    if not len(points):
+        return False
+    extent = (points.amax(0) - points.amin(0)).double().norm()
+    return bool(points.abs().max().double() * 2.0**-24 > 1e-6 * extent)
+
+
 def write_ply(
     path: Path,
     points: Float[Tensor, "n 3"],
@@ -75,8 +84,11 @@ def write_ply(
     colors: UInt8[Tensor, "n 3"] | None = None,
     faces: Int[Tensor, "f 3"] | None = None,
 ) -> Path:
-    """Write points, or a mesh, as a binary PLY file of float32 and bytes; raises RunError when that can't be done."""
-    layout = [(axis, "<f4") for axis in "xyz"]
+    """Write points, or a mesh, as a binary PLY file; raises RunError when that can't be done.
+
+    Normals are float32, colours bytes, and positions float32 unless they `need_double`.
+    """
+    layout = [(axis, "<f8" if need_double(points) else "<f4") for axis in "xyz"]
     layout += [] if normals is None else [("n" + axis, "<f4") for axis in "xyz"]
     layout += [] if colors is None else [(name, "u1") for name in ("red", "green", "blue")]
     table = np.empty(len(points), layout)
@@ -84,7 +96,7 @@ def write_ply(
     for (name, _), column in zip(layout, columns.T, strict=True):
         table[name] = column.numpy()
     head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(points)}\n"
-    head += "".join(f"property {'uchar' if kind == 'u1' else 'float'} {name}\n" for name, kind in layout)
+    head += "".join(f"property {_WORDS[kind]} {name}\n" for name, kind in layout)
     body = table.tobytes()
     if faces is not None:
         head += f"element face {len(faces)}\nproperty list uchar int vertex_indices\n"
