@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sqlite3
 import stat
 import sys
@@ -20,8 +21,9 @@ import numpy as np
 from nerfit.errors import SceneError
 
 _fcntl: Any = import_module("fcntl") if os.name == "posix" else None
-_TEXT, _ARRAYS = 64 << 20, 4 << 30
-"""Largest text file (a frame of transforms.json takes about 1000 bytes) and largest total of the arrays of a NumPy file, in bytes."""
+_TEXT, _ARRAYS, _LENIENT = 64 << 20, 4 << 30, 8 << 20
+"""Largest text file (a frame of transforms.json takes about 1000 bytes) and largest total of the arrays of a NumPy file, in bytes; largest
+JSON file with comments, in characters."""
 _LONGEST_LINE = 1 << 24
 
 
@@ -35,12 +37,24 @@ def read_text(file: Path) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file, read as `read_text` does; SceneError for one that is no JSON."""
+    """The content of a JSON file, read as `read_text` does; comments and trailing commas are passed over. SceneError for no JSON."""
     text = read_text(file)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
+        plain = _plain_json(text) if len(text) <= _LENIENT else text
+        with suppress(ValueError, RecursionError):
+            if plain != text:
+                return json.loads(plain)
         raise SceneError(f"{file} is not valid JSON ({error}).") from error
+
+
+def _plain_json(text: str) -> str:
+    """JSON without comments (// and /* */) and commas before a closing bracket."""
+    for rubbish in (r"//[^\n]*|/\*.*?(?:\*/|\Z)", r",(?=\s*+[\]}])"):
+        parts = re.compile(rf'"(?:[^"\\]|\\.?)*+"?|({rubbish})', re.DOTALL)
+        text = parts.sub(lambda part: "" if part[1] is not None else part[0], text)
+    return text
 
 
 def peek_json(file: Path) -> Any:

@@ -1,6 +1,7 @@
 """Pictures in and out: reading photographs, resizing them, writing PNGs, and colours for depths."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from nerfit.errors import RunError, SceneError
 from nerfit.files import atomic_write, check_regular
+from nerfit.scenes.colour import by_profile, srgb
 
 Picture = Tensor | np.ndarray
 """An image [height, width] or [height, width, 1, 3 or 4]: uint8, or floats in [0, 1]."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".exr", ".hdr")
-"""Endings of the names of pictures, in small letters."""
-_PILLOW = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".exr", ".hdr", ".avif", ".heic", ".heif")
+"""Endings of the names of pictures, in small letters; of two files of one stem the first kind is taken."""
+_PILLOW = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
 """Formats that Pillow may read. Its readers of rarer formats know no limits (GIF's goes through gigabytes by bytes)."""
 MOST_JPEG_BYTES = 1 << 28
 """A larger JPEG is none: Pillow seeks its header byte by byte."""
@@ -28,6 +30,8 @@ MOST_PIXELS = 500_000_000
 """Larger pictures are refused unread; Pillow's own limits, which start at a fifth of that, are switched off."""
 Image.MAX_IMAGE_PIXELS = None
 
+_SAMPLE = 8
+"""Pictures of a scene that are looked at for the bits that they use."""
 _FLOAT_ONLY, _TIFF = (b"\x76\x2f\x31\x01", b"#?RADIANCE", b"#?RGBE"), (b"II*\0", b"MM\0*")
 
 
@@ -40,6 +44,8 @@ class Header(NamedTuple):
     """Whether some of its pixels may be transparent."""
     linear: bool
     """Whether it holds floating-point samples proportional to light, as EXR and HDR files do."""
+    deep: bool = False
+    """Whether it holds samples of 16 bits."""
 
 
 def read_header(path: Path) -> Header:
@@ -49,7 +55,7 @@ def read_header(path: Path) -> Header:
             codec = image.streams.video[0].codec_context
             return Header(codec.width, codec.height, alpha=True, linear=True)
         width, height = image.size[::-1] if _sideways(image) else image.size
-        return Header(width, height, image.has_transparency_data, image.mode == "F")
+        return Header(width, height, image.has_transparency_data, image.mode == "F", _is_deep(image))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -62,11 +68,12 @@ def shrunk(size: tuple[int, int], factor: int) -> tuple[int, int]:
     return max(1, size[0] // factor), max(1, size[1] // factor)
 
 
-def read_image(path: Path, target: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width channels"]:
+def read_image(path: Path, target: tuple[int, int] | None = None, bits: int = 16) -> UInt8[np.ndarray, "height width channels"]:
     """The pixels of an image file, 3 channels or, where it knows transparency, 4 with straight alpha.
 
-    Rotated as its EXIF tag says; grey, palette and CMYK files become RGB; of 16-bit samples the high byte is kept; linear
-    pictures (EXR, Radiance HDR, floating-point TIFF) are taken to sRGB, what is brighter than 1 is cut off. A picture that
+    Rotated as its EXIF tag says and taken to sRGB by its ICC profile; grey, palette and CMYK files become RGB; of 16-bit samples
+    the highest 8 of ``bits`` are kept (`stored_bits`); linear pictures (EXR, Radiance HDR, floating-point TIFF) are taken to sRGB,
+    what is brighter than 1 is cut off. A picture that
     will be shrunk to ``target`` (width, height) may be decoded at a half, quarter or eighth of its size where its format
     makes that cheap (JPEG), never at less than twice the target. Raises SceneError for a file that is missing, cut short,
     no image, or larger than `MOST_PIXELS`.
@@ -77,13 +84,45 @@ def read_image(path: Path, target: tuple[int, int] | None = None) -> UInt8[np.nd
         if target is not None:
             width, height = target[::-1] if _sideways(image) else target
             image.draft("RGB", (2 * width, 2 * height))
+        if bits < 16 and _is_deep(image):
+            image = _shallow(image, path, bits)
         image = ImageOps.exif_transpose(image)
         if image.mode == "F":
             return _from_linear(np.asarray(image)[..., None])
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        image = by_profile(image)
         mode = "RGBA" if image.has_transparency_data else "RGB"
         return np.array(image if image.mode == mode else image.convert(mode))
+
+
+def stored_bits(paths: Sequence[Path], headers: Sequence[Header]) -> int:
+    """The bits that 16-bit pictures of one source use: 10, 12 or 14 where no colour of a sample of them is larger, else 16."""
+    deep = [path for path, header in zip(paths, headers, strict=True) if header.deep]
+    largest = [int(read_image(path)[..., :3].max(initial=0)) for path in deep[:: max(1, -(-len(deep) // _SAMPLE))]]
+    return next((bits for bits in (10, 12, 14) if largest and max(largest) < 1 << (bits - 8)), 16)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an undecoded picture has samples of 16 bits, of which Pillow keeps 8 where there are several a pixel."""
+    return image.mode.startswith("I") or (
+        image.format in ("PNG", "TIFF") and re.search(r"\bRGBA?;16", str(getattr(image, "tile", ""))) is not None
+    )
+
+
+def _shallow(image: Image.Image, path: Path, bits: int) -> Image.Image:
+    """A picture of 16-bit samples, of which ``bits`` are used, with 8 bits a sample."""
+    if image.mode.startswith("I"):
+        samples = np.asarray(image).astype(np.int64)
+    else:
+        import av
+
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            form = "rgba64le" if image.mode == "RGBA" else "rgb48le"
+            samples = next(container.decode(video=0)).to_ndarray(format=form).astype(np.int64)
+    shallow = Image.fromarray((samples.clip(0, (1 << bits) - 1) >> (bits - 8)).astype(np.uint8))
+    shallow.info |= {key: image.info[key] for key in ("exif", "icc_profile") if key in image.info}
+    return shallow
 
 
 def _sideways(image: Image.Image) -> bool:
@@ -115,14 +154,17 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _container(file: BinaryIO) -> Any:
     """A decoder for an open image file, its size checked; a context manager."""
-    magic, size = file.read(10), file.seek(0, 2)
+    magic, size = file.read(12), file.seek(0, 2)
     file.seek(0)
     try:
         if magic.startswith(_FLOAT_ONLY):
             raise UnidentifiedImageError
+        heif = magic[4:8] == b"ftyp"
+        if heif:
+            _register_heif()
         if magic.startswith(b"\xff\xd8") and size > MOST_JPEG_BYTES:
             raise ValueError(f"it is larger than the {MOST_JPEG_BYTES // 2**20} MiB that a JPEG may have")
-        image = Image.open(file, formats=_PILLOW)
+        image = Image.open(file, formats=(*_PILLOW, "HEIF") if heif else _PILLOW)
         width, height = image.size
     except UnidentifiedImageError:
         if not magic.startswith((*_FLOAT_ONLY, *_TIFF)):
@@ -140,6 +182,14 @@ def _container(file: BinaryIO) -> Any:
     if width * height > MOST_PIXELS:
         raise ValueError(f"it is {width}x{height}, more than {MOST_PIXELS // 10**6} million pixels; shrink it first")
     return image
+
+
+@cache
+def _register_heif() -> None:
+    """Let Pillow read the pictures of iPhones."""
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
 
 
 def _exr_lacks_chunks(file: BinaryIO) -> bool:
@@ -180,12 +230,6 @@ def _from_linear(picture: Float[np.ndarray, "height width channels"]) -> UInt8[n
     picture = np.nan_to_num(picture, posinf=1.0, neginf=0.0)
     colour = _to_bytes(255 * srgb(np.broadcast_to(picture[..., :3], (*picture.shape[:2], 3))))
     return np.concatenate([colour, _to_bytes(255 * picture[..., 3:])], -1)
-
-
-def srgb(linear: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """Display values of light (IEC 61966-2-1), both clipped to [0, 1]."""
-    linear = linear.clip(0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def resize_area(image: UInt8[np.ndarray, "h w channels"], width: int, height: int) -> UInt8[np.ndarray, "height width channels"]:

@@ -159,7 +159,7 @@ def test_exr_is_taken_to_srgb_with_straight_alpha(tmp_path, channels):
     light[0, 0, 0], light[0, 1, 0], light[1, :, -1] = np.nan, np.inf, 0.5
     (tmp_path / "a.exr").write_bytes(exr(light))
     pixels = read_image(tmp_path / "a.exr")
-    assert read_header(tmp_path / "a.exr") == (7, 5, True, True)
+    assert read_header(tmp_path / "a.exr") == (7, 5, True, True, False)
     assert pixels.shape == (5, 7, max(3, channels))
     for y, x in itertools.product(range(5), range(7)):
         values = [float(np.nan_to_num(v, posinf=1)) for v in light[y, x]]
@@ -216,7 +216,7 @@ def test_other_lossless_kinds(tmp_path, kind):
     pixels = noise(5, 7, 3)
     Image.fromarray(pixels).save(tmp_path / f"a.{kind}", lossless=True)
     assert np.array_equal(read_image(tmp_path / f"a.{kind}"), pixels)
-    assert read_header(tmp_path / f"a.{kind}") == (7, 5, False, False)
+    assert read_header(tmp_path / f"a.{kind}") == (7, 5, False, False, False)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

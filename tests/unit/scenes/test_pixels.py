@@ -29,7 +29,9 @@ from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats import blender, llff
 from nerfit.scenes.images import read_image, resize_area
 from nerfit.scenes.reading import pixel_cache as pixels
-from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, picture_files
+from nerfit.scenes.reading.masks import Mask, find_masks
+from nerfit.scenes.reading.picture_files import picture_files
+from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -110,10 +112,10 @@ def test_the_first_picture_that_fails_is_named_and_the_others_are_not_waited_for
     monkeypatch.setattr(pixels, "_IN_FLIGHT", 1)
     read = []
 
-    def slowly(path, size):
+    def slowly(path, size, bits):
         read.append(path)
         sleep(0.01)
-        return read_image(path, size)
+        return read_image(path, size, bits)
 
     monkeypatch.setattr(pixels, "read_image", slowly)
     paths = write(tmp_path, *(noise(40, 40, 3, i) for i in range(20)))
@@ -206,12 +208,12 @@ def test_masks_are_found_in_the_usual_places(tmp_path):
         images / "dynamic_mask_000.png", tmp_path / "masks/left/001.jpg.png", tmp_path / "masks/left/002.png")]  # fmt: skip
     save(tmp_path / "masks/left/000.png", noise(2, 2, 3))
     with pytest.warns(UserWarning, match=r"3 of 4 pictures, the first by .*dynamic_mask_000\.png"):
-        assert find_masks(paths) == [*masks, None]
+        assert find_masks(paths) == [Mask(masks[0], white_hides=True), Mask(masks[1]), Mask(masks[2]), None]
     small = write(tmp_path / "images_4", noise(1, 1, 3), noise(1, 1, 3))
     assert find_masks(small) == [None, None]
     masks = [save(tmp_path / "masks/000.png", noise(2, 2, 3)), save(tmp_path / "masks_4/001.png", noise(2, 2, 3))]
     with pytest.warns(UserWarning, match="2 of 2"):
-        assert find_masks(small) == masks
+        assert find_masks(small) == [Mask(mask) for mask in masks]
     assert find_masks([tmp_path / ("x" * 250 + ".png")]) == [None]
 
 
@@ -226,7 +228,7 @@ def test_hidden_pixels_have_alpha_0_and_no_part_in_colours(tmp_path, shrink, tim
     picture, shown = noise(12, 18, channels), np.random.default_rng(1).random((12 // times, 18 // times)) < 0.6
     (path,) = write(tmp_path / "images", picture)
     mask = save(tmp_path / "mask.png", shown.astype(np.uint8))
-    loaded = quietly([path], [(18 // shrink, 12 // shrink)], [mask]).reshape(12 // shrink, 18 // shrink, 4)
+    loaded = quietly([path], [(18 // shrink, 12 // shrink)], [Mask(mask)]).reshape(12 // shrink, 18 // shrink, 4)
     for y, x in np.ndindex(12 // shrink, 18 // shrink):
         light, weight = np.zeros(3), 0.0
         for j, i in np.ndindex(shrink, shrink):
@@ -240,13 +242,13 @@ def test_hidden_pixels_have_alpha_0_and_no_part_in_colours(tmp_path, shrink, tim
             assert np.abs(loaded[y, x, :3].numpy() - light / weight).max() <= 0.5 + 1e-6
 
 
-@pytest.mark.parametrize(("name", "hidden"), [("mask.png", 0), ("mask.jpg", 0), ("mask.tif", 0), ("dynamic_mask_a.png", 1)])
-def test_black_hides_in_all_masks_but_those_of_instant_ngp(tmp_path, name, hidden):
+@pytest.mark.parametrize(("name", "hidden"), [("mask.png", 0), ("mask.jpg", 0), ("mask.tif", 0), ("mask.png", 1), ("mask.jpg", 1)])
+def test_black_or_white_hides(tmp_path, name, hidden):
     (path,) = write(tmp_path, noise(16, 16, 3))
     half = np.zeros((16, 16), np.uint8)
     half[:, 8:] = 255
     mask = save(tmp_path / name, half)
-    alpha = load_pixels([path], [(16, 16)], [mask])[:, 3].reshape(16, 16)
+    alpha = load_pixels([path], [(16, 16)], [Mask(mask, white_hides=bool(hidden))])[:, 3].reshape(16, 16)
     assert (alpha[:, :8] == 255 * hidden).all()
     assert (alpha[:, 8:] == 255 * (1 - hidden)).all()
 
@@ -254,7 +256,7 @@ def test_black_hides_in_all_masks_but_those_of_instant_ngp(tmp_path, name, hidde
 def test_masks_that_hide_nothing_leave_no_alpha(tmp_path):
     paths = write(tmp_path, noise(4, 4, 3), noise(4, 4, 3, 1))
     mask = save(tmp_path / "mask.png", np.ones((4, 4), np.uint8))
-    assert load_pixels(paths, [(4, 4)] * 2, [mask, None]).shape == (32, 3)
+    assert load_pixels(paths, [(4, 4)] * 2, [Mask(mask), None]).shape == (32, 3)
 
 
 def test_changed_masks_are_read_again(tmp_path):
@@ -262,7 +264,7 @@ def test_changed_masks_are_read_again(tmp_path):
     for shade in (0, 255, 0):
         save(mask, np.full((4, 4), shade, np.uint8))
         os.utime(mask, ns=(shade + 1, shade + 1))
-        assert load_pixels(paths, [(2, 2)], [mask]).shape[1] == (3 if shade else 4)
+        assert load_pixels(paths, [(2, 2)], [Mask(mask)]).shape[1] == (3 if shade else 4)
 
 
 def test_bad_masks_are_named(tmp_path):
@@ -277,7 +279,7 @@ def test_bad_masks_are_named(tmp_path):
         elif content is not None:
             mask.write_bytes(content)
         with pytest.raises(SceneError, match=rf"mask\.png {message}"):
-            load_pixels(paths, [(4, 2)], [mask])
+            load_pixels(paths, [(4, 2)], [Mask(mask)])
 
 
 # --- Hidden pixels in training and judging --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from nerfit.cameras.cameras import focal_from_fov
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError, require_min
 from nerfit.scenes.images import image_size, shrunk
-from nerfit.scenes.reading.frames import image_path, read_splits
+from nerfit.scenes.reading.frames import read_splits
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
 
@@ -37,12 +37,12 @@ def detect(source: str) -> bool:
 
 
 def load(source: str, config: Config) -> Scene:
-    """Read the three splits; a missing val or test file leaves that split empty."""
+    """Read the three splits; a val or test file that is missing, or has no picture, leaves that split empty."""
     require_min("scene.", config, factor=1, testskip=0)
     folder = Path(source)
-    metas, frames, splits = read_splits(folder, config.train_views, config.testskip)
+    metas, frames, splits = read_splits(folder, config.train_views, config.testskip, config.allow_outside)
     fov = _angle(folder, metas)
-    paths = [image_path(folder, frame["file_path"], config.allow_outside) for frame in frames]
+    paths = [frame["path"] for frame in frames]
     sizes = [image_size(path) for path in paths]
     for path, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:

@@ -4,25 +4,35 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.errors import SceneError
-from nerfit.scenes.images import SUFFIXES, image_size, orientation, shrunk
+from nerfit.scenes.images import image_size, orientation, shrunk
 from nerfit.scenes.point_depths import PointDepths, point_depths
-from nerfit.scenes.reading.colmap_model import ModelCamera, ModelImage, ModelPoints, is_model, poses, read_cameras, read_images, read_points
-from nerfit.scenes.reading.frames import image_path
+from nerfit.scenes.reading.colmap_model import (
+    ModelCamera,
+    ModelImage,
+    ModelPoints,
+    find_models,
+    poses,
+    read_cameras,
+    read_images,
+    read_points,
+)
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
+from nerfit.scenes.reading.masks import find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
-from nerfit.scenes.reading.pixel_cache import find_masks, picture_files
+from nerfit.scenes.reading.picture_files import SceneFiles, picture_files
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
 
-_MODELS = ("sparse", "colmap/sparse", "distorted/sparse", ".")
-_PICTURES = ("images", "image", "input", "rgb", ".")
-"""Folders of models and pictures in a scene's folder, likeliest first."""
+_PICTURES = ("images", "image", "input", "rgb")
+"""Folders of pictures in a scene's folder, likeliest first."""
 
 
 @dataclass
@@ -34,12 +44,12 @@ class Config(NormaliseConfig):
 
 
 def detect(source: str) -> bool:
-    """A folder with a model in sparse/0, sparse, colmap/sparse/0 or distorted/sparse/0, or a model's own folder."""
-    return bool(_models(Path(source)))
+    """A folder with a model anywhere that `find_models` looks, or a model's own folder."""
+    return bool(find_models(Path(source)))
 
 
 def load(source: str, config: Config) -> Scene:
-    """The registered pictures that are there, in order of their names, of the model with the most of them.
+    """The registered pictures that are there, in order of their names, of the model that has the most of these.
 
     Pictures without a pose and poses without a picture are counted in a warning and left out. A picture that its EXIF tag turns, as
     COLMAP does not, takes its camera along; where it mirrors one there is no such camera, and that one is left out too. Raises
@@ -47,9 +57,9 @@ def load(source: str, config: Config) -> Scene:
     """
     config.check()
     root = Path(source)
-    model, registered = _largest(root)
+    model, registered, base, folder, paths = _largest(root, config.factor)
+    home = root if base.is_relative_to(root) else base
     cameras = read_cameras(model)
-    base, folder, paths = _pictures(root, model, registered, config.factor)
     _warn_left_out(model, folder, registered, paths)
     images = _unmirrored(model, [image for image in registered if image.name in paths], paths, cameras)
     splits = make_splits(str(model), len(images), held_out(len(images), config.holdout), config.train_views)
@@ -71,10 +81,10 @@ def load(source: str, config: Config) -> Scene:
         files,
         masks,
         None if points is None else points.xyz,
-        name=base.resolve().name,
+        name=home.resolve().name,
         format="colmap",
         splits=splits,
-        view_names=[os.path.relpath(path, base) for path in files],
+        view_names=[os.path.relpath(path, home) for path in files],
     )
     scene.points = _visible_points(model, points, scene, images) if config.depths else None
     return scene
@@ -97,53 +107,83 @@ def _visible_points(model: Path, points: ModelPoints | None, scene: Scene, image
     return found
 
 
-def _models(root: Path) -> list[Path]:
-    """The models of a scene's folder, from the first folder that has any."""
-    for folder in (root / name for name in _MODELS):
-        if folder.is_dir():
-            numbered = sorted((p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()), key=lambda p: int(p.name))
-            if found := [p for p in (*numbered, folder) if is_model(p, whole=p == root)]:
-                return found
-    return []
+class _Found(NamedTuple):
+    """A model, its registered pictures, the folder of its scene, in it that of the pictures, and those that are there by name."""
+
+    model: Path
+    registered: list[ModelImage]
+    base: Path
+    folder: Path
+    paths: dict[str, Path]
 
 
-def _largest(root: Path) -> tuple[Path, list[ModelImage]]:
-    """The model with the most pictures, and these."""
-    models = [(model, read_images(model)) for model in _models(root)]
+def _largest(root: Path, factor: int) -> _Found:
+    """The model with the most pictures that are there; says which others there are."""
+    models, problem = _models(root)
     if not models:
-        raise SceneError(f"{root} has no COLMAP model; it should lie in sparse/0.")
-    model, images = max(models, key=lambda found: len(found[1]))
-    if not images:
-        raise SceneError(f"{model} has no picture with a pose; estimate the poses again.")
-    if len(models) > 1:
-        counts = ", ".join(f"{path.name} ({len(own)})" for path, own in models)
-        warnings.warn(f"{root} has {len(models)} models that don't meet, the largest of which is used: {counts} pictures.", stacklevel=3)
-    return model, images
+        raise problem or SceneError(f"{root} has no COLMAP model; it should lie in sparse/0.")
+    found = [_Found(model, images, *_pictures(root, model, images, factor)) for model, images in models if images]
+    if not found:
+        raise SceneError(f"{models[0][0]} has no picture with a pose; estimate the poses again.")
+    best = max(found, key=lambda one: (len(one.paths), len(one.registered) if not one.paths else 0))
+    if not best.paths:
+        smaller = sorted(folder.name for folder in root.glob("images_*") if folder.name[7:].isdecimal())
+        hint = f"; there is {smaller[0]}: add --scene.factor {smaller[0][7:]}" if smaller else ""
+        first = f"images/{best.registered[0].name}"
+        raise SceneError(f"{root}: none of the {len(best.registered)} pictures of {best.model} is there, such as {first}{hint}.")
+    if len(found) > 1:
+        others = ", ".join(f"{os.path.relpath(o.model, root)} ({len(o.paths)} of {len(o.registered)})" for o in found if o is not best)
+        warnings.warn(
+            f"{root} has {len(found)} COLMAP models, of which that with the most pictures that are there is used, "
+            f"{os.path.relpath(best.model, root)} ({len(best.paths)} of {len(best.registered)}); the others: {others}.",
+            stacklevel=3,
+        )
+    return best
+
+
+def _models(root: Path) -> tuple[list[tuple[Path, list[ModelImage]]], SceneError | None]:
+    """The models of a scene's folder with their pictures, copies left out, and the reason why another can't be read."""
+    models: list[tuple[Path, list[ModelImage]]] = []
+    problem = None
+    for model in find_models(root):
+        try:
+            images = read_images(model)
+        except SceneError as error:
+            problem = problem or error
+            continue
+        if not any(_same(images, others) for _, others in models):
+            models.append((model, images))
+    if models and problem:
+        warnings.warn(f"{problem} Another model is used.", stacklevel=4)
+    return models, problem
+
+
+def _same(images: list[ModelImage], others: list[ModelImage]) -> bool:
+    """Whether two models pose the same pictures in the same way, but for the rounding of a text file."""
+    if [image.name for image in images] != [image.name for image in others]:
+        return False
+    return np.allclose([image.pose for image in images], [image.pose for image in others], rtol=1e-5, atol=1e-8)
 
 
 def _pictures(root: Path, model: Path, images: list[ModelImage], factor: int) -> tuple[Path, Path, dict[str, Path]]:
     """The scene's folder, in it the one that has the most of the pictures (of that factor, if any), and their paths by name."""
-    bases = [root, *(p.parent for p in (model.absolute().parent, model.absolute()) if p.name == "sparse")]
+    inner = [folder for folder in (model, *model.parents) if folder.is_relative_to(root) and folder != root][1:]
+    outer = [p.parent for p in (model.absolute().parent, model.absolute()) if p.name == "sparse"]
+    bases = dict.fromkeys([*inner, root, *outer])
     for ending in [f"_{factor}", ""] if factor > 1 else [""]:
-        folders = [(base, base / (name + ending)) for base in bases for name in _PICTURES if not ending or name != "."]
-        found = [(base, folder, _there(folder, images, bool(ending))) for base, folder in folders if folder.is_dir()]
-        best = max(found, key=lambda entry: len(entry[2]), default=None)
-        if best and best[2]:
-            return best
-    smaller = sorted(folder.name for folder in root.glob("images_*") if folder.name[7:].isdecimal())
-    hint = f"; there is {smaller[0]}: add --scene.factor {smaller[0][7:]}" if smaller else ""
-    raise SceneError(f"{root}: none of the {len(images)} pictures of {model} is there, such as images/{images[0].name}{hint}.")
+        named = [(base, base / (name + ending)) for base in bases for name in _PICTURES]
+        for folders in (named, [(base, base) for base in bases] if not ending else []):
+            found = [(base, folder, _there(folder, images)) for base, folder in folders if folder.is_dir()]
+            best = max(found, key=lambda entry: len(entry[2]), default=None)
+            if best and best[2]:
+                return best
+    return root, root, {}
 
 
-def _there(folder: Path, images: list[ModelImage], resaved: bool) -> dict[str, Path]:
-    """The pictures of a folder by name; where they were ``resaved`` they may have another suffix. SceneError for names that lead out."""
-    found = {}
-    for image in images:
-        path = image_path(folder, image.name)
-        there = next(filter(os.path.isfile, (path, *map(path.with_suffix, SUFFIXES)) if resaved else (path,)), None)
-        if there:
-            found[image.name] = there
-    return found
+def _there(folder: Path, images: list[ModelImage]) -> dict[str, Path]:
+    """The pictures of a folder by name, which `SceneFiles.find` finds. SceneError for names that lead out."""
+    paths = SceneFiles(folder).find([image.name for image in images], "the picture")
+    return {image.name: path for image, path in zip(images, paths, strict=True) if os.path.isfile(path)}
 
 
 def _warn_left_out(model: Path, folder: Path, registered: list[ModelImage], used: dict[str, Path]) -> None:

@@ -1,6 +1,5 @@
 """LINEMOD scenes of nerf-pytorch: transforms_train/val/test.json whose frames carry a 3x3 ``intrinsic_matrix`` each."""
 
-import os
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
@@ -11,12 +10,9 @@ import numpy as np
 from nerfit.errors import SceneError, require_min
 from nerfit.files import peek_json
 from nerfit.scenes.images import image_size
-from nerfit.scenes.reading.frames import image_path, read_splits
+from nerfit.scenes.reading.frames import read_splits
 from nerfit.scenes.reading.pinhole import View, pinhole_scene
 from nerfit.scenes.scene import Scene, SceneConfig
-
-_TAIL = 16
-"""Most folders between a scene's own and its pictures."""
 
 
 @dataclass
@@ -49,8 +45,7 @@ def load(source: str, config: Config) -> Scene:
     ends = [_range(folder / f"transforms_{split}.json", meta) for split, meta in metas.items() if split != "val"]
     views = []
     for frame in frames:
-        file = _picture(folder, frame["file_path"])
-        views.append(View(file, image_size(file), frame["transform_matrix"], _lens(folder, frame)))
+        views.append(View(frame["path"], image_size(frame["path"]), frame["transform_matrix"], _lens(folder, frame)))
     near, far = floor(min(near for near, _ in ends)), ceil(max(far for _, far in ends))
     return pinhole_scene(folder, views, near, far, config, config.factor, format="linemod", splits=splits)
 
@@ -70,12 +65,3 @@ def _lens(folder: Path, frame: dict[str, Any]) -> tuple[float, float, float, flo
     if k.shape != (3, 3) or not np.isfinite(k).all():
         raise SceneError(f"{folder}: the intrinsic_matrix of {frame['file_path']} is not a finite 3x3 matrix.")
     return k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5
-
-
-def _picture(folder: Path, file_path: str) -> Path:
-    """The picture of a frame, named there by its path from wherever the scene once lay: the longest end of it that is in the folder."""
-    parts = [part for part in Path(file_path).parts if part != ".."][-_TAIL:]
-    for i in range(len(parts)):
-        if os.path.isfile(folder / (end := Path(*parts[i:]))):
-            return image_path(folder, str(end))
-    raise SceneError(f"{folder} has no picture for the frame '{file_path}'.")

@@ -19,8 +19,10 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError, require_min
 from nerfit.files import read_npy
 from nerfit.scenes.images import image_size, orientation
+from nerfit.scenes.reading.masks import find_masks
 from nerfit.scenes.reading.normalise import looks_one_way
-from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, picture_files
+from nerfit.scenes.reading.picture_files import picture_files
+from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import HoldoutConfig, held_out, make_splits
 

@@ -12,7 +12,7 @@ from nerfit.errors import ConfigError, SceneError, require_min
 from nerfit.files import peek_json, read_json, write_json
 from nerfit.scenes.formats import blender
 from nerfit.scenes.images import image_size, resize_area, write_png
-from nerfit.scenes.reading.frames import image_path
+from nerfit.scenes.reading.picture_files import SceneFiles
 from nerfit.scenes.reading.pinhole import View, pinhole_scene
 from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.scenes.splits import chosen_views
@@ -48,7 +48,8 @@ def load(source: str, config: Config) -> Scene:
     meta = read_json(file)
     rows = {split: _rows(file, meta, split) for split in ("train", "val", "test") if split == "train" or split in meta}
     chosen, splits = chosen_views(rows, config.train_views, config.testskip)
-    views, near, far = zip(*(_view(what, folder, row) for what, row in chosen), strict=True)
+    paths = SceneFiles(folder).find([row[0] for _, row in chosen])
+    views, near, far = zip(*(_view(what, file, row) for (what, row), file in zip(chosen, paths, strict=True)), strict=True)
     return pinhole_scene(folder, views, min(near), max(far), config, format="multiscale", splits=splits)
 
 
@@ -58,15 +59,15 @@ def _rows(file: Path, meta: Any, split: str) -> list[tuple[str, tuple[Any, ...]]
     columns = {key: column for key in _KEYS if isinstance(table, dict) and isinstance(column := table.get(key), list)}
     if len(columns) < len(_KEYS) or len({*map(len, columns.values())}) > 1 or not columns["file_path"]:
         raise SceneError(f"{file}: {split} must have lists of one length named {', '.join(_KEYS)}.")
+    if any(not isinstance(name, str) for name in columns["file_path"]):
+        raise SceneError(f"{file}: each file_path of {split} must be a name.")
     rows = zip(*(columns[key] for key in _KEYS), strict=True)
     return [(f"{file}, picture {i} of {split}", row) for i, row in enumerate(rows)]
 
 
-def _view(what: str, folder: Path, row: tuple[Any, ...]) -> tuple[View, float, float]:
+def _view(what: str, file: Path, row: tuple[Any, ...]) -> tuple[View, float, float]:
     """A picture's view, near and far; pix2cam takes (x, y, 1), in pixels from the corner, to a direction of depth -1."""
-    name, *numbers = row
-    if not isinstance(name, str):
-        raise SceneError(f"{what}: file_path must be a name.")
+    _, *numbers = row
     try:
         c2w, width, height, pix2cam, near, far = (np.array(value, dtype=np.float64) for value in numbers)
     except (TypeError, ValueError, OverflowError):
@@ -76,7 +77,6 @@ def _view(what: str, folder: Path, row: tuple[Any, ...]) -> tuple[View, float, f
         raise SceneError(f"{what}: cam2world must be 4x4, pix2cam 3x3 and the rest one number each, all finite.")
     if not (pix2cam[0, 0] > 0 > pix2cam[1, 1] and np.allclose(pix2cam, _pix2cam(*(lens := _lens(pix2cam))))):
         raise SceneError(f"{what}: pix2cam is not that of a pinhole camera.")
-    file = image_path(folder, name)
     if not os.path.isfile(file):
         raise SceneError(f"{what}: {file} is not there.")
     if (size := image_size(file)) != (width, height):

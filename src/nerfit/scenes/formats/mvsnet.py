@@ -8,7 +8,7 @@ import numpy as np
 from nerfit.errors import SceneError
 from nerfit.files import read_text
 from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, center_of, check_skew, layout_scene, numbers, pose
-from nerfit.scenes.reading.pixel_cache import picture_files
+from nerfit.scenes.reading.picture_files import picture_files
 from nerfit.scenes.scene import Scene
 
 _PICTURES = ("blended_images", "images")

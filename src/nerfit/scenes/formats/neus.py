@@ -9,7 +9,7 @@ from jaxtyping import Float
 from nerfit.errors import SceneError
 from nerfit.files import npz_names, read_npz
 from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, check_skew, layout_scene, numbers, pose
-from nerfit.scenes.reading.pixel_cache import picture_files
+from nerfit.scenes.reading.picture_files import picture_files
 from nerfit.scenes.scene import Scene
 
 _CAMERAS = ("cameras_sphere.npz", "cameras_large.npz", "cameras.npz", "cameras_linear_init.npz")

@@ -6,11 +6,15 @@ import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from nerfit.errors import SceneError
 from nerfit.files import write_json
 from nerfit.scenes.formats import transforms
+from nerfit.scenes.images import write_png
 from nerfit.scenes.posing.registration import PoseConfig, Report
-from nerfit.scenes.reading.pixel_cache import mask_beside, photographs
+from nerfit.scenes.reading.masks import masks_of, visible_part
+from nerfit.scenes.reading.picture_files import photographs, read_photographs, relative_names
 from nerfit.scenes.scene import Scene
 
 
@@ -41,7 +45,7 @@ def estimate(source: str, config: PoseConfig) -> tuple[Path, Report]:
     from nerfit.scenes.posing import sfm
 
     poses = PoseConfig(**{f.name: getattr(config, f.name) for f in fields(PoseConfig)})
-    return sfm.estimate(source, photographs(Path(source)), poses, ordered=False)
+    return sfm.estimate(source, read_photographs(Path(source)), poses, ordered=False)
 
 
 def posed_scene(file: Path, report: Report, config: transforms.Config, name: str, form: str) -> Scene:
@@ -50,7 +54,7 @@ def posed_scene(file: Path, report: Report, config: transforms.Config, name: str
         warnings.warn(f"{name}: {report.missing_text()}", stacklevel=3)
     scene = transforms.load(str(file), config)
     scene.name, scene.format = name, form
-    scene.view_names = [Path(view).name for view in scene.view_names]
+    scene.view_names = relative_names([Path(file.parent, view) for view in scene.view_names])
     return scene
 
 
@@ -66,14 +70,13 @@ def export(file: Path, report: Report, out: Path) -> Path:
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         (part / "images").mkdir(parents=True)
-        for frame in meta["frames"]:
-            picture = Path(frame["file_path"])
-            frame["file_path"] = f"images/{picture.name}"
+        pictures = [Path(frame["file_path"]) for frame in meta["frames"]]
+        for frame, picture, name, mask in zip(meta["frames"], pictures, relative_names(pictures), masks_of(pictures), strict=True):
+            frame["file_path"] = f"images/{name}"
+            (part / frame["file_path"]).parent.mkdir(exist_ok=True)
             shutil.copyfile(picture, part / frame["file_path"])
-            if mask := mask_beside(picture):
-                beside = part / "images" if mask.parent == picture.parent else part / "masks"
-                beside.mkdir(exist_ok=True)
-                shutil.copyfile(mask, beside / mask.name)
+            if mask:
+                write_png(part / "masks" / f"{name}.png", visible_part(mask).astype(np.uint8) * 255)
         shutil.copyfile(file.parent / meta["ply_file_path"], part / meta["ply_file_path"])
         write_json(part / "transforms.json", meta)
         report.save(part / "report.json")

@@ -6,7 +6,7 @@ from pathlib import Path
 from nerfit.errors import SceneError
 from nerfit.files import read_json
 from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, layout_scene, numbers
-from nerfit.scenes.reading.pixel_cache import picture_files
+from nerfit.scenes.reading.picture_files import picture_files
 from nerfit.scenes.scene import Scene
 
 _CORRECTED = (("corrected_images", "images"), "corrected_cameras")

@@ -11,7 +11,7 @@ from nerfit.cameras.rotations import quaternion_to_matrix
 from nerfit.errors import SceneError
 from nerfit.files import peek_json, read_json
 from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, layout_scene, numbers, pose
-from nerfit.scenes.reading.pixel_cache import picture_files
+from nerfit.scenes.reading.picture_files import picture_files
 from nerfit.scenes.scene import Scene
 
 _FILES, _PICTURES = ("metadata", "metadata.json"), ("rgbd", "rgb", "EXR_RGBD/rgb")

@@ -16,11 +16,13 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import peek_json
 from nerfit.scenes.images import image_size, shrunk
+from nerfit.scenes.reading.colmap_model import find_models
 from nerfit.scenes.reading.depths import load_depths
-from nerfit.scenes.reading.frames import image_path, inside, read_frames
+from nerfit.scenes.reading.frames import present_frames, read_frames, set_paths
 from nerfit.scenes.reading.intrinsics import cameras_of, number, read_lenses
+from nerfit.scenes.reading.masks import Mask, find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
-from nerfit.scenes.reading.pixel_cache import find_masks
+from nerfit.scenes.reading.picture_files import SceneFiles, inside
 from nerfit.scenes.reading.ply import read_ply
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
@@ -61,9 +63,15 @@ def load(source: str, config: Config) -> Scene:
     file = _file(source)
     meta = read_frames(file)
     applied = _applied(file, meta)
-    paths, frames = _present(file, meta["frames"], config.allow_outside)
+    files = SceneFiles(file.parent, config.allow_outside)
+    set_paths(meta["frames"], files)
+    try:
+        frames = sorted(present_frames(file, meta["frames"]), key=lambda frame: str(frame["path"]))
+    except SceneError as error:
+        raise _with_model(error, file.parent) from error
+    paths = [frame["path"] for frame in frames]
     names = [os.path.relpath(path, file.parent) for path in paths]
-    splits = _splits(file, meta, paths, config)
+    splits = _splits(file, meta, paths, files, config)
 
     sizes = [image_size(path) for path in paths]
     small = [shrunk(size, config.factor) for size in sizes]
@@ -71,7 +79,7 @@ def load(source: str, config: Config) -> Scene:
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
-    masks = _masks(file, frames, paths, config.allow_outside)
+    masks = _masks(file, frames, files)
     scene = normalised_scene(
         config,
         cameras,
@@ -85,7 +93,7 @@ def load(source: str, config: Config) -> Scene:
         splits=splits,
         view_names=names,
     )
-    depths = _depths(file, meta, frames, small, config.allow_outside) if config.depths else None
+    depths = _depths(file, meta, frames, small, files) if config.depths else None
     scene.depths = None if depths is None else depths / scale_of(scene.to_original)
     return scene
 
@@ -110,30 +118,23 @@ def _file(source: str) -> Path:
     return path / "transforms.json" if path.is_dir() else path
 
 
-def _present(file: Path, frames: list[dict[str, Any]], allow_outside: bool) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The frames whose pictures exist, in order of their names; says which do not, and what else is left out."""
-    paths = [image_path(file.parent, frame["file_path"], allow_outside) for frame in frames]
-    there = sorted((i for i, path in enumerate(paths) if os.path.isfile(path)), key=lambda i: str(paths[i]))
-    absent = [frame["file_path"] for i, frame in enumerate(frames) if i not in set(there)]
-    if not there:
-        raise SceneError(f"{file} lists {len(frames)} pictures of which none is there; the first should be {paths[0]}.")
-    if absent:
-        shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        warnings.warn(f"{file}: {len(absent)} of {len(frames)} pictures are not there and were left out: {shown}", stacklevel=3)
-    return [paths[i] for i in there], [frames[i] for i in there]
+def _with_model(error: SceneError, folder: Path) -> SceneError:
+    """An error about absent pictures, with the COLMAP model that the folder has besides, if any."""
+    models = find_models(folder)
+    return SceneError(f"{str(error)[:-1]}; --scene.format colmap reads the model in {models[0]}.") if models else error
 
 
-def _splits(file: Path, meta: dict[str, Any], paths: list[Path], config: Config) -> dict[str, list[int]]:
+def _splits(file: Path, meta: dict[str, Any], paths: list[Path], scene: SceneFiles, config: Config) -> dict[str, list[int]]:
     """Views of each split: what the file lists, val and test standing in for each other; else every ``holdout``-th for testing."""
     listed: dict[str, list[int]] = {}
-    known = {image_path(file.parent, frame["file_path"], config.allow_outside) for frame in meta["frames"]}
+    known = {frame["path"] for frame in meta["frames"]}
     for split in _SPLITS:
         files = meta.get(f"{split}_filenames")
         if files is None:
             continue
         if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
             raise SceneError(f"{file}: {split}_filenames must be a list of file names.")
-        wanted = {image_path(file.parent, name, config.allow_outside) for name in files}
+        wanted = set(scene.find(files, f"{file}: {split}_filenames"))
         if wanted - known:
             raise SceneError(f"{file}: {split}_filenames has {min(wanted - known)}, which is not among the frames.")
         listed[split] = [i for i, path in enumerate(paths) if path in wanted]
@@ -141,13 +142,16 @@ def _splits(file: Path, meta: dict[str, Any], paths: list[Path], config: Config)
     return make_splits(str(file), len(paths), test, config.train_views, listed.get("train"), listed.get("val"))
 
 
-def _masks(file: Path, frames: list[dict[str, Any]], paths: list[Path], allow_outside: bool) -> list[Path | None]:
+def _masks(file: Path, frames: list[dict[str, Any]], scene: SceneFiles) -> list[Mask | None]:
     """The masks that frames name as mask_path, else those beside the pictures."""
     named = [frame.get("mask_path") for frame in frames]
     for frame, mask in zip(frames, named, strict=True):
         if not isinstance(mask, str | None):
             raise SceneError(f"{file}, {frame['file_path']} has mask_path {str(mask)[:40]!r}, which should be the name of a file.")
-    return [mask and image_path(file.parent, mask, allow_outside) for mask in named] if any(named) else find_masks(paths)
+    if not any(named):
+        return find_masks([frame["path"] for frame in frames])
+    found = iter(scene.find([mask for mask in named if mask], "the mask", aside=True))
+    return [Mask(next(found)) if mask else None for mask in named]
 
 
 def _applied(file: Path, meta: dict[str, Any]) -> Float[Tensor, "4 4"]:
@@ -166,13 +170,13 @@ def _applied(file: Path, meta: dict[str, Any]) -> Float[Tensor, "4 4"]:
 
 
 def _depths(
-    file: Path, meta: dict[str, Any], frames: list[dict[str, Any]], sizes: list[tuple[int, int]], allow_outside: bool
+    file: Path, meta: dict[str, Any], frames: list[dict[str, Any]], sizes: list[tuple[int, int]], scene: SceneFiles
 ) -> Float[Tensor, "pixels"] | None:
     """Depths in the user's coordinates, where any frame names a file with some (nerfstudio: depth_file_path, instant-ngp: depth_path)."""
     named = [frame.get("depth_file_path") or frame.get("depth_path") for frame in frames]
-    paths = [image_path(file.parent, name, allow_outside) if isinstance(name, str) else None for name in named]
-    there = [path if path is not None and os.path.isfile(path) else None for path in paths]
-    if not any(paths):
+    found = iter(scene.find([name for name in named if isinstance(name, str)], "the depth map", aside=True))
+    there = [path if isinstance(name, str) and os.path.isfile(path := next(found)) else None for name in named]
+    if not any(isinstance(name, str) for name in named):
         return None
     if absent := sum(path is None for path in there):
         warnings.warn(f"{file}: {absent} of {len(frames)} frames have no depth map.", stacklevel=3)

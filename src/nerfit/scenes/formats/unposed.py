@@ -9,7 +9,9 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.cameras import focal_from_fov
 from nerfit.errors import ConfigError, SceneError, require_min
 from nerfit.scenes.images import image_size, shrunk
-from nerfit.scenes.reading.pixel_cache import find_masks, load_pixels, photographs
+from nerfit.scenes.reading.masks import find_masks
+from nerfit.scenes.reading.picture_files import read_photographs, relative_names
+from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import HoldoutConfig, held_out, make_splits
 
@@ -34,7 +36,7 @@ def load(source: str, config: Config) -> Scene:
 
     Raises SceneError for fewer than 2 pictures or pictures that differ in size, ConfigError for settings without sense.
     """
-    files = photographs(Path(source))
+    files = read_photographs(Path(source))
     if len(files) < 2:
         raise SceneError(f"{source} holds {len(files)} pictures; it takes 2 or more to learn cameras from them.")
     require_min("scene.", config, factor=1, holdout=0)
@@ -61,5 +63,5 @@ def load(source: str, config: Config) -> Scene:
         background=config.background,
         ndc=True,
         default_path="interpolate",
-        view_names=[file.name for file in files],
+        view_names=relative_names(files),
     )

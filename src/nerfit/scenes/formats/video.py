@@ -19,9 +19,10 @@ from PIL import Image
 from nerfit.errors import ConfigError, SceneError
 from nerfit.files import atomic_write, cache_folder, file_lock, fingerprint
 from nerfit.progress import tick
+from nerfit.scenes.colour import is_wide, video_srgb
 from nerfit.scenes.formats import photos
 from nerfit.scenes.posing.registration import PoseConfig, Report, sharpness
-from nerfit.scenes.reading.pixel_cache import picture_files
+from nerfit.scenes.reading.picture_files import picture_files
 from nerfit.scenes.scene import Scene
 
 SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
@@ -30,8 +31,8 @@ SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
 RATE, FEWEST = 2.0, 60
 """Default number of frames taken per second of video, and the least number of all frames taken."""
 
-_COPY, _MOST_PIXELS = 480, 100_000_000
-"""Longest side of the copies whose sharpness is measured; frames with more pixels are refused."""
+_COPY, _MOST_PIXELS, _VERSION = 480, 100_000_000, 2
+"""Longest side of the copies whose sharpness is measured; frames with more pixels are refused; of the cached frames."""
 
 
 @dataclass
@@ -74,7 +75,7 @@ def extract(video: Path, config: VideoConfig) -> list[Path]:
     """
     if config.most_frames < 3 or not (config.fps is None or 0 < config.fps < math.inf):
         raise ConfigError("fps must be above 0 and most_frames at least 3.")
-    folder = cache_folder() / "frames" / fingerprint([video], config.fps, config.most_frames)
+    folder = cache_folder() / "frames" / fingerprint([video], _VERSION, config.fps, config.most_frames)
     with file_lock(folder):
         if not (folder / "done").exists():
             _write_frames(video, folder, config)
@@ -125,8 +126,13 @@ def _write_frames(video: Path, folder: Path, config: VideoConfig) -> None:
 
 
 def upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of a frame, turned as its display matrix asks."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    """The pixels of a frame in sRGB, turned as its display matrix asks."""
+    transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
+    if is_wide(transfer, primaries):
+        pixels = video_srgb(frame.to_ndarray(format="rgb48le"), transfer, primaries)
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 @contextmanager

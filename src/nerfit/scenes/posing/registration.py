@@ -25,7 +25,7 @@ class PoseConfig:
     """How camera poses are estimated."""
 
     shared_camera: bool = True
-    """Pictures with the same size and focal length share one camera; otherwise each picture has its own."""
+    """Pictures of one folder with the same size and focal length share one camera; otherwise each picture has its own."""
     lens: Literal["radial", "opencv", "fisheye"] = "radial"
     """radial = two terms of distortion; opencv = tangential terms and a second focal length too; fisheye = very wide lenses."""
     matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"

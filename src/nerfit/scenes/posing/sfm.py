@@ -5,29 +5,24 @@ user's. Features and matches lie in a database there, so an estimation that was 
 """
 
 import copy
-import hashlib
 import logging
 import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pycolmap
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 
 from nerfit.errors import SceneError
 from nerfit.files import atomic_write, cache_folder, file_lock, fingerprint
 from nerfit.progress import tick
-from nerfit.scenes.images import read_header, read_image
+from nerfit.scenes.posing.copies import mask_folder, prepare
 from nerfit.scenes.posing.registration import (
     Links,
     PoseConfig,
@@ -37,13 +32,13 @@ from nerfit.scenes.posing.registration import (
     all_pairs,
     check_count,
     sequence_pairs,
-    sharpness,
     why_missing,
 )
 from nerfit.scenes.posing.retrieval import similar_pairs
 from nerfit.scenes.reading.colmap_model import poses, read_cameras, read_images
 from nerfit.scenes.reading.intrinsics import cameras_of
-from nerfit.scenes.reading.pixel_cache import check_mask, mask_beside, unmasked
+from nerfit.scenes.reading.masks import Mask, masks_of
+from nerfit.scenes.reading.picture_files import relative_names
 from nerfit.scenes.writing import write_transforms
 
 EXHAUSTIVE = 200
@@ -56,9 +51,9 @@ MODELS = {
 }
 """COLMAP's camera models: one with few parameters, with which poses are found, and one that the last adjustment refines."""
 
-_VERSION, _CENTRED, _CHUNK, _SEARCHERS, _LARGEST = 1, 10, 100, 8, 2**29
+_VERSION, _CENTRED, _CHUNK, _SEARCHERS = 1, 10, 100, 8
 """Of the cached results; photographs of a camera from which on its principal point is refined; pairs matched at a time; most
-threads that look for features, each of which takes half a gigabyte; most bytes of a photograph whose EXIF data is read."""
+threads that look for features, each of which takes half a gigabyte."""
 
 
 def estimate(what: str, pictures: Sequence[Path], config: PoseConfig, ordered: bool) -> tuple[Path, Report]:
@@ -69,13 +64,14 @@ def estimate(what: str, pictures: Sequence[Path], config: PoseConfig, ordered: b
     """
     start = time.perf_counter()
     check_count(what, len(pictures))
-    files = [*pictures, *filter(None, map(mask_beside, pictures))]
-    folder = cache_folder() / "poses" / fingerprint(files, _VERSION, pycolmap.__version__, config, ordered)
+    masks = masks_of(pictures)
+    files, sides = [*pictures, *(mask.file for mask in masks if mask)], [mask and mask.white_hides for mask in masks]
+    folder = cache_folder() / "poses" / fingerprint(files, _VERSION, pycolmap.__version__, config, ordered, sides)
     with file_lock(folder):
         report = Report.load(folder / "report.json")
         if report is None or not (folder / "transforms.json").exists():
             with _colmap(what, folder):
-                report = _estimate(what, folder, pictures, config, ordered, start)
+                report = _estimate(what, folder, list(zip(pictures, masks, strict=True)), config, ordered, start)
     return folder / "transforms.json", report
 
 
@@ -92,8 +88,10 @@ def _colmap(what: str, folder: Path) -> Iterator[None]:
         raise SceneError(f"{what}: COLMAP failed ({' '.join(str(error).split())[:200]}); remove {folder} and try again.") from error
 
 
-def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseConfig, ordered: bool, start: float) -> Report:
-    views, unused = _prepare(folder / "pictures", pictures, config)
+def _estimate(
+    what: str, folder: Path, pictures: Sequence[tuple[Path, Mask | None]], config: PoseConfig, ordered: bool, start: float
+) -> Report:
+    views, unused = prepare(folder / "pictures", pictures, config)
     check_count(what, len(views))
     database = folder / "database.db"
     _extract(database, folder / "pictures", views, config)
@@ -115,7 +113,7 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
         scene=str(folder),
         photographs=len(pictures),
         registered=[views[i].name for i in sorted(groups[0])],
-        missing={file.name: missing[file.name] for file in pictures if file.name in missing},
+        missing={name: missing[name] for name in relative_names([path for path, _ in pictures]) if name in missing},
         masked=sum(view.hidden > 0 for view in views),
         cameras=len({image.camera_id for image in model.images.values() if image.has_pose}),
         points=model.num_points3D(),
@@ -131,91 +129,11 @@ def _estimate(what: str, folder: Path, pictures: Sequence[Path], config: PoseCon
     return report
 
 
-def _prepare(folder: Path, pictures: Sequence[Path], config: PoseConfig) -> tuple[list[View], dict[str, str]]:
-    """Copies of the pictures for matching; and those that are not used, with the reason: unreadable, or the same picture twice."""
-    for copies in (folder, _masks(folder)):
-        copies.mkdir(exist_ok=True)
-    done: list[View | str] = []
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        keys = (f"{i:06d}.png" for i in range(len(pictures)))
-        for result in pool.map(lambda key, picture: _view(folder, key, picture, config.feature_size), keys, pictures):
-            done.append(result)
-            tick(len(done), len(pictures), "pictures read")
-    views: list[View] = []
-    unused: dict[str, str] = {}
-    first: dict[str, str] = {}
-    for name, found in zip((file.name for file in pictures), done, strict=True):
-        if isinstance(found, str):
-            unused[name] = found
-        elif found.digest in first:
-            unused[name] = f"the same picture as {first[found.digest]}"
-        else:
-            first[found.digest] = name
-            views.append(found)
-    return views, unused
-
-
-def _view(folder: Path, key: str, path: Path, longest: int) -> View | str:
-    """A picture's copy and its mask, made unless they are there, and what is known of the picture; why, where it can't be read.
-
-    SceneError for a mask that can't be read, or is of another shape.
-    """
-    copy, mask = folder / key, _masks(folder) / f"{key}.png"
-    try:
-        header = read_header(path)
-        width, height = header[:2]
-        ratio = min(1.0, longest / max(width, height))
-        size = max(1, round(width * ratio)), max(1, round(height * ratio))
-        picture = None if copy.exists() else read_image(path, size)
-    except SceneError as error:
-        return f"it can't be read ({str(error).partition(': ')[2] or error})"
-    if picture is not None:
-        beside = mask_beside(path)
-        check_mask(beside, path, header)
-        _save_mask(mask, picture, beside, size)
-        small = Image.fromarray(picture[..., :3]).resize(size, Image.Resampling.BOX)
-        with atomic_write(copy) as part:
-            small.save(part, format="PNG", compress_level=1)
-    with Image.open(copy) as image, Image.open(mask) as visible:
-        hidden = 1 - float((np.asarray(visible) > 0).mean())
-        grey = np.asarray(image.convert("L"), np.float32)
-        thumbnail = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX)).ravel().tolist()
-        scale = max(width, height) / max(image.size)
-    digest = hashlib.sha256(grey.tobytes()).hexdigest()
-    look = float(grey.mean()), sharpness(grey), digest, thumbnail
-    return View(path.name, path, key, width, height, scale, _exif_focal(path), *look, hidden)
-
-
-def _masks(pictures: Path) -> Path:
-    """The folder of the masks of the copies, black where they hide, named as COLMAP expects them."""
-    return pictures.with_name("masks")
-
-
-def _save_mask(file: Path, picture: UInt8[np.ndarray, "h w channels"], mask: Path | None, size: tuple[int, int]) -> None:
-    """Write where a copy of ``size`` (width, height) is hidden by neither mask nor transparency; COLMAP wants a file for each copy."""
-    visible = np.ones(size[::-1], bool) if mask is None else unmasked(mask, *size[::-1])
-    if picture.shape[2] == 4:
-        visible &= np.asarray(Image.fromarray(picture[..., 3]).resize(size, Image.Resampling.BOX)) > 127
-    with atomic_write(file) as part:
-        Image.fromarray(visible.astype(np.uint8) * 255).save(part, format="PNG", compress_level=1)
-
-
-def _exif_focal(path: Path) -> float | None:
-    """The focal length in pixels that the file's EXIF data and COLMAP's list of sensors give; None where they don't."""
-    if path.stat().st_size > _LARGEST:  # COLMAP would read all of it
-        return None
-    try:
-        camera = pycolmap.infer_camera_from_image(path)
-    except (RuntimeError, ValueError):
-        return None
-    return float(camera.mean_focal_length()) if camera.has_prior_focal_length else None
-
-
 def _extract(database: Path, pictures: Path, views: Sequence[View], config: PoseConfig) -> None:
     """Cameras and images of all views in the database, and the features of those that have none yet."""
     cameras: dict[Any, list[View]] = {}
     for i, view in enumerate(views):
-        cameras.setdefault((view.width, view.height, view.focal) if config.shared_camera else i, []).append(view)
+        cameras.setdefault((view.width, view.height, view.focal, view.path.parent) if config.shared_camera else i, []).append(view)
     if database.exists():
         with _opened(database) as db:
             if (db.num_cameras(), db.num_images()) != (len(cameras), len(views)):
@@ -231,7 +149,7 @@ def _extract(database: Path, pictures: Path, views: Sequence[View], config: Pose
         todo = [view.key for view in views if not db.exists_descriptors(ids[view.key])]
     threads = min(torch.get_num_threads(), _SEARCHERS)
     options, step = pycolmap.FeatureExtractionOptions(num_threads=threads), 2 * threads
-    reader = pycolmap.ImageReaderOptions(mask_path=_masks(pictures))
+    reader = pycolmap.ImageReaderOptions(mask_path=mask_folder(pictures))
     for i in range(0, len(todo), step):
         pycolmap.extract_features(database, pictures, image_names=todo[i : i + step], reader_options=reader, extraction_options=options)
         tick(len(views) - len(todo) + min(i + step, len(todo)), len(views), "pictures searched for features")

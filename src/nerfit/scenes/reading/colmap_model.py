@@ -3,6 +3,7 @@
 import math
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES
 from nerfit.cameras.rotations import quaternion_to_matrix
 from nerfit.errors import SceneError
 from nerfit.scenes.reading.intrinsics import Intrinsics
+from nerfit.scenes.reading.picture_files import listed
 
 
 class LensModel(NamedTuple):
@@ -48,6 +50,12 @@ LENS_MODELS = {
 Its k4 k5 k6 of FULL_OPENCV are d1 d2 d3, its sx1 sy1 are s1 s3.
 """
 
+_USUAL = ("sparse", "colmap/sparse", "distorted/sparse", ".")
+"""Folders of models in a scene's folder, likeliest first."""
+_ON_THE_WAY = re.compile(r"^\d+$|sparse|dense|colmap|distort|models?$|sfm|recon|workspace|output|^text$|^bin$", re.I)
+"""Names of folders below which models may lie."""
+_DEPTH, _MOST_FOLDERS = 5, 200
+"""How deep models are looked for, and in how many folders of one depth."""
 _OTHERS = {7: "FOV", 11: "RAD_TAN_THIN_PRISM_FISHEYE", 12: "SIMPLE_DIVISION", 13: "DIVISION", 16: "EUCM"}
 _NUMBERS = {lens.number: name for name, lens in LENS_MODELS.items()}
 _CAMERA, _IMAGE, _POINT = struct.Struct("<IiQQ"), struct.Struct("<I7dI"), struct.Struct("<Q3d3BdQ")
@@ -78,6 +86,25 @@ class ModelPoints(NamedTuple):
     error: Float[Tensor, "n"]
     picture: Int[Tensor, "visible"]
     point: Int[Tensor, "visible"]
+
+
+def find_models(root: Path) -> list[Path]:
+    """The folders of models in a scene's folder, itself or below folders named as COLMAP, hloc and 3DGS do, the usual ones first."""
+    found, level = [root] if is_model(root, whole=True) else [], [root]
+    for _ in range(_DEPTH):
+        level = [folder for parent in level for folder in listed(parent, files=False) if _ON_THE_WAY.search(folder.name)][:_MOST_FOLDERS]
+        found += [folder for folder in level if is_model(folder)]
+    order = [next((i for i, usual in enumerate(_USUAL) if _is_below(path, root / usual)), len(_USUAL)) for path in found]
+    return [path for _, path in sorted(zip(order, found, strict=True), key=lambda pair: (pair[0], _natural(pair[1])))]
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path == folder or (path.parent == folder and path.name.isdecimal())
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """A key that sorts numbers by their values."""
+    return [(text, int(n or -1)) for text, n in re.findall(r"(\D*)(\d{0,18})", str(path))]
 
 
 def is_model(folder: Path, whole: bool = False) -> bool:
@@ -246,9 +273,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise SceneError(f"{path} can't be read: {error.strerror}.") from error
 
 
+def _words(line: str, most: int = -1) -> list[str]:
+    """The first words of a line, which commas may end, and the rest of it."""
+    words = line.split(maxsplit=most)
+    return [word.rstrip(",") for word in words[: most if most > 0 else None]] + (words[most:] if most > 0 else [])
+
+
 def _cameras_txt(path: Path) -> Iterator[Row]:
     for at, line in _lines(path):
-        if words := line.split():
+        if words := _words(line):
             try:
                 number, (width, height), values = int(words[0]), map(int, words[2:4]), tuple(map(float, words[4:]))
             except ValueError:
@@ -257,22 +290,38 @@ def _cameras_txt(path: Path) -> Iterator[Row]:
 
 
 def _images_txt(path: Path) -> Iterator[ModelImage]:
-    lines = _lines(path)
-    for at, line in lines:
-        if not line.strip():
+    """Pictures; the line of points after each may be missing, as other programs leave it out."""
+    points = False
+    for at, line in _lines(path):
+        words = _words(line, 9)
+        if points and _are_points(words):
+            points = False
             continue
-        words = line.split(maxsplit=9)
+        if not words:
+            continue
         try:
             number, pose, camera, name = int(words[0]), tuple(map(float, words[1:8])), int(words[8]), words[9].strip()
         except (ValueError, IndexError):
             raise SceneError(f"{path}: line {at} is no picture (number, quaternion, translation, camera, name).") from None
-        next(lines, None)  # the points in the picture
+        points = True
         yield ModelImage(name, camera, pose, number)
+
+
+def _are_points(words: list[str]) -> bool:
+    """Whether a line after a picture's holds its points, numbers in threes: of a tenth word and no more it is the next picture's."""
+    if len(words) < 10:
+        return True
+    first, *more = words[9].split(maxsplit=1)
+    try:
+        float(first)
+    except ValueError:
+        return False
+    return bool(more)
 
 
 def _points_txt(path: Path) -> Iterator[Point]:
     for at, line in _lines(path):
-        if words := line.split():
+        if words := _words(line):
             try:
                 x, y, z, error = map(float, (*words[1:4], words[7]))
                 track = np.array(words[8::2], np.int64)

@@ -1,14 +1,15 @@
 """Frames of the transforms files of Blender, instant-ngp and nerfstudio scenes: pictures and their poses."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nerfit.errors import SceneError
-from nerfit.files import cache_folder, read_json
-from nerfit.scenes.images import SUFFIXES
+from nerfit.files import read_json
+from nerfit.scenes.reading.picture_files import SceneFiles, few
 from nerfit.scenes.splits import chosen_views
 
 
@@ -27,7 +28,7 @@ def read_frames(file: Path) -> dict[str, Any]:
     if not isinstance(frames, list) or not frames:
         raise SceneError(f"{file} lists no frames.")
     for i, frame in enumerate(frames):
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str) or not frame["file_path"].strip("./\\ "):
             raise SceneError(f"{file}: frame {i} has no file_path.")
         try:
             matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
@@ -50,34 +51,49 @@ def _has_transforms(frames: Any) -> bool:
 
 
 def read_splits(
-    folder: Path, train_views: tuple[int, int, int], testskip: int
+    folder: Path, train_views: tuple[int, int, int], testskip: int, allow_outside: bool = False
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], dict[str, list[int]]]:
     """The transforms_train/val/test.json of a folder by split, the frames chosen from them, and each split's indices into that list.
 
-    Every ``testskip``-th frame of val and test is chosen; where one of these two files is missing, so is the split.
+    Frames have the ``path`` of their picture. Every ``testskip``-th frame of val and test is chosen; where one of
+    these two files is missing, or all of its pictures are, so is the split.
     """
     files = {split: folder / f"transforms_{split}.json" for split in ("train", "val", "test")}
     metas = {split: read_frames(file) for split, file in files.items() if split == "train" or file.exists()}
-    frames, splits = chosen_views({split: meta["frames"] for split, meta in metas.items()}, train_views, testskip)
-    return metas, frames, splits
+    set_paths([frame for meta in metas.values() for frame in meta["frames"]], SceneFiles(folder, allow_outside))
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for split, meta in metas.items():
+        if there := present_frames(files[split], meta["frames"], needed=split == "train"):
+            listed[split] = there
+    trained = {frame["path"] for frame in listed["train"]}
+    if both := [frame["file_path"] for split in ("val", "test") for frame in listed.get(split, []) if frame["path"] in trained]:
+        told = f"{len(both)} pictures of val and test are trained on too, so their scores are too good"
+        warnings.warn(f"{folder}: {told}: {few(both)}", stacklevel=3)
+    frames, splits = chosen_views(listed, train_views, testskip)
+    return {split: metas[split] for split in listed}, frames, splits
 
 
-def image_path(folder: Path, file_path: str, allow_outside: bool = False) -> Path:
-    """The picture that a frame names, which need not exist; a name without a picture's suffix stands for the first kind that is there.
+def set_paths(frames: list[dict[str, Any]], scene: SceneFiles) -> None:
+    """Give all frames of a scene the ``path`` of the picture that each means, which need not exist."""
+    for frame, path in zip(frames, scene.find([frame["file_path"] for frame in frames]), strict=True):
+        frame["path"] = path
 
-    Raises SceneError for a path out of the folder, by a link too, unless that is allowed, as it is in nerfit's own cache.
+
+def present_frames(file: Path, frames: list[dict[str, Any]], needed: bool = True) -> list[dict[str, Any]]:
+    """The frames of a transforms file whose pictures are there, each once; says which are left out.
+
+    Raises SceneError where no picture is there that is ``needed``.
     """
-    path = folder / file_path
-    if path.suffix.lower() not in SUFFIXES:
-        named = [Path(f"{path}{suffix}") for suffix in SUFFIXES]
-        path = next((p for p in (path, *named) if os.path.isfile(p)), named[0])
-    return path if allow_outside else inside(folder, path, f"the frame '{file_path}'")
-
-
-def inside(folder: Path, path: Path, what: str) -> Path:
-    """A path that a scene's file names, which need not exist; SceneError for one out of its folder, unless that is in nerfit's cache."""
-    real = os.path.realpath if os.path.isfile(path) else os.path.abspath
-    here = Path(real(folder))
-    if not (Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))):
-        raise SceneError(f"{what} points outside {folder}; add --scene.allow-outside if that is meant.")
-    return path
+    there = [frame for frame in frames if os.path.isfile(frame["path"])]
+    if absent := [frame["file_path"] for frame in frames if not os.path.isfile(frame["path"])]:
+        if not there and needed:
+            raise SceneError(f"{file} lists {len(frames)} pictures of which none is there; the first should be {frames[0]['path']}.")
+        end = "" if there else f"; nerfit render RUN --path {file} renders these cameras"
+        warnings.warn(f"{file}: {len(absent)} of {len(frames)} pictures are not there and were left out: {few(absent)}{end}", stacklevel=4)
+    first = {frame["path"]: frame for frame in reversed(there)}
+    if len(first) < len(there):
+        twice = [frame["file_path"] for frame in there if frame is not first[frame["path"]]]
+        warnings.warn(
+            f"{file}: {len(twice)} pictures are listed more than once, of which the first entry is used: {few(twice)}", stacklevel=4
+        )
+    return [frame for frame in there if frame is first[frame["path"]]]

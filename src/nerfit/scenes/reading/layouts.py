@@ -21,11 +21,11 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError, one_line
 from nerfit.scenes.images import SUFFIXES, image_size, orientation, shrunk
 from nerfit.scenes.reading.depths import load_depths
-from nerfit.scenes.reading.frames import inside
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, number, quarter_turn, read_intrinsics
+from nerfit.scenes.reading.masks import Mask, find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
+from nerfit.scenes.reading.picture_files import inside
 from nerfit.scenes.reading.pinhole import LARGEST
-from nerfit.scenes.reading.pixel_cache import find_masks
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
 
@@ -139,14 +139,14 @@ def _present(layout: Layout) -> list[tuple[Path, Shot]]:
     return sorted(found.items(), key=lambda item: str(item[0]))
 
 
-def _masks(shots: Sequence[Shot], paths: Sequence[Path]) -> list[Path | None]:
-    """The masks that a layout names, else those beside the pictures."""
+def _masks(shots: Sequence[Shot], paths: Sequence[Path]) -> list[Mask | None]:
+    """The masks that a layout names, whose black hides, else those beside the pictures."""
     masks = [shot.mask for shot in shots]
     if not any(masks):
         return find_masks(paths)
     count, first = sum(mask is not None for mask in masks), next(filter(None, masks))
     warnings.warn(f"what masks hide is left out, in {count} of {len(masks)} pictures, the first by {first}.", stacklevel=4)
-    return masks
+    return [mask and Mask(mask) for mask in masks]
 
 
 class Pictures:

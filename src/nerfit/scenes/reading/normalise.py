@@ -13,6 +13,7 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import Meeting, rays_meet, recentre, scale_of, to_4x4, transform_poses, view_frame, world_up
 from nerfit.errors import ConfigError, require_min
+from nerfit.scenes.reading.masks import Mask
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Bounds, Scene
 from nerfit.scenes.splits import HoldoutConfig
@@ -57,7 +58,7 @@ def normalised_scene(
     config: NormaliseConfig,
     cameras: Cameras,
     files: Sequence[Path],
-    masks: Sequence[Path | None],
+    masks: Sequence[Mask | None],
     points: Float[Tensor, "n 3"] | None,
     is_object: bool = False,
     applied: Float[Tensor, "4 4"] | None = None,

@@ -14,7 +14,8 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import read_text
 from nerfit.scenes.images import shrunk
-from nerfit.scenes.reading.pixel_cache import load_pixels, picture_files
+from nerfit.scenes.reading.picture_files import picture_files
+from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
 
 

@@ -1,7 +1,6 @@
 """The pixels of all views of a scene: decoded side by side, shrunk, hidden where masks say so, and kept in a cache."""
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from nerfit.errors import SceneError
 from nerfit.files import atomic_write, cache_folder, fingerprint
-from nerfit.scenes.images import SUFFIXES, Header, read_header, read_image, resize_area
+from nerfit.scenes.images import Header, read_header, read_image, resize_area, stored_bits
+from nerfit.scenes.reading.masks import Mask, check_mask, unmasked
 
 Pixels = UInt8[np.ndarray, "pixels channels"]
 T = TypeVar("T")
@@ -30,12 +29,12 @@ _IN_FLIGHT = 64_000_000
 """Pixels of the pictures that are decoded at the same time, as long as one fits."""
 _STEP = 2**22
 """Pixels, or bytes, that are moved at once."""
-_DYNAMIC = "dynamic_mask_"
-"""Beginning of the names of instant-ngp's masks. White hides in these, black in all others."""
+_VERSION = "pixels of picture profiles"
+"""Of the cached pixels."""
 
 
 def load_pixels(
-    paths: Sequence[Path], sizes: Sequence[tuple[int, int]], masks: Sequence[Path | None] | None = None
+    paths: Sequence[Path], sizes: Sequence[tuple[int, int]], masks: Sequence[Mask | None] | None = None
 ) -> UInt8[Tensor, "pixels channels"]:
     """Pictures shrunk by area to ``sizes`` (width, height), one after another, rows first.
 
@@ -51,75 +50,37 @@ def load_pixels(
         list(pool.map(check_mask, masks, paths, headers))
     if linear := [path for path, header in zip(paths, headers, strict=True) if header.linear]:
         warnings.warn(f"{linear[0].parent}: {len(linear)} linear pictures are shown as sRGB, brighter than 1 as white.", stacklevel=2)
+    bits = stored_bits(paths, headers)
+    if bits < 16:
+        warnings.warn(f"{paths[0].parent}: its 16-bit pictures use {bits} bits, and are scaled by that.", stacklevel=2)
     channels = 4 if any(masks) or any(header.alpha for header in headers) else 3
     shape = sum(width * height for width, height in sizes), channels
 
     def fill(pixels: Pixels) -> Pixels:
-        return _fill(pixels, paths, headers, sizes, masks)
+        return _fill(pixels, paths, headers, sizes, masks, bits)
 
     pixels = None
     if shape[0] * channels > _IN_MEMORY or any(header[:2] != size for header, size in zip(headers, sizes, strict=True)):
-        key = fingerprint([*paths, *filter(None, masks)], "pixels", sizes, [mask is None for mask in masks])
+        files = [*paths, *(mask.file for mask in masks if mask)]
+        key = fingerprint(files, _VERSION, sizes, [mask and mask.white_hides for mask in masks], bits)
         pixels = _cached(cache_folder() / f"{key}.npy", shape, fill)
     return torch.from_numpy(fill(np.empty(shape, np.uint8)) if pixels is None else pixels)
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name with numbers in order of their values; no masks or hidden files; [] without a folder."""
-    if not folder.is_dir():
-        return []
-    files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith((".", _DYNAMIC)) and p.is_file()]
-    return sorted(files, key=lambda p: ([(text, int(n or -1)) for text, n in re.findall(r"(\D*)(\d*)", p.name)], p.name))
-
-
-def photographs(folder: Path) -> list[Path]:
-    """The pictures of a folder, else of its folder ``images``."""
-    return picture_files(folder) or picture_files(folder / "images")
-
-
-def find_masks(paths: Sequence[Path]) -> list[Path | None]:
-    """The mask that lies beside each picture, in the first of the usual places; says how many there are, if any.
-
-    ``dynamic_mask_<stem>.png`` beside the picture (instant-ngp; hides what is not black), or in a folder ``masks`` beside the
-    folder ``images`` (``masks_4`` or ``masks`` beside ``images_4``) ``<name>.png`` or ``<stem>.png`` (COLMAP, nerfstudio;
-    hides what is black).
-    """
-    masks = [mask_beside(path) for path in paths]
-    if found := [mask for mask in masks if mask]:
-        warnings.warn(f"what masks hide is left out, in {len(found)} of {len(paths)} pictures, the first by {found[0]}.", stacklevel=2)
-    return masks
-
-
-def mask_beside(path: Path) -> Path | None:
-    """The mask of one picture, as `find_masks` finds it."""
-    return next(filter(os.path.isfile, _mask_places(path)), None)
-
-
-def check_mask(mask: Path | None, path: Path, header: Header) -> None:
-    """Raise SceneError for a mask that can't be read, or is of another shape than its picture."""
-    other = mask and read_header(mask)
-    if other and abs(other.height - other.width * header.height / header.width) > 1 + 0.02 * other.height:
-        raise SceneError(f"{mask} is {other.width}x{other.height}, of another shape than {path}, {header.width}x{header.height}.")
-
-
-def _mask_places(path: Path) -> Iterator[Path]:
-    yield path.with_name(f"{_DYNAMIC}{path.stem}.png")
-    images = next((parent for parent in path.parents if re.fullmatch(r"images(_\w+)?", parent.name)), None)
-    if images is not None:
-        for name in dict.fromkeys((images.name.replace("images", "masks", 1), "masks")):
-            beside = images.with_name(name) / path.relative_to(images)
-            yield from (beside.with_name(f"{path.name}.png"), beside.with_suffix(".png"))
-
-
 def _fill(
-    pixels: Pixels, paths: Sequence[Path], headers: list[Header], sizes: Sequence[tuple[int, int]], masks: Sequence[Path | None]
+    pixels: Pixels,
+    paths: Sequence[Path],
+    headers: list[Header],
+    sizes: Sequence[tuple[int, int]],
+    masks: Sequence[Mask | None],
+    bits: int,
 ) -> Pixels:
     """Decode all pictures into ``pixels``, in as many threads as memory allows; what of it is used in the end."""
     ends = np.cumsum([width * height for width, height in sizes])
 
     def decode(view: int) -> bool:
         width, height = sizes[view]
-        picture = _view(paths[view], sizes[view], masks[view]).reshape(width * height, -1)
+        picture = _view(paths[view], sizes[view], masks[view], bits).reshape(width * height, -1)
         mine = pixels[ends[view] - width * height : ends[view]]
         mine[:, 3:] = 255
         mine[:, : picture.shape[1]] = picture
@@ -134,23 +95,15 @@ def _fill(
     return pixels if any(transparent) or pixels.shape[1] == 3 else _without_alpha(pixels)
 
 
-def _view(path: Path, size: tuple[int, int], mask: Path | None) -> UInt8[np.ndarray, "height width channels"]:
+def _view(path: Path, size: tuple[int, int], mask: Mask | None, bits: int) -> UInt8[np.ndarray, "height width channels"]:
     """A picture shrunk to ``size``; what a mask hides has no part in its colours."""
-    picture = read_image(path, size)
+    picture = read_image(path, size, bits)
     if mask is None:
         return resize_area(picture, *size)
     alpha = np.where(unmasked(mask, *picture.shape[:2]), picture[..., 3] if picture.shape[2] == 4 else 255, 0)
     picture = resize_area(np.dstack([picture[..., :3], alpha.astype(np.uint8)]), *size)
     picture[..., 3] = np.where(picture[..., 3] > 127, 255, 0)
     return picture
-
-
-def unmasked(mask: Path, height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """The visible pixels of a picture of that size under its mask; the noise of a JPEG's black counts as black."""
-    light = read_image(mask)[..., :3].max(-1) > (127 if mask.suffix.lower() in (".jpg", ".jpeg") else 0)
-    visible = ~light if mask.name.startswith(_DYNAMIC) else light
-    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip((height, width), visible.shape, strict=True))
-    return visible[rows[:, None], columns]
 
 
 def _watched(results: Iterable[T], total: int) -> Iterator[T]:
