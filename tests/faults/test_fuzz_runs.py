@@ -198,6 +198,9 @@ def write_weights(folder: Path) -> None:
     state = {"global_step": 5, "network_fn_state_dict": old_network(), "network_fine_state_dict": None}
     torch.save(state, folder / "new.tar")
     torch.save(state, folder / "old.tar", _use_new_zipfile_serialization=False)
+    sizes = {"layer1": (4, 9), "layers_xyz.0": (4, 4), "layers_dir.0": (2, 13), "fc_alpha": (1, 4), "fc_rgb": (3, 2), "fc_feat": (4, 4)}
+    flexible = {f"{name}.{part}": torch.ones(s if part == "weight" else s[:1]) for name, s in sizes.items() for part in ("weight", "bias")}
+    torch.save({"iter": 5, "model_coarse_state_dict": flexible, "model_fine_state_dict": None}, folder / "checkpoint00005.ckpt")
     arrays = np.empty(6, object)
     arrays[:] = [t.T.numpy() for t in old_network().values()]
     np.save(folder / "model_000005.npy", arrays, allow_pickle=True)
@@ -279,11 +282,11 @@ def test_the_evil_file_is_evil(here: Path) -> None:
     assert Path("hacked").exists()
 
 
-@pytest.mark.parametrize("name", ["a.tar", "b.tar", "model_000001.npy", "c.npy"])
+@pytest.mark.parametrize("name", ["a.tar", "b.tar", "d.ckpt", "model_000001.npy", "c.npy"])
 def test_weights_that_would_run_code_are_refused(here: Path, name: str) -> None:
     state = {"global_step": 1, "network_fn_state_dict": Evil(), "network_fine_state_dict": None}
-    if name.endswith(".tar"):
-        torch.save(state, name, _use_new_zipfile_serialization=name == "a.tar")
+    if not name.endswith(".npy"):
+        torch.save(state, name, _use_new_zipfile_serialization=name != "b.tar")
     else:
         np.save(name, np.array([Evil(), np.ones((3, 3))], object), allow_pickle=True)
     with pytest.raises(RunError, match="can't be read as the weights of a NeRF"):

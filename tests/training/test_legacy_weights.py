@@ -128,6 +128,78 @@ def test_imported_networks_compute_what_the_originals_did(
     assert_close(raw, np.stack([twin(coarse, p, d)[3] for p, d in zip(points, viewdirs_, strict=True)]), 1e-4)
 
 
+def flexible_network(seed: int, viewdirs: bool, include_input: bool, skip: int, layers: int = 7) -> Network:
+    """A network with the names of krrish94's FlexibleNeRFModel."""
+    rng = np.random.default_rng(seed)
+    inputs, view = 3 * include_input + 6 * OCTAVES, 3 * include_input + 6 * VIEW_OCTAVES
+    sizes = {"layer1": (WIDTH, inputs)}
+    sizes |= {f"layers_xyz.{i}": (WIDTH, WIDTH + (inputs if i == skip else 0)) for i in range(layers)}
+    if viewdirs:
+        sizes |= {"layers_dir.0": (WIDTH // 2, view + WIDTH), "fc_alpha": (1, WIDTH), "fc_rgb": (3, WIDTH // 2), "fc_feat": (WIDTH, WIDTH)}
+    else:
+        sizes["fc_out"] = (4, WIDTH)
+    out: Network = {}
+    for name, (rows, columns) in sizes.items():
+        out[f"{name}.weight"] = rng.normal(size=(rows, columns)) * math.sqrt(2 / columns)
+        out[f"{name}.bias"] = 0.1 * rng.normal(size=rows)
+    return out
+
+
+def flexible_twin(network: Network, point: np.ndarray, direction: np.ndarray, include_input: bool, skip: int) -> np.ndarray:
+    """Raw red, green, blue and density of one sample as krrish94's nerf/models.py computes them (layers_xyz for its misnamed attribute)."""
+
+    def encoded(x: np.ndarray, octaves: int) -> np.ndarray:
+        return np.concatenate([*[x] * include_input, *[wave(2.0**k * x) for k in range(octaves) for wave in (np.sin, np.cos)]])
+
+    def layer(name: str, x: np.ndarray) -> np.ndarray:
+        return network[f"{name}.weight"] @ x + network[f"{name}.bias"]
+
+    xyz, view = encoded(point, OCTAVES), encoded(direction, VIEW_OCTAVES)
+    x = layer("layer1", xyz)
+    for i in range(sum(name.startswith("layers_xyz") for name in network) // 2):
+        x = np.maximum(layer(f"layers_xyz.{i}", np.concatenate([x, xyz]) if i == skip else x), 0)
+    if "fc_out.weight" in network:
+        return layer("fc_out", x)
+    feature = np.maximum(layer("fc_feat", x), 0)
+    hidden = np.maximum(layer("layers_dir.0", np.concatenate([feature, view])), 0)
+    return np.concatenate([layer("fc_rgb", hidden), layer("fc_alpha", x)])
+
+
+@pytest.mark.parametrize(("viewdirs", "include_input", "skip"), [(True, True, 4), (True, False, 99), (False, False, 4), (False, True, 99)])
+def test_networks_of_the_other_nerf_pytorch(
+    scene: Path, viewdirs: bool, include_input: bool, skip: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = flexible_network(1, viewdirs, include_input, skip)
+    networks = {"coarse": flexible_network(0, viewdirs, include_input, skip), "fine": fine}
+    states = {f"model_{k}_state_dict": {n: torch.tensor(a, dtype=torch.float32) for n, a in net.items()} for k, net in networks.items()}
+    torch.save({"iter": 199_999, **states, "loss": torch.ones(1, requires_grad=True) * 2, "psnr": 22.5}, "checkpoint199999.ckpt")
+    flags = ["--model.samples", "8", "--model.fine-samples", "8", "--model.rays", "32"]
+    assert main(["import", "checkpoint199999.ckpt", "--scene", str(scene), *flags, "--out", "run", "--json", "--threads", "1"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "run", "steps": 199_999, "networks": 2}
+    run = open_run(Path("run"), images=False)
+    rng = np.random.default_rng(2)
+    points, directions = rng.uniform(-1, 1, (20, 3)), rng.normal(size=(20, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    with torch.no_grad():
+        density, rgb = run.method.radiance(torch.from_numpy(points).float(), torch.from_numpy(directions).float())
+    expected = np.stack([flexible_twin(fine, p, d, include_input, skip) for p, d in zip(points, directions, strict=True)])
+    assert_close(density, np.maximum(expected[:, 3], 0), 1e-4)
+    assert_close(rgb, 1 / (1 + np.exp(-expected[:, :3])), 1e-4)
+
+
+def test_other_networks_and_frequencies_of_that_program_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint00000.ckpt"
+    state = {n: torch.tensor(a) for n, a in flexible_network(0, True, True, 4).items()}
+    torch.save({"iter": 0, "model_coarse_state_dict": {"layer1.weight": state["layer1.weight"]}, "model_fine_state_dict": None}, path)
+    with pytest.raises(RunError, match="no FlexibleNeRFModel"):
+        read_weights(path)
+    torch.save({"iter": 0, "model_coarse_state_dict": state, "model_fine_state_dict": None}, path)
+    assert read_weights(path).fine is None
+    (tmp_path / "config.yml").write_text("models:\n  coarse:\n    log_sampling_xyz: false\n")
+    with pytest.raises(RunError, match="evenly spaced"):
+        read_weights(path)
+
+
 def _encoded(points: np.ndarray) -> Tensor:
     from nerfit.fields.frequency import frequency_encoding
 

@@ -14,7 +14,8 @@ from nerfit.errors import ConfigError
 class Options(TrainingFlags):
     """nerfit import CHECKPOINT --scene SCENE: the weights of nerf-pytorch or bmild/nerf become a run of the method nerf.
 
-    CHECKPOINT is a .tar of nerf-pytorch, or model_<step>.npy of bmild/nerf (model_fine_<step>.npy is read from the same folder).
+    CHECKPOINT is a .tar of yenchenlin's nerf-pytorch, a .ckpt of krrish94's, or model_<step>.npy of bmild/nerf (model_fine_<step>.npy is
+    read from the same folder).
     The sizes of the networks come from the weights, the rest from the recipe. The run renders, evaluates and goes on training; all
     flags of nerfit train may follow.
 

@@ -1,7 +1,8 @@
 """Weights that the original NeRF programs saved, as those of the method `nerf`.
 
 nerf-pytorch writes ``{step}.tar`` (both networks' state dictionaries), bmild/nerf ``model_{step}.npy`` and
-``model_fine_{step}.npy`` (the arrays of Keras, each layer's matrix [in, out] and bias in turn).
+``model_fine_{step}.npy`` (the arrays of Keras, each layer's matrix [in, out] and bias in turn), and the other nerf-pytorch, krrish94's,
+``checkpoint{step}.ckpt`` (state dictionaries of its FlexibleNeRFModel).
 """
 
 import pickle
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nerfit.errors import RunError
+from nerfit.files import read_text
 
 _HEADS = {"feature_linear": "bottleneck", "views_linears.0": "view", "rgb_linear": "rgb", "alpha_linear": "density"}
 """The layers after the trunk, as nerf-pytorch names them and in Keras's order, with our names."""
@@ -59,13 +62,13 @@ class OldWeights:
 
 
 def read_weights(path: Path) -> OldWeights:
-    """The weights in a ``.tar`` or ``.npy`` file (with its fine or coarse companion); nothing in it is executed.
+    """The weights in a ``.tar``, ``.ckpt`` or ``.npy`` file (with its fine or coarse companion); nothing in it is executed.
 
     Raises RunError for anything else.
     """
-    readers = {".tar": _read_tar, ".npy": _read_npy}
+    readers = {".tar": _read_tar, ".ckpt": _read_ckpt, ".npy": _read_npy}
     if path.suffix not in readers:
-        raise RunError(f"{path} is none of the weights that can be imported: a .tar of nerf-pytorch or a .npy of bmild/nerf.")
+        raise RunError(f"{path} is none of the weights that can be imported: a .tar or .ckpt of nerf-pytorch or a .npy of bmild/nerf.")
     try:
         return readers[path.suffix](path)
     except Exception as error:  # a damaged file makes PyTorch, NumPy and pickle raise nearly anything, MemoryError too
@@ -73,8 +76,12 @@ def read_weights(path: Path) -> OldWeights:
         raise RunError(f"{path} can't be read as the weights of a NeRF: {reason}.") from error
 
 
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _read_tar(path: Path) -> OldWeights:
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = _load(path)
     fine = saved.get("network_fine_state_dict")
     return OldWeights(_from_torch(saved["network_fn_state_dict"]), None if fine is None else _from_torch(fine), int(saved["global_step"]))
 
@@ -87,6 +94,56 @@ def _from_torch(state: dict[str, Tensor]) -> dict[str, Tensor]:
     layers |= {"output_linear": "output"} if "output_linear.weight" in state else _HEADS
     found = {f"{ours}.{part}": state[f"{theirs}.{part}"] for theirs, ours in layers.items() for part in ("weight", "bias")}
     return {name: t[:4] if name.startswith("output.") else t for name, t in found.items()}
+
+
+def _read_ckpt(path: Path) -> OldWeights:
+    saved, config = _load(path), path.with_name("config.yml")
+    if config.is_file() and re.search(r"log_sampling_(xyz|dir):\s*false", read_text(config)):
+        raise ValueError("its frequencies are evenly spaced (log_sampling false in config.yml), where the method nerf doubles them")
+    fine = saved.get("model_fine_state_dict")
+    return OldWeights(_from_flexible(saved["model_coarse_state_dict"]), None if fine is None else _from_flexible(fine), int(saved["iter"]))
+
+
+def _from_flexible(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A FlexibleNeRFModel (krrish94's nerf/models.py) as a network that computes the same.
+
+    Its first two layers have no ReLU between them, so they are one. At a skip the features come before the position. Its feature layer
+    ends in a ReLU: it becomes a layer of the trunk, in which one more channel carries the density past it, rectified as
+    density is. An encoding without the input itself gets three columns of zeros.
+    """
+    state = {name.removeprefix("module."): t.double() for name, t in state.items()}
+    depth = sum(re.fullmatch(r"layers_xyz\.\d+\.weight", name) is not None for name in state)
+    directed = "fc_alpha.weight" in state
+    if not depth or "layer1.weight" not in state or not directed and "fc_out.weight" not in state:
+        raise ValueError("its network is no FlexibleNeRFModel, the only one of that program that is imported")
+    first, bias = state["layer1.weight"], state["layer1.bias"]
+    hidden = len(first)
+    found = {"trunk.0.weight": state["layers_xyz.0.weight"] @ _with_input(first)}
+    found["trunk.0.bias"] = state["layers_xyz.0.weight"] @ bias + state["layers_xyz.0.bias"]
+    for i in range(1, depth):
+        weight = state[f"layers_xyz.{i}.weight"]
+        found[f"trunk.{i}.weight"] = torch.cat([_with_input(weight[:, hidden:]), weight[:, :hidden]], 1)
+        found[f"trunk.{i}.bias"] = state[f"layers_xyz.{i}.bias"]
+    if not directed:
+        return {name: t.float() for name, t in (found | {f"output.{part}": state[f"fc_out.{part}"] for part in ("weight", "bias")}).items()}
+    if "layers_dir.1.weight" in state:
+        raise ValueError("it has several layers after the direction, where FlexibleNeRFModel has one")
+    found = {name: F.pad(t, (0, 1) if t.ndim == 1 else (0, int(name != "trunk.0.weight"), 0, 1)) for name, t in found.items()}
+    found[f"trunk.{depth}.weight"] = F.pad(torch.cat([state["fc_feat.weight"], state["fc_alpha.weight"]]), (0, 1))
+    found[f"trunk.{depth}.bias"] = torch.cat([state["fc_feat.bias"], state["fc_alpha.bias"]])
+    feature, density = torch.eye(hidden + 1).split([hidden, 1])
+    found |= {"density.weight": density, "density.bias": torch.zeros(1)}
+    found |= {"bottleneck.weight": F.pad(feature, (0, 0, 0, 1)), "bottleneck.bias": torch.zeros(hidden + 1)}
+    view = state["layers_dir.0.weight"]
+    found["view.weight"] = torch.cat([F.pad(view[:, :hidden], (0, 1)), _with_input(view[:, hidden:])], 1)
+    found |= {"view.bias": state["layers_dir.0.bias"]} | {f"rgb.{part}": state[f"fc_rgb.{part}"] for part in ("weight", "bias")}
+    return {name: t.float() for name, t in found.items()}
+
+
+def _with_input(weight: Tensor) -> Tensor:
+    """A matrix whose columns are those of a frequency encoding, with columns for the input itself where they are left out."""
+    columns = weight.shape[1]
+    return F.pad(weight, (3, 0)) if columns and columns % 6 == 0 else weight
 
 
 def _read_npy(path: Path) -> OldWeights:
