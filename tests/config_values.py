@@ -20,6 +20,8 @@ def other_value(kind: Any, value: Any) -> Any:
     """A value of a type that differs from ``value``."""
     if isinstance(kind, UnionType) or get_origin(kind) is Union:
         inner = next(k for k in get_args(kind) if k is not type(None))
+        if type(None) not in get_args(kind):
+            return other_value(inner, value)
         return None if value is not None else other_value(inner, None if get_origin(inner) is Literal else inner())
     if get_origin(kind) is Literal:
         return next(choice for choice in get_args(kind) if choice != value)

@@ -9,6 +9,10 @@ _LONGEST = 1000
 """Most characters of a message; a damaged file may name a file of millions."""
 
 
+BLANK = 3
+"""Exit code of a training that went to its end and shows no more than one colour."""
+
+
 class NerfitError(Exception):
     """Something the user can put right; the message is one sentence that says what and how, on one line whatever it quotes."""
 

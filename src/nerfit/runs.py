@@ -28,6 +28,7 @@ from nerfit.methods.views import render_view
 from nerfit.plugins import find
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes import scene_format
+from nerfit.scenes.background import CHOSEN, choose_background, saved_background
 from nerfit.scenes.images import to_bytes
 from nerfit.scenes.partition import BlocksConfig, blocks_of, cut
 from nerfit.scenes.scene import Scene
@@ -94,9 +95,12 @@ class Plan:
         """The untrained method on a scene."""
         return find("nerfit.methods", self.method)(self.config.model, scene)
 
-    def load_scene(self, source: str | None = None) -> Scene:
-        """The scene with its images, or the block of it that the run is of."""
-        return cut(scene_format(self.format).load(source or self.source, self.config.scene), self.config.blocks)
+    def load_scene(self, source: str | None = None, run: Path | None = None) -> Scene:
+        """The scene with its images, or the block of it that the run is of; over the background that a ``run`` folder keeps."""
+        scene = scene_format(self.format).load(source or self.source, self.config.scene)
+        background = None if run is None or self.config.scene.background not in CHOSEN else saved_background(run)
+        scene = choose_background(scene) if background is None else dataclasses.replace(scene, background=background)
+        return cut(scene, self.config.blocks)
 
 
 def config_type(method: str, form: str) -> Any:
@@ -221,7 +225,7 @@ def open_run(folder: Path, images: bool, source: str | None = None, threads: int
     """The newest whole checkpoint of a run, in evaluation mode; ``images`` also reads the scene's files."""
     plan = Plan.load(folder)
     set_threads(threads or plan.config.threads)
-    scene = plan.load_scene(source) if images else Scene.load(folder, given=True)
+    scene = plan.load_scene(source, folder) if images else Scene.load(folder, given=True)
     keep_freed_memory()
     if plan.config.blocks.count > 1 and plan.config.blocks.index is None:
         return _open_blocks(folder, plan, scene, threads, device)

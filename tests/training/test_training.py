@@ -436,6 +436,15 @@ def test_a_field_is_dead_after_eight_bad_looks(rendering: Rendering, expected: s
     assert [watch.check(rendering, COLORS) for _ in range(9)] == [None] * 7 + [expected] * 2
 
 
+def test_one_colour_at_any_opacity_is_dead_after_24_bad_looks() -> None:
+    """An even fog, as over a white that the background never has, still has gradients: it is given three times as long."""
+    watch, what = CollapseWatch(), "the field has become one colour (opacity 0.50)"
+    assert [watch.check(seen(0.5, FLAT), COLORS) for _ in range(25)] == [None] * 23 + [what] * 2
+    watch = CollapseWatch()
+    half = 0.5 * (COLORS + FLAT)
+    assert not any(watch.check(seen(0.5, picture), COLORS) for picture in [FLAT] * 23 + [half] + [FLAT] * 23)
+
+
 def test_one_good_look_begins_the_count_again() -> None:
     watch = CollapseWatch()
     dead, alive = seen(0.0, torch.ones(64, 3)), seen(0.3, COLORS)

@@ -109,8 +109,9 @@ def _errors(method: Method, scene: Scene, views: Tensor, cameras: Cameras, pixel
     known = colors[:, 3] > 0 if scene.masked else torch.ones_like(colors[:, 0], dtype=torch.bool)
     owner, x, y = (i.to(cameras.c2w.device) for i in (owner, x, y))
     rays = scene.rays(owner, x, y, cameras)
-    rgb = torch.cat([method.render(piece).rgb for piece in Batch(rays, background=scene.backdrop).chunks(1 << 14)])
-    errors = ((rgb - composite(colors, scene.backdrop)).square().mean(-1) * known).view(count, pixels)
+    background = scene.backdrop.to(method.device)
+    rgb = torch.cat([method.render(piece).rgb for piece in Batch(rays, background=background).chunks(1 << 14)])
+    errors = ((rgb - composite(colors, background)).square().mean(-1) * known).view(count, pixels)
     return errors.sum(-1) / known.view(count, pixels).sum(-1).clamp(min=1)
 
 

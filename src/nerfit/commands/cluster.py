@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from nerfit.errors import ConfigError, NerfitError, RunError
+from nerfit.errors import BLANK, ConfigError, NerfitError, RunError
 from nerfit.files import lock_descriptor
 from nerfit.kernels.libc import from_libc
 from nerfit.training.interrupts import stop_on_signals
@@ -132,7 +132,7 @@ def locked(log: Path) -> Iterator[BinaryIO]:
 def run_nerfit(words: Sequence[str], log: BinaryIO, cwd: Path) -> None:
     """`nerfit` in a process of its own that prints into a log; if we are interrupted it is asked to end, and may save.
 
-    Raises RunError with its last sentence where it fails, TaskDied where it was killed.
+    Raises RunError with its last sentence where it fails, TaskDied where it was killed; a blank field's figures speak for themselves.
     """
     began = os.fstat(log.fileno()).st_size
     process = subprocess.Popen(
@@ -149,7 +149,7 @@ def run_nerfit(words: Sequence[str], log: BinaryIO, cwd: Path) -> None:
     code = process.returncode
     if code < 0 or code > 128:
         raise TaskDied(f"its process was ended by signal {-code if code < 0 else code - 128}.")
-    if code:
+    if code not in (0, BLANK):
         lines = Path(log.name).read_bytes()[began:].decode(errors="replace").strip().splitlines()
         raise RunError((lines or [f"it ended with code {code}."])[-1].removeprefix("nerfit: "))
 

@@ -31,10 +31,10 @@ def run(options: Options) -> dict[str, Any]:
     folder = options.out or next(p for p in numbered_folders(Path("runs/demo")) if not p.exists())
     plan, train_options, folder = prepare(request("instant", "procedural", ["--recipe", "demo", "--out", str(folder), *seconds]))
     summary = train(plan, train_options, folder)
-    if summary["exit_code"]:
+    if summary["exit_code"] > 128:
         return summary
     drawn = render.run(render.Options(run=folder, frames=48))
-    answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0]}
+    answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0], "exit_code": summary["exit_code"]}
     return answer | {"training_seconds": summary["seconds"], "seconds": time.perf_counter() - start}
 
 

@@ -49,7 +49,7 @@ def train_seeds(
     runs: list[dict[str, Any]] = []
     for seed in range(plan.config.seed, plan.config.seed + options.seeds):
         runs.append(_one(plan, options, folder / "seeds" / str(seed), seed, scene))
-        if runs[-1]["exit_code"]:
+        if runs[-1]["exit_code"] > 128:
             summary = runs[-1] | {"run": str(folder)}
             tell(summary)
             return summary

@@ -274,11 +274,11 @@ def choose_method(options: Options) -> tuple[str, Scene]:
     return method, scene
 
 
-def load_scene(plan: Plan) -> Scene:
-    """A plan's scene; its format is printed."""
+def load_scene(plan: Plan, run: Path | None = None) -> Scene:
+    """A plan's scene, over the background of a ``run`` that goes on; its format is printed."""
     say(f"{plan.source}: {plan.format} scene")
     with distributed.leaders_first():
-        return plan.load_scene()
+        return plan.load_scene(run=run)
 
 
 @dataclass(kw_only=True)

@@ -12,8 +12,8 @@ from nerfit.commands import evaluate
 from nerfit.commands.render_film import scene_path
 from nerfit.commands.train import Options
 from nerfit.commands.train_plan import load_scene
-from nerfit.errors import NerfitError, RunError
-from nerfit.evaluation.evaluate import EvalConfig
+from nerfit.errors import BLANK, NerfitError, RunError
+from nerfit.evaluation.evaluate import EvalConfig, why_blank
 from nerfit.evaluation.evaluate import evaluate as evaluate_views
 from nerfit.evaluation.poses import learned_camera_errors
 from nerfit.methods.base import Method
@@ -32,6 +32,8 @@ from nerfit.training.trainer import Callback, Trainer
 if TYPE_CHECKING:
     from nerfit.viewer.server import Viewer
 
+LEAST_STEPS = 250
+"""A shorter training, which may have no more than begun, is not called blank."""
 EVALUATE_WITHIN = 600.0
 """Seconds that the evaluation after a training may take; if it would take longer, nerfit prints the command for it."""
 
@@ -48,7 +50,8 @@ def train(
     ``show`` is given the summary once all is done; after that a viewer is served until Ctrl-C. ``scene`` is the plan's, if it is loaded.
     """
     set_threads(plan.config.threads)
-    scene = scene or load_scene(plan)
+    if scene is None or options.resume:
+        scene = load_scene(plan, folder if options.resume else None)
     if scene.format != "image":
         say(f"{scene.name}: {scene.describe()}")
     if not options.resume:
@@ -143,16 +146,20 @@ def _trained(plan: Plan, options: Options, folder: Path, scene: Scene, viewer: "
     if options.evaluate and trainer.interrupted is None and scene.splits.get("test"):
         trainer.method.eval()
         summary |= _evaluate_if_quick(trainer, placed, folder, options.lpips_weights)
+        if "test" in summary and trainer.state.step >= LEAST_STEPS and (blank := why_blank(summary["test"], trainer.state.psnr)):
+            summary |= {"blank": blank, "exit_code": BLANK}
     return trainer, summary
 
 
 def train_text(summary: dict[str, Any]) -> str:
     """The summary of one training for a reader."""
     lines = [f"{summary['steps']} steps in {summary['seconds']:.0f} s of training -> {summary['run']}"]
-    if summary["exit_code"]:
+    if summary["exit_code"] > 128:
         lines.append(f"stopped; go on with: nerfit train {summary['method']} {summary['source']} --out {summary['run']} --resume")
     if "test" in summary:
         lines.append(evaluate.text(summary["test"]))
+    if "blank" in summary:
+        lines.append(f"FAILED: {summary['blank']}")
     return "\n".join(lines)
 
 

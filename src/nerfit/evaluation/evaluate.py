@@ -21,6 +21,7 @@ from nerfit.metrics.psnr_ssim import psnr, quantise, ssim
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.images import strip, write_png
 from nerfit.scenes.scene import Scene
+from nerfit.training.collapse import BETTER, MEMORISED
 from nerfit.training.distributed import all_gather_object, collected, share
 
 PROTOCOL = (
@@ -131,7 +132,7 @@ def _evaluate_view(
 
 def _protocol(method: Method, scene: Scene, config: EvalConfig) -> str:
     """What the numbers are means of, in words."""
-    over = f" over {'white' if scene.backdrop else 'black'}" if scene.has_alpha else ""
+    over = f" over {scene.backdrop_name}" if scene.has_alpha else ""
     over += ", but for the pixels that masks hide (SSIM and LPIPS see the truth there)" if scene.masked else ""
     text = PROTOCOL.format(split=config.split, scene=scene.name, background=over)
     return text + _poses(method, config.split, config.pose_steps) + _appearance(method, config.appearance_fit)
@@ -148,6 +149,7 @@ def _measured(
         "view": scene.view_names[view] if scene.view_names else str(view),
         "size": f"{whole.shape[1]}x{whole.shape[0]}",
         "psnr": min(psnr(prediction[known], truth[known]), 100.0),
+        "psnr_one_colour": min(psnr(truth[known].mean(0), truth[known]), 100.0),
         "ssim": ssim(masked, truth),
     }
     row |= {name: float(network.distance(masked.to(device), truth.to(device))) for name, network in networks.items()}
@@ -189,6 +191,26 @@ def _appearance(method: Method, fit: bool) -> str:
     if fit:
         return "; the right half of each picture, after the affine colour map that fits its left half best"
     return "" if method.appearance is None else "; in the mean appearance of the training pictures"
+
+
+def why_blank(metrics: dict[str, Any], training_psnr: float | None) -> str | None:
+    """A sentence for held-out views that are no better than pictures of one colour, each view's own mean, and the likely reason; else None.
+
+    ``training_psnr`` is that of the latest training pixels, in dB.
+    """
+    reached, flat = metrics["psnr"], metrics["psnr_one_colour"]
+    if reached > flat + BETTER:
+        return None
+    what = f"the {metrics['split']} views reach {reached:.1f} dB, no more than pictures of one colour would ({flat:.1f} dB)"
+    if training_psnr is not None and training_psnr > flat + MEMORISED:
+        return (
+            f"{what}, while training pixels reach {training_psnr:.1f} dB: matter stands right before each camera, or the poses are wrong; "
+            "look at nerfit inspect scene, and try a larger --scene.near or another --scene.background."
+        )
+    return (
+        f"{what}, and training pixels reach {training_psnr or math.nan:.1f} dB: the field is empty or of one colour; "
+        "does nerfit inspect scene show the object between near and far? If so, try another --scene.background or a lower --optim.lr."
+    )
 
 
 def error_strip(truth: Tensor, prediction: Tensor) -> np.ndarray:

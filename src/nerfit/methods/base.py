@@ -144,7 +144,7 @@ class Method(nn.Module, ABC):
         width = cameras.width[view]
         y, x = torch.div(pixels, width, rounding_mode="floor"), pixels % width
         rays = scene.rays(torch.full_like(pixels, view), x, y, cameras, look)
-        return Batch(rays=rays.to(self.device), background=scene.backdrop)
+        return Batch(rays=rays.to(self.device), background=scene.backdrop.to(self.device))
 
     # --- Every method has these from here ------------------------------------------------------------------------------
 

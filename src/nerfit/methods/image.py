@@ -62,7 +62,7 @@ class Image(Method):
         width, height = int(cameras.width[view]), int(cameras.height[view])
         x, y = pixels % width, torch.div(pixels, width, rounding_mode="floor")
         uv = torch.stack([x / max(width - 1, 1), y / max(height - 1, 1)], -1)
-        return Batch(coordinates=uv.to(self.device), background=scene.backdrop)
+        return Batch(coordinates=uv.to(self.device), background=scene.backdrop.to(self.device))
 
     def render(self, batch: Batch) -> Rendering:
         """The picture's colours at the batch's coordinates."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from nerfit.errors import ConfigError, SceneError
 from nerfit.plugins import available, find
+from nerfit.scenes.background import choose_background
 from nerfit.scenes.scene import Scene, SceneConfig
 
 __all__ = ["Scene", "SceneConfig", "detect_format", "load_scene", "scene_format"]
@@ -35,9 +36,9 @@ def detect_format(source: str) -> str:
 
 
 def load_scene(source: str) -> Scene:
-    """The scene at ``source``, read with the default options of the format that recognises it."""
+    """The scene at ``source``, read with the default options of the format that recognises it; its background is chosen."""
     form = scene_format(detect_format(source))
-    return form.load(source, form.Config())
+    return choose_background(form.load(source, form.Config()))
 
 
 def scene_format(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +17,9 @@ from nerfit.files import read_json, write_json
 from nerfit.scenes.point_depths import PointDepths
 
 Bounds = Literal["object", "forward-facing", "unbounded"]
-Background = Literal["white", "black", "random"]
+Background = Literal["auto", "white", "black", "random"]
+Colour = tuple[float, float, float]
+"""Red, green and blue in [0, 1]."""
 
 
 @dataclass
@@ -26,8 +28,9 @@ class SceneConfig:
 
     format: str = ""
     """Scene format; empty = detect it and print it."""
-    background: Background = "white"
-    """Colour behind transparent pixels; random draws a colour per ray in training; evaluation takes white."""
+    background: Background | Colour = "auto"
+    """Colour behind the scene: a word, or red, green and blue in [0, 1]. auto = the plain border of opaque pictures, else white. random =
+    in training a colour per ray behind transparent pixels, elsewhere white; for opaque pictures auto."""
     near: float | None = None
     """Nearest sampled distance; none = the format's default."""
     far: float | None = None
@@ -51,7 +54,7 @@ class Scene:
     those of the user's files. ``depths`` and ``normals``, where known, are float32 [sum of H·W] (along the optical
     axis, 0 = empty) and [sum of H·W, 3] (world axes), in the same order as ``pixels``; ``points``, where asked for, those pixels of
     training views that show points of a reconstruction. In a ``masked`` scene alpha 0 says that
-    a pixel is unknown; in other scenes it shows the background.
+    a pixel is unknown; in other scenes it shows the background. ``background`` "auto" is not chosen yet (`choose_background`).
     """
 
     name: str
@@ -62,7 +65,7 @@ class Scene:
     splits: dict[str, list[int]]
     pixels: Tensor | None = None
     bounds: Bounds = "object"
-    background: Background = "white"
+    background: Background | Colour = "auto"
     ndc: bool = False
     ndc_lens: tuple[float, float, float, float] | None = None
     """Focal lengths, width and height that make the scene's NDC, for every camera; none = the first view's."""
@@ -79,6 +82,7 @@ class Scene:
         if not -_INFINITE < self.near < self.far < _INFINITE:
             raise SceneError(f"{self.name}: near ({self.near:g}) must be smaller than far ({self.far:g}), and both finite.")
         self._check_cameras()
+        self._check_background()
         if self.ndc and self.cameras.lens is not None and self.cameras.lens.any():
             kind = LENSES[int(self.cameras.lens.max())]
             raise SceneError(f"{self.name}: normalised device coordinates need perspective cameras, not {kind} ones; turn ndc off.")
@@ -103,7 +107,14 @@ class Scene:
                 "focal lengths must be larger than 0 and nothing larger than 1e9."
             )
 
-    def image(self, view: int, background: float | None = 1.0) -> Float[Tensor, "height width channels"]:
+    def _check_background(self) -> None:
+        """SceneError for what is neither a word for a background nor a colour."""
+        of, words = self.background, get_args(Background)
+        if of not in words and not (isinstance(of, tuple) and len(of) == 3 and all(isinstance(c, int | float) and 0 <= c <= 1 for c in of)):
+            known = ", ".join(words)
+            raise SceneError(f"{self.name}: the background must be one of {known}, or three numbers between 0 and 1, not {str(of)[:40]}.")
+
+    def image(self, view: int, background: float | Tensor | None = 1.0) -> Float[Tensor, "height width channels"]:
         """One view as float32 in [0, 1], composited over ``background``; None keeps its 3 or 4 channels."""
         w, h = int(self.cameras.width[view]), int(self.cameras.height[view])
         flat = self.stored_pixels[int(self.starts[view]) : int(self.starts[view]) + w * h]
@@ -111,9 +122,16 @@ class Scene:
         return image if background is None else composite(image, background)
 
     @property
-    def backdrop(self) -> float:
-        """The shade behind everything, 0 (black) or 1 (white); white where training takes random ones."""
-        return 0.0 if self.background == "black" else 1.0
+    def backdrop(self) -> Float[Tensor, "3"]:
+        """The colour behind everything; white where training takes random ones."""
+        if isinstance(self.background, tuple):
+            return torch.tensor(self.background, dtype=torch.float32)
+        return torch.full((3,), 0.0 if self.background == "black" else 1.0)
+
+    @property
+    def backdrop_name(self) -> str:
+        """The colour behind everything in a word, or as #rrggbb."""
+        return colour_name(self.background) if isinstance(self.background, tuple) else "black" if self.background == "black" else "white"
 
     @property
     def has_alpha(self) -> bool:
@@ -202,6 +220,8 @@ class Scene:
             cameras = Cameras.from_state(state["given" if given and "given" in state else "normalised"])
             to_original = torch.tensor(info.pop("to_original"), dtype=torch.float64)
             info |= {key: tuple(map(float, info[key])) for key in ("depth_range", "ndc_lens") if info.get(key)}
+            if isinstance(info["background"], list):
+                info["background"] = tuple(info["background"])
             scene = cls(cameras=cameras, to_original=to_original, **info)
             _check_views(scene)
         except (SceneError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
@@ -216,11 +236,16 @@ def _check_views(scene: Scene) -> None:
         raise ValueError("its splits name views that it doesn't have, or none to train on")
     if scene.view_names and (len(scene.view_names) != len(views) or not all(isinstance(name, str) for name in scene.view_names)):
         raise ValueError("its views don't have one name each")
-    words = (scene.name, scene.format, scene.bounds, scene.background, scene.default_path)
+    words = (scene.name, scene.format, scene.bounds, scene.default_path)
     if not all(isinstance(word, str) for word in words) or scene.to_original.shape != (4, 4):
         raise TypeError("a name in it is none, or to_original no matrix")
     if len(scene.depth_range or "12") != 2 or len(scene.ndc_lens or "1234") != 4:
         raise ValueError("its depth_range has not two numbers, or its ndc_lens not four")
+
+
+def colour_name(colour: Colour) -> str:
+    """A colour as #rrggbb."""
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in colour)
 
 
 _INFINITE = 1e9

@@ -1,4 +1,4 @@
-"""Detecting a collapsed field: transparent or opaque everywhere, and no better than one flat colour."""
+"""Detecting a collapsed field: nothing, one colour, or matter right before each camera that held-out views know nothing of."""
 
 from dataclasses import dataclass, field
 
@@ -9,8 +9,10 @@ from nerfit.rendering.volume import Rendering
 
 EVERY, LAST = 25, 1000
 """Steps between checks, and the step after warm-up that the last check comes at."""
-_CHECKS = 8
-"""Checks in a row that a collapsed field fails."""
+_CHECKS, _PATIENT = 8, 24
+"""Checks in a row that a collapsed field fails: without gradients, and of one colour at any opacity, which has some."""
+BETTER, MEMORISED = 0.5, 6.0
+"""Decibels over a picture of one colour: a held-out view that shows something has more, training pixels that are learned by heart this."""
 
 
 def due(trained: int, step: int) -> bool:
@@ -24,7 +26,8 @@ class CollapseWatch:
 
     A network has collapsed if in 8 checks (200 steps) its error is above 95 % of the best flat colour's (the variance of the colours),
     and its mean opacity is below 0.1 %, or above 99.9 % while the variance of its picture is below 1 % of the colours'.
-    A ReLU density has no gradient there, so it can't recover.
+    A ReLU density has no gradient there, so it can't recover. With a picture of so little variance at any opacity, such as an even
+    fog, it has collapsed after 24 checks (600 steps).
     """
 
     history: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -42,10 +45,13 @@ class CollapseWatch:
             error = float((rgb.detach() - target).square().mean()) / variance
             checks = self.history.setdefault(name, [])
             spread = float((rgb.detach() - rgb.detach().mean(0)).square().mean()) / variance
-            checks[:] = [*checks, [float(opacity.detach().mean()), error, spread]][-_CHECKS:]
+            checks[:] = [*checks, [float(opacity.detach().mean()), error, spread]][-_PATIENT:]
             if len(checks) < _CHECKS:
                 continue
             opacities, errors, spreads = torch.tensor(checks).unbind(-1)
+            if len(checks) == _PATIENT and bool((errors > 0.95).all() and (spreads < 0.01).all()):
+                return f"the {name} has become one colour (opacity {float(opacities[-1]):.2f})"
+            opacities, errors, spreads = opacities[-_CHECKS:], errors[-_CHECKS:], spreads[-_CHECKS:]
             if bool((errors <= 0.95).any()):
                 continue
             if bool((opacities < 1e-3).all()):

@@ -126,7 +126,7 @@ def draw(
     """The picture that one camera sees, or None if ``stop()`` becomes true between two chunks of rays; without a method it is empty."""
     scene = in_reach(scene, camera, 0)
     width, height = int(camera.width[0]), int(camera.height[0])
-    background = torch.tensor(wish.background or [scene.backdrop] * 3, dtype=torch.float32)
+    background = torch.tensor(wish.background, dtype=torch.float32) if wish.background else scene.backdrop
     empty = torch.zeros(height, width)
     image = background.expand(height, width, 3)
     rendered = Rendering(image, empty, empty)

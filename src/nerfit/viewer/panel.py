@@ -56,10 +56,10 @@ class Panel:
 
     def _picture_controls(self) -> None:
         gui = self.client.gui
-        own = round(255 * self.scene.backdrop)
+        r, g, b = (round(255 * c) for c in self.scene.backdrop.tolist())
         with gui.add_folder("Picture"):
             self.quantity = gui.add_dropdown("quantity", QUANTITIES, initial_value="rgb", visible=self.host.shows_field)
-            self.background = gui.add_rgb("background", (own, own, own))
+            self.background = gui.add_rgb("background", (r, g, b))
             self.side = gui.add_slider("longest side", 128, 2048, 64, 768, hint="Pixels of the sharpest picture.")
             self.seconds = gui.add_slider("seconds", 0.5, 30, 0.5, 5, hint="Time that the sharpest picture may take while you stand still.")
         for control in (self.quantity, self.background, self.side, self.seconds):

@@ -176,6 +176,88 @@ def test_impossible_options_are_refused(blender_folder, choices):
         load(blender_folder, **choices)
 
 
+def place(folder: Path, scale: float, shift: tuple[float, float, float]) -> None:
+    """Scale and shift the world of a folder's cameras."""
+    for split in ("train", "val", "test"):
+        meta = json.loads((folder / f"transforms_{split}.json").read_text())
+        for f in meta["frames"]:
+            pose = np.array(f["transform_matrix"])
+            pose[:3, 3] = scale * pose[:3, 3] + shift
+            f["transform_matrix"] = pose.tolist()
+        (folder / f"transforms_{split}.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(3.0, (0, 0, 0)), (20.0, (0, 0, 0)), (0.3, (0, 0, 0)), (1.0, (20, -35, 4)), (1e3, (1e5, 0, 7))]
+)
+def test_objects_of_any_size_and_place_come_to_that_of_nerfs(blender_folder, scale, shift):
+    """Near and far are 2 and 6 of a world in which the cameras stand 4 away; the way back leads to the file's."""
+    plain = load(blender_folder)
+    place(blender_folder, scale, shift)
+    scene = load(blender_folder)
+    assert (scene.bounds, scene.near, scene.far) == ("object", pytest.approx(2, abs=1e-3), pytest.approx(6, abs=1e-3))
+    assert_close(scene.cameras.c2w, plain.cameras.c2w, 1e-4)
+    back = scene.original_cameras.c2w
+    assert_close(back[:, :, 3], scale * plain.cameras.c2w[:, :, 3].double() + torch.tensor(shift), 1e-5)
+    assert_close(back[:, :, :3], plain.cameras.c2w[:, :, :3], 1e-5)
+
+
+@pytest.mark.parametrize("choices", [{"centre": False}, {"near": 40.0, "far": 120.0}])
+def test_the_files_world_stays_where_asked_for(blender_folder, choices):
+    plain = load(blender_folder)
+    place(blender_folder, 20.0, (0, 0, 0))
+    scene = load(blender_folder, **choices)
+    assert (scene.near, scene.far) == (pytest.approx(40, rel=1e-3), pytest.approx(120, rel=1e-3))
+    assert_close(scene.cameras.c2w[:, :, 3], 20 * plain.cameras.c2w[:, :, 3])
+    assert torch.equal(scene.to_original, torch.eye(4, dtype=torch.float64))
+
+
+def test_cameras_at_several_distances_reach_over_the_whole_object(blender_folder):
+    """The nearest camera stands 2 from the middle, the farthest 8: both see an object of half the mean distance."""
+    edit(blender_folder, lambda m: [row.__setitem__(3, row[3] / 2) for row in m["frames"][0]["transform_matrix"][:3]])
+    edit(blender_folder, lambda m: [row.__setitem__(3, row[3] * 2) for row in m["frames"][1]["transform_matrix"][:3]])
+    scene = load(blender_folder)
+    distance = scene.cameras.centers.norm(dim=-1)
+    assert float(distance.mean()) == pytest.approx(4, rel=1e-4)
+    assert scene.near == pytest.approx(max(0.2, float(distance.min()) - 2), abs=1e-3)
+    assert scene.far == pytest.approx(float(distance.max()) + 2, abs=1e-3)
+
+
+def test_moments_of_a_moving_scene_and_unknown_keys_are_named(blender_folder):
+    edit(blender_folder, lambda m: [f.update(time=i / 4, wind=3) for i, f in enumerate(m["frames"])])
+    edit(blender_folder, lambda m: m.update(exposure=2.0))
+    with pytest.warns(UserWarning) as caught:
+        load(blender_folder)
+    said = [str(w.message) for w in caught]
+    assert any(
+        "transforms_train.json: its frames have a time, 5 different ones, which is not used: a single still scene" in s for s in said
+    )
+    assert any(s.endswith("transforms_train.json: not used: exposure, wind.") for s in said)
+
+
+def test_a_plain_lens_in_numbers_is_that_of_the_angle(blender_folder):
+    """As BlenderNeRF writes it; the format stays Blender's."""
+    plain = load(blender_folder)
+    focal = 0.5 * WIDTH / math.tan(0.5 * FOV)
+    numbers = {
+        "fl_x": focal,
+        "fl_y": focal,
+        "cx": WIDTH / 2,
+        "cy": HEIGHT / 2,
+        "w": WIDTH,
+        "h": HEIGHT,
+        "k1": 0.0,
+        "p2": 0,
+        "aabb_scale": 4,
+    }
+    for split in ("train", "val", "test"):
+        edit(blender_folder, lambda m: m.update(numbers), split)
+    assert detect_format(str(blender_folder)) == "blender"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(load(blender_folder).cameras.c2w, plain.cameras.c2w)
+
+
 def test_pictures_without_alpha_are_read_as_they_are(blender_folder):
     for file in blender_folder.glob("*/*.png"):
         Image.open(file).convert("RGB").save(file)
@@ -577,5 +659,5 @@ def test_saving_leaves_no_half_written_file(tmp_path, monkeypatch):
 
 def test_defaults_are_the_promised_ones():
     config = SceneConfig()
-    assert (config.background, config.train_views, config.pixel_offset) == ("white", (0, -1, 1), 0.5)
+    assert (config.background, config.train_views, config.pixel_offset) == ("auto", (0, -1, 1), 0.5)
     assert (blender.Config().factor, blender.Config().testskip) == (1, 1)

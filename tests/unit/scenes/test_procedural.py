@@ -211,7 +211,7 @@ def test_object_has_clear_corners_a_solid_middle_and_fits_its_bounds():
     assert (scene.name, scene.format, scene.bounds, scene.ndc, scene.default_path) == (
         "procedural-object", "procedural", "object", False, "circle",
     )  # fmt: skip
-    assert (scene.near, scene.far, scene.background) == (2.0, 6.0, "white")
+    assert (scene.near, scene.far, scene.background) == (2.0, 6.0, "auto")
     assert scene.splits == {"train": list(range(9)), "val": [9, 10], "test": [11, 12, 13]}
     assert [scene.view_names[i] for i in (0, 8, 9, 13)] == ["train_000", "train_008", "val_000", "test_002"]
     assert torch.allclose(scene.cameras.centers.norm(dim=-1), torch.tensor(4.0)) and (scene.cameras.centers[:, 2] > 0).all()

@@ -207,7 +207,7 @@ def test_a_tiny_scene_is_read(tmp_path: Path, views: int, dtype: Any) -> None:
     content = arrays(views, dtype)
     np.savez(file, **content)
     scene = load("tiny", file)
-    assert (scene.name, scene.near, scene.far, scene.background) == ("tiny_nerf_data", 2.0, 6.0, "black")
+    assert (scene.name, scene.near, scene.far, scene.background) == ("tiny_nerf_data", 2.0, 6.0, "auto")
     first = min(100, views - 1)
     assert scene.splits == {"train": list(range(first)), "val": list(range(first, views)), "test": list(range(first, views))}
     assert_rays_hit_the_ball(scene, list(content["poses"]))

@@ -129,7 +129,7 @@ def matrices(folder: Path) -> list[np.ndarray]:
 
 def test_a_capture_is_read_in_order_of_names(capture):
     scene = load(capture)
-    assert (scene.name, scene.format, scene.bounds, scene.background) == ("plant", "transforms", "unbounded", "white")
+    assert (scene.name, scene.format, scene.bounds, scene.background) == ("plant", "transforms", "unbounded", "auto")
     assert scene.view_names == [f"images/{i:04d}.png" for i in range(VIEWS)]
     assert scene.splits == {"train": [1, 2, 3, 4, 5, 6, 7, 9, 10, 11], "val": [0, 8], "test": [0, 8]}
     for view in range(VIEWS):
@@ -359,6 +359,59 @@ def test_masks_hide_and_are_no_transparency(capture):
 
 
 # --- Transparency and bounds ----------------------------------------------------------------------------------------
+
+
+def split_up(folder: Path, val: str = "val", **changes: Any) -> None:
+    """Write the capture as files of splits, every fourth picture in that of ``val``; ``changes`` are keys of all files."""
+    meta = {k: v for k, v in (read(folder) | changes).items() if v is not None}
+    frames = meta["frames"]
+    for split, own in (("train", [f for i, f in enumerate(frames) if i % 4]), (val, frames[::4])):
+        (folder / f"transforms_{split}.json").write_text(json.dumps(meta | {"frames": own}))
+
+
+@pytest.mark.parametrize("val", ["val", "test"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_files_of_splits_with_a_lens_are_one_capture(capture, val, beside, capsys):
+    """nerfstudio's and hand-split ones: lens, bounds and world are as in one file, and the splits those of the files."""
+    whole = load(capture)
+    split_up(capture, val, camera_angle_x=0.9)
+    if not beside:
+        (capture / "transforms.json").unlink()
+    assert detect_format(str(capture)) == "transforms"
+    scene = load(capture)
+    assert ("to read that instead" in capsys.readouterr().err) == beside
+    assert (scene.name, scene.view_names, scene.bounds) == ("plant", whole.view_names, "unbounded")
+    assert torch.equal(scene.cameras.c2w, whole.cameras.c2w) and scene.cameras.distortion is not None
+    assert torch.equal(scene.cameras.distortion, whole.cameras.distortion) and torch.equal(scene.cameras.cx, whole.cameras.cx)
+    held = [3, 7, 11]  # the file lists the frames backwards
+    assert scene.splits == {"train": [i for i in range(VIEWS) if i not in held], "val": held, "test": held}
+
+
+def test_a_split_may_have_a_lens_of_its_own(capture):
+    split_up(capture, "test")
+    file = capture / "transforms_test.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cx": 5.5}))
+    scene = load(capture)
+    assert [float(scene.cameras.cx[v]) for v in scene.splits["test"]] == [5.5] * 3
+    assert_close(scene.cameras.cx[scene.splits["train"]], np.full(9, 6.3))
+
+
+def test_a_named_file_wins_beside_files_of_splits(capture):
+    split_up(capture)
+    file = capture / "transforms.json"
+    assert detect_format(str(file)) == "transforms"
+    scene = transforms.load(str(file), transforms.Config())
+    assert scene.splits["test"] == [0, 8] and scene.name == "plant"
+
+
+def test_what_is_not_used_is_said(capture):
+    edit(capture, rolling_shutter=[0, 1], sharpness=3.0)
+    edit_frame(capture, 0, time=0.5)
+    edit_frame(capture, 1, time=0.75)
+    with pytest.warns(UserWarning) as caught:
+        transforms.load(str(capture), transforms.Config())
+    said = sorted(str(w.message) for w in caught)
+    assert len(said) == 2 and "a time, 2 different ones" in said[0] and said[1].endswith("not used: rolling_shutter.")
 
 
 def test_transparency_is_kept_where_there_is_some(capture):

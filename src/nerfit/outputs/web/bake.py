@@ -155,7 +155,7 @@ def dense(baked: Baked) -> UInt8[Tensor, "nx ny nz channels"]:
     return out.permute(0, 3, 1, 4, 2, 5, 6).reshape(nx, ny, nz, CHANNELS)
 
 
-def draw(baked: Baked, cameras: Cameras, view: int, background: float) -> Float[Tensor, "height width 3"]:
+def draw(baked: Baked, cameras: Cameras, view: int, background: Tensor | float) -> Float[Tensor, "height width 3"]:
     """The shader's picture of a perspective view: steps at odd halves of `STEP` from the eye, trilinear in the nodes' bytes."""
     table = dense(baked)
     busy = torch.nn.functional.max_pool3d((table[..., 0] > 0).float()[None, None], 2, 1)[0, 0] > 0
@@ -189,7 +189,7 @@ def _own(method: Method, scene: Scene, cameras: Cameras, view: int, grid: Grid, 
         batch = method.view_batch(scene, cameras, view, pixels)
         assert batch.rays is not None
         rays, meets = clip_to_box(batch.rays, *ends)
-        rgb = torch.full((len(pixels), 3), float(batch.background), device=method.device)
+        rgb = scene.backdrop.to(method.device).repeat(len(pixels), 1)
         if meets.any():
             batch.rays = rays[meets]
             rgb[meets] = method.render(batch).rgb.float()
@@ -198,7 +198,7 @@ def _own(method: Method, scene: Scene, cameras: Cameras, view: int, grid: Grid, 
 
 
 def _march(
-    table: Tensor, busy: Tensor, slope: float, origins: Tensor, directions: Tensor, viewdirs: Tensor, background: float
+    table: Tensor, busy: Tensor, slope: float, origins: Tensor, directions: Tensor, viewdirs: Tensor, background: Tensor | float
 ) -> Float[Tensor, "n 3"]:
     """Colours of rays in grid coordinates (unit directions); ``busy`` says which cells have matter at a corner."""
     last = torch.tensor(busy.shape)

@@ -71,7 +71,7 @@ def write_web(path: Path, scene: Scene, baked: Baked) -> Path:
         "step": STEP,
         "leastLight": EARLY_STOP,
         "ndc": [0, 0] if baked.lens is None else [2 * float(baked.lens[i] / baked.lens[i + 2]) for i in (0, 1)],
-        "background": scene.backdrop,
+        "background": scene.backdrop.tolist(),
         "target": orbit.target.tolist(),
         "position": orbit.position.tolist(),
         "up": orbit.up.tolist(),

@@ -80,7 +80,8 @@ def load(source: str, config: Config) -> Scene:
         train, val, test = ([i for i, name in enumerate(names) if name.startswith(split)] for split in counts)
         splits = make_splits(source, len(names), test, config.train_views, train, val)
     cameras = Cameras.pinhole(c2w, focal_from_fov(layout.fov, config.size), config.size, config.size, config.pixel_offset)
-    backdrop = None if alpha else 0.0 if config.background == "black" else 1.0
+    colour = torch.tensor(config.background) if isinstance(config.background, tuple) else 0.0 if config.background == "black" else 1.0
+    backdrop = None if alpha else colour
     pixels, depths, normals = render(stage(kind, config.scene_seed, wall=not alpha), cameras, config.samples, backdrop)
     hits = depths[depths > 0]
     near, far = config.reach(*layout.reach)
@@ -135,12 +136,12 @@ def trace(
 
 
 def render(
-    scene_stage: Stage, cameras: Cameras, samples: int, backdrop: float | None
+    scene_stage: Stage, cameras: Cameras, samples: int, backdrop: Tensor | float | None
 ) -> tuple[Float[Tensor, "pixels channels"], Float[Tensor, "pixels"], Float[Tensor, "pixels 3"]]:
     """All pixels of all (equally large) cameras: colours (uint8), depths and normals (float32) of the central rays.
 
     A pixel averages samples² rays on a regular grid one pixel wide around its central ray, weighted by opacity; with ``backdrop`` None
-    it keeps its coverage as straight alpha, else it lies over that grey.
+    it keeps its coverage as straight alpha, else it lies over that colour.
     """
     w, h = int(cameras.width[0]), int(cameras.height[0])
     offset = (torch.arange(samples) + 0.5) / samples - 0.5

@@ -10,7 +10,8 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import read_npz
-from nerfit.scenes.scene import Background, Scene, SceneConfig
+from nerfit.scenes.reading.normalise import nerf_world
+from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.scenes.splits import make_splits
 
 _TRAIN = 100
@@ -19,10 +20,7 @@ _TRAIN = 100
 
 @dataclass
 class Config(SceneConfig):
-    """Options of tiny scenes; near and far are 2 and 6 unless given."""
-
-    background: Background = "black"
-    """Colour behind transparent pixels and the scene; the example's pictures are opaque, on black."""
+    """Options of tiny scenes; near and far are 2 and 6, or as far off as the cameras, unless given."""
 
 
 def detect(source: str) -> bool:
@@ -46,11 +44,13 @@ def load(source: str, config: Config) -> Scene:
     n, height, width, channels = images.shape
     c2w = checked_rotations(torch.from_numpy(poses.astype(np.float64)), str(file))
     first = min(_TRAIN, n - 1)
-    near, far = config.reach(2.0, 6.0)
+    cameras = Cameras.pinhole(c2w, float(focal.item()), width, height, config.pixel_offset)
+    world = nerf_world(cameras, move=False)
+    near, far = config.reach(world.near, world.far)
     return Scene(
         name=file.stem,
         format="tiny",
-        cameras=Cameras.pinhole(c2w, float(focal.item()), width, height, config.pixel_offset),
+        cameras=cameras,
         near=near,
         far=far,
         splits=make_splits(str(file), n, list(range(first, n)), config.train_views),

@@ -15,19 +15,29 @@ from nerfit.cameras.poses import scale_of, to_4x4
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import peek_json
+from nerfit.progress import say
 from nerfit.scenes.images import image_size, shrunk
 from nerfit.scenes.reading.colmap_model import find_models
 from nerfit.scenes.reading.depths import load_depths
 from nerfit.scenes.reading.frames import present_frames, read_frames, set_paths
-from nerfit.scenes.reading.intrinsics import cameras_of, number, read_lenses
+from nerfit.scenes.reading.intrinsics import LENS_KEYS, cameras_of, number, only_an_angle, read_lenses
 from nerfit.scenes.reading.masks import Mask, find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
 from nerfit.scenes.reading.picture_files import SceneFiles, inside
 from nerfit.scenes.reading.ply import read_ply
+from nerfit.scenes.reading.unused import warn_unused
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
 
 _SPLITS = ("train", "val", "test")
+_OF_SPLITS = tuple(f"transforms_{split}.json" for split in _SPLITS)
+_TRAIN = _OF_SPLITS[0]
+_USED = {
+    *("frames", "ply_file_path", "aabb_scale", "applied_transform", "applied_scale", "depth_unit_scale_factor", "integer_depth_scale"),
+    *(f"{split}_filenames" for split in _SPLITS),
+}
+_OF_FRAMES = {"file_path", "transform_matrix", "path", "mask_path", "depth_file_path", "depth_path"}
+"""Keys of the file and of its frames that are used, beside those of the lens."""
 
 
 @dataclass
@@ -41,14 +51,27 @@ class Config(NormaliseConfig):
 
 
 def detect(source: str) -> bool:
-    """A folder with transforms.json, or a JSON file that has frames; a Blender folder is neither."""
+    """A folder with transforms.json, or with files of splits that say more than a Blender scene's; or a JSON file that has frames."""
     file = _file(source)
-    if file.suffix.lower() != ".json" or not file.is_file() or (file.parent / "transforms_train.json").exists():
+    if file.suffix.lower() != ".json" or not file.is_file():
         return False
+    if Path(source).is_dir():
+        return not (file.parent / _TRAIN).exists() or says_more(peek_json(file.parent / _TRAIN))
     if file.name == "transforms.json":
         return True
     meta = peek_json(file)
-    return isinstance(meta, dict) and "frames" in meta
+    return file.name not in _OF_SPLITS and isinstance(meta, dict) and "frames" in meta
+
+
+def says_more(meta: Any) -> bool:
+    """Whether a file says more than a Blender scene's: a lens beyond camera_angle_x, masks, depths, points, other coordinates."""
+    if not isinstance(meta, dict) or not isinstance(frames := meta.get("frames"), list):
+        return False
+    own = {key for frame in frames if isinstance(frame, dict) for key, value in frame.items() if value is not None}
+    more = LENS_KEYS | {"mask_path", "depth_file_path", "depth_path"}
+    if own & more or meta.keys() & {"ply_file_path", "applied_transform", "applied_scale"}:
+        return True
+    return bool(meta.keys() & LENS_KEYS) and not only_an_angle(meta)
 
 
 def load(source: str, config: Config) -> Scene:
@@ -61,7 +84,7 @@ def load(source: str, config: Config) -> Scene:
     """
     config.check()
     file = _file(source)
-    meta = read_frames(file)
+    meta = _merged(file.parent) if file.name == _TRAIN else read_frames(file)
     applied = _applied(file, meta)
     files = SceneFiles(file.parent, config.allow_outside)
     set_paths(meta["frames"], files)
@@ -76,6 +99,7 @@ def load(source: str, config: Config) -> Scene:
     sizes = [image_size(path) for path in paths]
     small = [shrunk(size, config.factor) for size in sizes]
     lenses = read_lenses(file, meta, frames, sizes, small)
+    warn_unused(file, meta, _USED | LENS_KEYS, _OF_FRAMES)
     c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in frames])), str(file), names)
     cameras = cameras_of(c2w[:, :3], lenses, small, config.pixel_offset)
 
@@ -88,7 +112,7 @@ def load(source: str, config: Config) -> Scene:
         _points(file, meta, config.allow_outside),
         meta.get("aabb_scale") == 1,
         applied,
-        name=(file.parent if file.name == "transforms.json" else file.with_suffix("")).resolve().name,
+        name=(file.parent if file.name in ("transforms.json", _TRAIN) else file.with_suffix("")).resolve().name,
         format="transforms",
         splits=splits,
         view_names=names,
@@ -114,8 +138,29 @@ def _points(file: Path, meta: dict[str, Any], allow_outside: bool) -> Float[Tens
 
 
 def _file(source: str) -> Path:
+    """The file that is read; of a folder the training split's where it says enough or is alone, which stands for those of all splits."""
     path = Path(source)
-    return path / "transforms.json" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    whole, train = path / "transforms.json", path / _TRAIN
+    return train if train.is_file() and (says_more(peek_json(train)) or not whole.is_file()) else whole
+
+
+def _merged(folder: Path) -> dict[str, Any]:
+    """The content of transforms_train/val/test.json as that of one file with lists of the splits' pictures.
+
+    What a file says differently from the training split's goes to its frames.
+    """
+    metas = {split: read_frames(folder / f"transforms_{split}.json") for split in _SPLITS if (folder / f"transforms_{split}.json").exists()}
+    merged, frames = dict(metas["train"]), {}
+    for split, meta in metas.items():
+        own = {key: value for key, value in meta.items() if key != "frames" and metas["train"].get(key) != value}
+        merged[f"{split}_filenames"] = [frame["file_path"] for frame in meta["frames"]]
+        for frame in meta["frames"]:
+            frames.setdefault(frame["file_path"], own | frame)
+    if (folder / "transforms.json").exists():
+        say(f"{folder}: the files of its splits are read; name {folder / 'transforms.json'} to read that instead.")
+    return merged | {"frames": list(frames.values())}
 
 
 def _with_model(error: SceneError, folder: Path) -> SceneError:

@@ -26,6 +26,13 @@ _LAST = {"FULL_OPENCV": {"d1": "k4", "d2": "k5", "d3": "k6"}}
 """Names of `LENS_PARAMETERS` in files; k4, k5 and k6 differ from model to model."""
 
 
+LENS_KEYS = {
+    *("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y", "x_fov", "y_fov", "camera_model", "K"),
+    *("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "sx1", "sy1", *_FLAGS),
+}
+"""What `read_intrinsics` reads of a file or a frame."""
+
+
 class Intrinsics(NamedTuple):
     """The lens of one view, in pixels of its picture; see `Cameras`."""
 
@@ -166,6 +173,26 @@ def number(what: str, key: str, *sources: dict[str, Any]) -> float | None:
     if value is None or (isinstance(value, int | float) and abs(value) < 1e9):
         return value
     raise SceneError(f"{what} has {key} {str(value)[:40]!r}, which should be a number.")
+
+
+def only_an_angle(meta: dict[str, Any]) -> bool:
+    """Whether a file's lens is no more than its camera_angle_x: square pixels about the picture's middle, within half a percent."""
+    values = {key: meta[key] for key in LENS_KEYS if meta.get(key) is not None}
+    model = str(values.pop("camera_model", "OPENCV")).upper()
+    if (
+        "camera_angle_x" not in values
+        or _MODELS.get(model) != "perspective"
+        or not all(isinstance(v, int | float) for v in values.values())
+    ):
+        return False
+    plain = {"w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y"}
+    if any(value for key, value in values.items() if key not in plain):
+        return False
+    angle, w, h = values["camera_angle_x"], values.get("w", 0), values.get("h", 0)
+    expected = {"cx": w / 2, "cy": h / 2}
+    if 0 < angle < math.pi:
+        expected |= dict.fromkeys(("fl_x", "fl_y"), focal_from_fov(angle, 1) * w)
+    return all(abs(values[key] - value) <= 0.005 * value for key, value in expected.items() if key in values)
 
 
 def quarter_turn(view: Intrinsics, height: float, c2w: Float[Tensor, "3 4"]) -> tuple[Intrinsics, Float[Tensor, "3 4"]]:

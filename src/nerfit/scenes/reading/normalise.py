@@ -1,7 +1,7 @@
 """The normalised world of a capture: origin, scale, up, bounds, near and far, from its cameras and the points known of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import Meeting, rays_meet, recentre, scale_of, to_4x4, transform_poses, view_frame, world_up
 from nerfit.errors import ConfigError, require_min
+from nerfit.scenes.background import border_colour
 from nerfit.scenes.reading.masks import Mask
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Bounds, Scene
@@ -37,8 +38,8 @@ class NormaliseConfig(HoldoutConfig):
     factor: int = 1
     """Shrink the pictures by this factor."""
     bounds: Bounds | None = None
-    """Kind of scene; none = object if pixels are transparent (or aabb_scale is 1), forward-facing if all cameras stand side by side and
-    look within 45° of one direction, else unbounded."""
+    """Kind of scene; none = object if pixels are transparent, the pictures have a plain border, or aabb_scale is 1; forward-facing if all
+    cameras stand side by side and look within 45° of one direction; else unbounded."""
     centre: bool = True
     """Move the point that the cameras look at to the origin, scale their mean distance from it to 1, and turn up to z."""
     ndc: bool | None = None
@@ -62,16 +63,24 @@ def normalised_scene(
     points: Float[Tensor, "n 3"] | None,
     is_object: bool = False,
     applied: Float[Tensor, "4 4"] | None = None,
+    object_world: Callable[[Cameras, bool], "Normalised"] | None = None,
     **about: Any,
 ) -> Scene:
-    """The scene of pictures with the cameras' sizes, in the world of `normalise`. Transparent pixels too make it an object.
+    """The scene of pictures with the cameras' sizes, in the world of `normalise`. Transparent pixels and plain borders too make an object.
 
     ``cameras`` and ``points`` are in the file's world, poses in float64; ``applied`` is the transform from the user's world to the
-    file's. ``about`` holds the scene's name, format, splits and names of views.
+    file's. ``object_world`` (`nerf_world`) places objects in place of `normalise`. ``about`` holds the scene's name, format, splits and
+    names of views.
     """
     pixels = load_pixels(files, list(zip(cameras.width.tolist(), cameras.height.tolist(), strict=True)), masks)
     is_object |= pixels.shape[1] == 4 and not any(masks)
-    normalised = normalise(cameras, points, config.bounds or ("object" if is_object else None), config.centre, config.wants_ndc)
+    if not is_object and not _side_by_side(cameras.c2w):
+        is_object = border_colour(pixels, cameras, about["splits"]["train"]) is not None
+    bounds = config.bounds or ("object" if is_object else None)
+    if bounds == "object" and object_world is not None:
+        normalised = object_world(cameras, config.centre and (config.near, config.far) == (None, None))
+    else:
+        normalised = normalise(cameras, points, bounds, config.centre, config.wants_ndc)
     near, far = config.reach(normalised.near, normalised.far)
     to_file = torch.linalg.inv(normalised.transform)
     return Scene(
@@ -88,6 +97,25 @@ def normalised_scene(
         depth_range=normalised.depth_range,
         **about,
     )
+
+
+def nerf_world(cameras: Cameras, move: bool) -> "Normalised":
+    """The world of NeRF's synthetic scenes: cameras 4 away from the object's middle, which is the origin; near 2, far 6.
+
+    Cameras that stand so already (3.6 to 4.4 from the origin) stay where they are, to the bit, as do those whose axes don't meet. Others
+    are shifted and scaled, not turned. Unless they may ``move``, the file's world stays, and near and far are in its units.
+    """
+    meeting = rays_meet(cameras)
+    distance = (to_4x4(cameras.c2w)[:, :3, 3] - meeting.point).norm(dim=-1)
+    unit, here = 4.0 / max(meeting.distance, 1e-12), torch.eye(4, dtype=torch.float64)
+    about_origin = to_4x4(cameras.c2w)[:, :3, 3].norm(dim=-1)
+    if meeting.in_front <= 0.5 or bool(((about_origin > 3.6) & (about_origin < 4.4)).all()):
+        return Normalised(here, "object", 2.0, 6.0, "circle", None)
+    near, far = max(0.2, float(distance.min()) * unit - 2), float(distance.max()) * unit + 2
+    if not move:
+        return Normalised(here, "object", near / unit, far / unit, "circle", None)
+    here[:3] = unit * torch.cat([here[:3, :3], -meeting.point.to(torch.float64)[:, None]], 1)
+    return Normalised(here, "object", near, far, "circle", None)
 
 
 @dataclass

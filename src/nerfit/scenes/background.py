@@ -1,0 +1,92 @@
+"""The colour behind a scene whose pictures are opaque: that of a plain border which the training views share."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from nerfit.cameras import Cameras
+from nerfit.files import peek_json
+from nerfit.progress import say
+from nerfit.scenes.scene import Background, Colour, Scene, colour_name
+
+CHOSEN = ("auto", "random")
+"""Backgrounds of opaque pictures that `choose_background` replaces."""
+_NOISE = 12
+"""Levels of 255 by which a channel of a plain border may differ from its median: JPEG's noise, weak shadows."""
+_SHARE = 0.9
+"""Share of the border's pixels that must agree."""
+_VIEWS, _POINTS = 200, 100
+"""The most views that are looked at, and points on each side of a picture."""
+_INSET = 0.01
+"""Distance of these points from the picture's edge, as a share of its side: the outermost pixels may be frames of scanners."""
+
+
+def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, views: Sequence[int]) -> Colour | None:
+    """The one colour along the borders of opaque pictures, within noise; None where they show anything else.
+
+    ``pixels`` holds all views of ``cameras`` one after another, as in `Scene`; those with alpha 0 are passed over.
+    """
+    sizes = cameras.width * cameras.height
+    starts = sizes.cumsum(0) - sizes
+    t = torch.linspace(_INSET, 1 - _INSET, _POINTS)
+    low, high = torch.full_like(t, _INSET), torch.full_like(t, 1 - _INSET)
+    across, down = torch.cat([t, t, low, high]), torch.cat([low, high, t, t])
+    found = []
+    for view in views[:: -(-len(views) // _VIEWS)]:
+        x, y = (across * cameras.width[view]).long(), (down * cameras.height[view]).long()
+        found.append(pixels[starts[view] + y * cameras.width[view] + x])
+    border = torch.cat(found)
+    border = border[border[:, 3] > 0, :3] if pixels.shape[1] == 4 else border
+    if not len(border):
+        return None
+    levels = border.float()
+    agree = ((levels - levels.median(0).values).abs() <= _NOISE).all(-1)
+    if agree.float().mean() < _SHARE:
+        return None
+    red, green, blue = (levels[agree].mean(0) / 255).tolist()
+    return red, green, blue
+
+
+def choose_background(scene: Scene) -> Scene:
+    """The scene with a background in place of "auto", and for opaque pictures of "random" too; nerfit prints what it detected.
+
+    Pictures with alpha lie on white unless their background is given. Opaque pictures get the colour of their plain border, without one
+    white: a random colour would force matter onto every ray. A given background stays, with a warning where the border has another colour.
+    """
+    asked = scene.background
+    if scene.pixels is None or scene.format == "image" or scene.has_alpha:
+        return scene if asked != "auto" else replace(scene, background="white")
+    colour = border_colour(scene.pixels, scene.cameras, scene.splits["train"])
+    found = None if colour is None else _named(colour)
+    if asked not in CHOSEN:
+        if colour is not None and (scene.backdrop - torch.tensor(colour)).abs().max() > 2 * _NOISE / 255:
+            warnings.warn(
+                f"{scene.name}: the pictures have a plain border of {colour_name(colour)}, but the background is {scene.backdrop_name}; "
+                "leave --scene.background out to take the border's.",
+                stacklevel=2,
+            )
+        return scene
+    chosen = replace(scene, background=found or "white")
+    if found is not None:
+        name = f"{scene.name}: the pictures are opaque with a plain border"
+        say(f"{name}, so the background is {chosen.backdrop_name} (--scene.background overrides)")
+    return chosen
+
+
+def saved_background(run: Path) -> Background | Colour | None:
+    """The background that a run folder's scene.json keeps; None where it can't be read."""
+    info = peek_json(run / "scene.json")
+    kept = info.get("background") if isinstance(info, dict) else None
+    return tuple(kept) if isinstance(kept, list) else kept if isinstance(kept, str) else None
+
+
+def _named(colour: Colour) -> Background | Colour:
+    """White or black in a word, within the noise of JPEG."""
+    if min(colour) > 1 - 2 / 255:
+        return "white"
+    return "black" if max(colour) < 2 / 255 else colour
