@@ -5,7 +5,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -413,8 +413,9 @@ def test_recipe_holds_known_keys_of_the_right_type(name: str) -> None:
         made = config(**{key: hints[key](**value) if isinstance(value, dict) else value for key, value in values.items()})
         assert not getattr(made, "unused", dict)().keys() & values.keys()
         for key, value in vars(made).items():
-            kinds = {get_origin(h) or h for h in (get_args(hints[key]) if get_origin(hints[key]) is UnionType else [hints[key]])}
-            assert Literal in kinds and value in get_args(hints[key]) or type(value) in kinds, f"{section}.{key} = {value!r}"
+            parts = get_args(hints[key]) if get_origin(hints[key]) in (UnionType, Union) else [hints[key]]
+            words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+            assert value in words or type(value) in {get_origin(part) or part for part in parts}, f"{section}.{key} = {value!r}"
     for key, value in recipe.items():
         assert key in sections or key in ("method", "format", "description") or type(value) is TOP[key]
 
