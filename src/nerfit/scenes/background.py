@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from jaxtyping import UInt8
@@ -82,7 +83,9 @@ def saved_background(run: Path) -> Background | Colour | None:
     """The background that a run folder's scene.json keeps; None where it can't be read."""
     info = peek_json(run / "scene.json")
     kept = info.get("background") if isinstance(info, dict) else None
-    return tuple(kept) if isinstance(kept, list) else kept if isinstance(kept, str) else None
+    if isinstance(kept, list) and len(kept) == 3:
+        return kept[0], kept[1], kept[2]
+    return next((word for word in get_args(Background) if word == kept), None)
 
 
 def _named(colour: Colour) -> Background | Colour:

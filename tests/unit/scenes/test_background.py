@@ -41,7 +41,8 @@ def scene_on(colour: Any, noise: float = 2.0, channels: int = 3, object_at: int 
         pixels = torch.cat([pixels, torch.full_like(pixels[:, :1], 255)], 1)
     width, height = torch.tensor(SIZES).T
     c2w = torch.eye(4)[:3].repeat(len(SIZES), 1, 1)
-    cameras = Cameras(c2w, *(torch.full((3,), 30.0) for _ in range(4)), width, height)
+    focal = torch.full((3,), 30.0)
+    cameras = Cameras(c2w, focal, focal, focal, focal, width, height)
     return Scene("photos", "test", cameras, 1.0, 3.0, {"train": [0, 1], "test": [2]}, pixels, **choices)
 
 
