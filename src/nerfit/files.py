@@ -30,15 +30,15 @@ _LONGEST_LINE = 1 << 24
 # read with limits
 
 
-def read_text(file: Path) -> str:
-    """A text file of at most 64 MB; SceneError for one that is missing, larger, no regular file or no UTF-8."""
-    with _opened(file, _TEXT) as stream:
-        return stream.read(_TEXT).decode("utf-8-sig")
+def read_text(file: Path, most: int = _TEXT) -> str:
+    """A text file of at most 64 MB, or ``most`` bytes; SceneError for one that is missing, larger, no regular file or no UTF-8."""
+    with _opened(file, most) as stream:
+        return stream.read(most).decode("utf-8-sig")
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, most: int = _TEXT) -> Any:
     """The content of a JSON file, read as `read_text` does; comments and trailing commas are passed over. SceneError for no JSON."""
-    text = read_text(file)
+    text = read_text(file, most)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

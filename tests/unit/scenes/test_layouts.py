@@ -110,6 +110,19 @@ def test_pictures_that_are_not_there_are_counted(tmp_path: Path) -> None:
     assert len(scene.cameras) == VIEWS - 1
 
 
+def test_pictures_without_a_pose_are_counted(tmp_path: Path) -> None:
+    metashape_writer()(tmp_path)
+    save_pictures(tmp_path, ["images/IMG_0008.png", "images/lost.png"])
+    with pytest.warns(UserWarning, match=r"2 of 8 pictures have no pose in .*cameras.xml and were left out: IMG_0008\.png, lost\.png"):
+        load("metashape", tmp_path)
+
+
+def test_a_table_may_begin_with_the_number_of_cameras(tmp_path: Path) -> None:
+    LAYOUTS["realitycapture"].write(tmp_path)
+    edit(tmp_path / "cameras.csv", ("#name", "#cameras 6\n#name"))
+    assert len(load("realitycapture", tmp_path).cameras) == VIEWS
+
+
 @pytest.mark.parametrize("own", ["transforms", "colmap"])
 def test_a_scene_of_another_format_keeps_its_answer(own: str, tmp_path: Path) -> None:
     metashape_writer()(tmp_path)

@@ -10,7 +10,7 @@ import torch
 from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.poses import to_4x4
 from nerfit.cameras.rotations import quaternion_to_matrix
-from nerfit.errors import SceneError
+from nerfit.errors import SceneError, one_line
 from nerfit.files import peek_text, read_text
 from nerfit.scenes.reading.colmap_model import LENS_MODELS
 from nerfit.scenes.reading.layouts import PHOTOS, Layout, Shot, layout_scene, numbers, refuse_lens
@@ -43,27 +43,30 @@ def load(source: str, config: Config) -> Scene:
     """
     folder = Path(source)
     place = folder / "sensors"
-    lenses = {row[0]: _lens(place, row) for row in _rows(place / "sensors.txt") if len(row) > 2 and row[2] == "camera"}
-    poses = {tuple(row[:2]): _matrix(place / "trajectories.txt", row) for row in _rows(place / "trajectories.txt")}
-    rigs = {row[1]: (row[0], _matrix(place / "rigs.txt", row)) for row in _rows(place / "rigs.txt")}
+    lenses = {row[0]: _lens(place, row) for row in _rows(place / "sensors.txt", 1) if len(row) > 2 and row[2] == "camera"}
+    poses = {tuple(row[:2]): _matrix(place / "trajectories.txt", row) for row in _rows(place / "trajectories.txt", 2)}
+    rigs = {row[1]: (row[0], _matrix(place / "rigs.txt", row)) for row in _rows(place / "rigs.txt", 2)}
     shots, records = [], place / "records_camera.txt"
-    for row in _rows(records):
-        if len(row) < 3 or row[1] not in lenses:
+    for row in _rows(records, 3):
+        if row[1] not in lenses:
             raise SceneError(f"{records}: the line of {row[-1]} names no camera of sensors.txt.")
         found = _pose(row[0], row[1], poses, rigs)
         if found is not None:
             c2w = convert_axes(torch.linalg.inv(found), "opencv")
             shots.append(Shot(row[2], c2w.numpy(), lenses[row[1]], place / "records_data" / row[2]))
-    points = [row[:3] for row in _rows(folder / "reconstruction" / "points3d.txt")]
+    points = [row[:3] for row in _rows(folder / "reconstruction" / "points3d.txt", 3)]
     xyz = numbers(f"{folder}/reconstruction/points3d.txt", points, len(points), 3) if points else None
     return layout_scene(Layout("kapture", records, folder, shots, xyz), config)
 
 
-def _rows(file: Path) -> Iterator[list[str]]:
-    """The values of each line; nothing without the file."""
+def _rows(file: Path, least: int) -> Iterator[list[str]]:
+    """The values of each line; nothing without the file. SceneError for a line of fewer than ``least``."""
     for line in read_text(file).splitlines() if file.is_file() else []:
         if line.strip() and not line.startswith("#"):
-            yield [value.strip() for value in line.split(",")]
+            values = [value.strip() for value in line.split(",")]
+            if len(values) < least:
+                raise SceneError(f"{file}: the line '{one_line(line)}' has too few values.")
+            yield values
 
 
 def _lens(place: Path, row: list[str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _shot(what: str, matrix: np.ndarray, picture: Path, mask: Path | None) -> Sh
 def decomposed(what: str, p: Float[np.ndarray, "3 4"]) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
     """Intrinsics K, rotation R and position C of a projection matrix ~ K[R|-RC] (Hartley and Zisserman, section 6.2.4)."""
     m = p[:, :3]
-    if abs(np.linalg.det(m)) < 1e-12 * max(np.abs(m).max(), 1e-300) ** 3:
+    if not abs(np.linalg.det(m)) > 1e-9 * np.prod(np.linalg.norm(m, axis=1)):
         raise SceneError(f"{what} is no projection matrix: its first three columns are flat.")
     p = p * np.sign(np.linalg.det(m))
     m = p[:, :3]

@@ -18,6 +18,8 @@ _DISTORTION = {
     "fisheye": ("k1", "k2", "k3", "k4"),
 }
 """The parameters of each camera model by the key that holds them; t1 and t2 of openMVG are OpenCV's p1 and p2."""
+_LARGEST = 256 << 20
+"""Most bytes of the file, in which a point takes about 1000."""
 _CONVERT = "openMVG_main_ConvertSfM_DataFormat -i sfm_data.bin -o sfm_data.json -V -I -E -S"
 
 
@@ -44,7 +46,9 @@ def load(source: str, config: Config) -> Scene:
         raise SceneError(f"{source} has no sfm_data.json.")
     root = Path(source) if Path(source).is_dir() else first.parent
     found = [first] if Path(source).is_file() else [file for place in _PLACES for file in sorted(root.glob(place)) if file.is_file()]
-    file, data = max(((file, read_json(file)) for file in dict.fromkeys(found)), key=lambda entry: len(_list(entry[1], "extrinsics")))
+    file, data = max(
+        ((file, read_json(file, _LARGEST)) for file in dict.fromkeys(found)), key=lambda entry: len(_list(entry[1], "extrinsics"))
+    )
     if not _list(data, "extrinsics"):
         raise SceneError(f"{file} holds no poses; convert the scene that has them: {_CONVERT}.")
     poses = {_key(entry): _value(entry) for entry in _list(data, "extrinsics")}

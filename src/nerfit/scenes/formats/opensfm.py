@@ -15,6 +15,8 @@ from nerfit.scenes.scene import Scene
 
 _PLACES = ("reconstruction.json", "opensfm/reconstruction.json")
 _PERSPECTIVE, _FISHEYE = ("perspective", "simple_radial", "radial", "brown"), ("fisheye", "fisheye_opencv", "fisheye62", "fisheye624")
+_LARGEST = 256 << 20
+"""Most bytes of the file, in which a point takes about 200."""
 _SPHERICAL = ("spherical", "equirectangular")
 
 
@@ -38,7 +40,7 @@ def load(source: str, config: Config) -> Scene:
     file = project_file(source, *_PLACES)
     if file is None:
         raise SceneError(f"{source} has no reconstruction.json.")
-    data = read_json(file)
+    data = read_json(file, _LARGEST)
     parts = [part for part in (data if isinstance(data, list) else [data]) if isinstance(part, dict) and _entries(part, "shots")]
     if not parts:
         raise SceneError(f"{file} holds no reconstruction with shots; it should be a list of objects with cameras, shots and points.")

@@ -43,11 +43,8 @@ def load(source: str, config: Config) -> Scene:
     """
     table, sidecar = _table(source), _sidecar(source)
     if table is not None:
-        rows = list(csv.reader(read_text(table).splitlines()))
-        names = [name.strip().lstrip("#").lower() for name in next(row for row in rows if row)]
         pictures = Pictures(table.parent)
-        entries = [dict(zip(names, row, strict=False)) for row in rows[1:] if len(row) >= len(_COLUMNS)]
-        shots = [_of_row(f"{table}, {entry['name']}", entry, pictures.find(entry["name"])) for entry in entries]
+        shots = [_of_row(f"{table}, {row['name']}", row, pictures.find(row["name"])) for row in _rows(table)]
         return layout_scene(Layout("realitycapture", table, table.parent, shots), config)
     if sidecar is None:
         raise SceneError(f"{source} has neither a .csv file of camera parameters nor XMP files of RealityCapture.")
@@ -62,8 +59,23 @@ def _table(source: str) -> Path | None:
 
 
 def _has_columns(text: str) -> bool:
-    names = [name.strip().lstrip("#").lower() for name in text.lstrip("\ufeff\n\r ").partition("\n")[0].split(",")]
-    return set(_COLUMNS) <= set(names)
+    """Whether one of the first lines names the columns; the number of cameras may come before."""
+    return any(set(_COLUMNS) <= set(_names(line.split(","))) for line in text.lstrip("\ufeff").splitlines()[:3])
+
+
+def _names(row: list[str]) -> list[str]:
+    return [name.strip().lstrip("#").lower() for name in row]
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    """The values of each picture by the names of their columns."""
+    try:
+        rows = list(csv.reader(read_text(table).splitlines()))
+    except csv.Error as error:
+        raise SceneError(f"{table} can't be read as a table: {error}.") from error
+    head = next((i for i, row in enumerate(rows) if set(_COLUMNS) <= set(_names(row))), len(rows))
+    entries = [dict(zip(_names(rows[head]), row, strict=False)) for row in rows[head + 1 :]]
+    return [entry for entry in entries if entry.get("name")]
 
 
 def _sidecar(source: str) -> Path | None:
@@ -93,7 +105,7 @@ def _of_row(what: str, entry: dict[str, str], picture: Path | None) -> Shot:
     about_y = [[np.cos(r), 0, np.sin(r)], [0, 1, 0], [-np.sin(r), 0, np.cos(r)]]
     turn = np.array(about_z) @ about_x @ about_y
     lens = {} if picture is None else _lens(picture, f, 1.0, (px, py), k)
-    return Shot(entry["name"], pose(what, turn.T, [x, y, z], "opengl"), lens, picture or Path(entry["name"]))
+    return Shot(entry["name"], pose(what, turn.T, [x, y, z], "opengl"), lens, picture)
 
 
 def _of_xmp(file: Path, picture: Path) -> Shot | None:

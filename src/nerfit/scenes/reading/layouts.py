@@ -24,7 +24,7 @@ from nerfit.scenes.reading.depths import load_depths
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, number, quarter_turn, read_intrinsics
 from nerfit.scenes.reading.masks import Mask, find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
-from nerfit.scenes.reading.picture_files import inside
+from nerfit.scenes.reading.picture_files import few, inside, picture_files
 from nerfit.scenes.reading.pinhole import LARGEST
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
@@ -115,7 +115,10 @@ def layout_scene(layout: Layout, config: NormaliseConfig, depths: bool = False) 
 
 
 def _present(layout: Layout) -> list[tuple[Path, Shot]]:
-    """The pictures that are there and their shots, by path; says which are not. SceneError where none is, or one is listed twice."""
+    """The pictures that are there and their shots, by path; says which are not, and which have no pose.
+
+    SceneError where none is there, or one is listed twice.
+    """
     if not layout.shots:
         raise SceneError(f"{layout.file} has no picture with a pose; {PHOTOS}.")
     pictures = Pictures(layout.folder)
@@ -130,11 +133,15 @@ def _present(layout: Layout) -> list[tuple[Path, Shot]]:
             absent.append(shot.name)
         else:
             found[path] = shot
-    shown = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+    shown = few(absent)
     if not found:
         raise SceneError(f"{layout.file} has poses of {len(layout.shots)} pictures, such as {shown}, of which none is in {layout.folder}.")
     if absent:
         text = f"{layout.file}: {len(absent)} of {len(layout.shots)} pictures are not there and were left out: {shown}"
+        warnings.warn(one_line(text), stacklevel=4)
+    beside = {path for folder in {path.parent for path in found} for path in picture_files(folder) if not path.stem.endswith("_masked")}
+    if lone := sorted(path.name for path in beside - found.keys()):
+        text = f"{layout.folder}: {len(lone)} of {len(beside)} pictures have no pose in {layout.file} and were left out: {few(lone)}"
         warnings.warn(one_line(text), stacklevel=4)
     return sorted(found.items(), key=lambda item: str(item[0]))
 
