@@ -1,9 +1,12 @@
 """Photographs of a made-up place: the corner of a room with papered walls."""
 
 import numpy as np
+import torch
 from PIL import Image
 
 from conftest import around
+from nerfit.cameras.poses import align, scale_of, to_4x4
+from nerfit.scenes.scene import Scene
 
 VIEWS, WIDTH, HEIGHT, FOCAL = 8, 320, 240, 300.0
 
@@ -37,3 +40,20 @@ def photograph(c2w: np.ndarray) -> np.ndarray:
         shade = (1 - fv) * ((1 - fu) * corners[0][0] + fu * corners[0][1]) + fv * ((1 - fu) * corners[1][0] + fu * corners[1][1])
         picture = np.where(wall == axis, shade, picture)
     return np.repeat(np.rint(picture).clip(0, 255).astype(np.uint8)[..., None], 3, -1)
+
+
+def compare(found: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Degrees between rotations, and distances between places as a share of the diagonal of the true ones' box, once aligned."""
+    found, truth = to_4x4(found), to_4x4(truth)
+    similarity = align(found[:, :3, 3], truth[:, :3, 3])
+    moved = similarity @ found
+    rotation = moved[:, :3, :3] / scale_of(similarity)
+    cosine = ((rotation * truth[:, :3, :3]).sum((1, 2)) - 1) / 2
+    extent = (truth[:, :3, 3].amax(0) - truth[:, :3, 3].amin(0)).norm()
+    return torch.rad2deg(cosine.clamp(-1, 1).acos()), (moved[:, :3, 3] - truth[:, :3, 3]).norm(dim=-1) / extent
+
+
+def original(scene: Scene) -> torch.Tensor:
+    """The scene's poses in the world of its file."""
+    moved = scene.to_original @ to_4x4(scene.cameras.c2w)
+    return torch.cat([moved[:, :3, :3] / scale_of(scene.to_original), moved[:, :3, 3:]], -1)

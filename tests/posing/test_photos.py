@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from conftest import around
-from nerfit.cameras.poses import align, scale_of, to_4x4
 from nerfit.cli import main
 from nerfit.commands import poses
 from nerfit.commands.train import request
@@ -30,7 +29,7 @@ from nerfit.scenes.formats import photos
 from nerfit.scenes.formats.llff import read_poses
 from nerfit.scenes.posing import retrieval
 from nerfit.scenes.posing.registration import Links, PoseConfig, Report, View, advice, all_pairs, sequence_pairs, sharpness, why_missing
-from photographs import FOCAL, HEIGHT, VIEWS, WIDTH, photograph, pose, texture
+from photographs import FOCAL, HEIGHT, VIEWS, WIDTH, compare, original, photograph, pose, texture
 
 # --- Photographs of a made-up place ---------------------------------------------------------------------------------
 
@@ -66,23 +65,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NERFIT_CACHE", str(cache))
-
-
-def compare(found: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Degrees between rotations, and distances between places as a share of the diagonal of the true ones' box, once aligned."""
-    found, truth = to_4x4(found), to_4x4(truth)
-    similarity = align(found[:, :3, 3], truth[:, :3, 3])
-    moved = similarity @ found
-    rotation = moved[:, :3, :3] / scale_of(similarity)
-    cosine = ((rotation * truth[:, :3, :3]).sum((1, 2)) - 1) / 2
-    extent = (truth[:, :3, 3].amax(0) - truth[:, :3, 3].amin(0)).norm()
-    return torch.rad2deg(cosine.clamp(-1, 1).acos()), (moved[:, :3, 3] - truth[:, :3, 3]).norm(dim=-1) / extent
-
-
-def original(scene) -> torch.Tensor:
-    """The scene's poses in the world of its file."""
-    moved = scene.to_original @ to_4x4(scene.cameras.c2w)
-    return torch.cat([moved[:, :3, :3] / scale_of(scene.to_original), moved[:, :3, 3:]], -1)
 
 
 # --- Estimated poses ------------------------------------------------------------------------------------------------

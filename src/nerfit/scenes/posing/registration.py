@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from nerfit.errors import SceneError
 from nerfit.files import write_json
+from nerfit.progress import say
 
 FEW_FEATURES, FEW_MATCHES = 150, 30
 """Fewer features in a picture, or matches with its best partner, seldom give a pose (COLMAP asks for 30 matches)."""
@@ -20,19 +21,30 @@ DARK, BLURRED, HIDDEN = 25, 0.2, 0.9
 much masked."""
 
 
+Mapper = Literal["auto", "incremental", "global"]
+Lens = Literal["auto", "radial", "opencv", "fisheye", "equirectangular"]
+
+LITTLE_PARALLAX = 2.0
+"""Median angle in degrees between the rays of a point below which depths are doubtful."""
+
+
 @dataclass
 class PoseConfig:
     """How camera poses are estimated."""
 
     shared_camera: bool = True
     """Pictures of one folder with the same size and focal length share one camera; otherwise each picture has its own."""
-    lens: Literal["radial", "opencv", "fisheye"] = "radial"
-    """radial = two terms of distortion; opencv = tangential terms and a second focal length too; fisheye = very wide lenses."""
+    lens: Lens = "auto"
+    """radial = two terms of distortion; opencv = tangential terms and a second focal length too; fisheye = very wide lenses;
+    equirectangular = panoramas. auto = equirectangular where all pictures are twice as wide as high, else radial."""
     matching: Literal["auto", "exhaustive", "sequential", "retrieval"] = "auto"
     """Pairs of pictures to match: exhaustive = all; sequential = neighbours in the order of names and some far pairs; retrieval = pictures
     that look alike. auto = exhaustive up to 200 photographs, retrieval beyond that, sequential for videos."""
-    mapper: Literal["incremental", "global"] = "incremental"
-    """incremental = add one picture after the other; global = solve for all poses at once (GLOMAP)."""
+    mapper: Mapper = "auto"
+    """incremental = add one picture after the other, from starts with less and less parallax; global = solve for all poses at once
+    (GLOMAP). auto = incremental, and global where that leaves out more than a tenth."""
+    least_share: float = 0.25
+    """Smallest share of the pictures with a pose that makes a scene; fewer are an error."""
     feature_size: int = 1600
     """Longest side in pixels of the copies in which features are searched."""
 
@@ -84,6 +96,8 @@ class Report:
     points: int = 0
     error: float = 0.0
     """Mean reprojection error in pixels of the copies."""
+    parallax: float = 0.0
+    """Median over the points of the largest angle between two rays to it, degrees."""
     seconds: float = 0.0
     advice: list[str] = field(default_factory=list)
 
@@ -158,13 +172,37 @@ def advice(report: Report) -> list[str]:
     out = []
     if len(report.registered) < report.photographs / 2:
         out.append("less than half of the pictures have a pose: they may show separate places; read the reasons above before you train.")
-    if report.missing:
+    if any("no other picture" in why or "other pictures have too" in why for why in report.missing.values()):
         out.append(
             "take sharp pictures of a still scene from positions side by side, each sharing two thirds of its content with the next."
+        )
+    if report.parallax < LITTLE_PARALLAX and report.points:
+        out.append(
+            f"the poses are doubtful: half of the points are seen under less than {report.parallax:.1f} degrees, as when a camera turns in "
+            "place or looks far away; take pictures from positions farther apart."
         )
     if report.error > 1.5:
         out.append("the error is large: try --lens opencv (--lens fisheye for very wide lenses), or leave out moving things.")
     return out
+
+
+def chosen_lens(what: str, views: Sequence[View], lens: Lens) -> Lens:
+    """The lens that ``auto`` stands for; panoramas are named in a message."""
+    if lens != "auto":
+        return lens
+    if all(view.width == 2 * view.height for view in views):
+        say(f"{what}: all pictures are twice as wide as high, so they are read as panoramas (--scene.lens radial overrides)")
+        return "equirectangular"
+    return "radial"
+
+
+def check_share(what: str, posed: int, count: int, config: PoseConfig, why: str) -> None:
+    """Raise SceneError where fewer pictures have a pose than make a scene; ``why`` are reasons of some."""
+    if posed < config.least_share * count:
+        raise SceneError(
+            f"{what}: only {posed} of {count} pictures could be posed together ({why}); --scene.least-share {posed / count:.2f} trains on "
+            "them, and --scene.format unposed learns cameras that look one way with the scene."
+        )
 
 
 def sequence_pairs(count: int, overlap: int = 10, every: int = 60) -> list[tuple[int, int]]:

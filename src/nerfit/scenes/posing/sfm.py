@@ -23,6 +23,7 @@ from nerfit.errors import SceneError
 from nerfit.files import atomic_write, cache_folder, file_lock, fingerprint
 from nerfit.progress import tick
 from nerfit.scenes.posing.copies import mask_folder, prepare
+from nerfit.scenes.posing.mapping import map_pictures, parallax
 from nerfit.scenes.posing.registration import (
     Links,
     PoseConfig,
@@ -31,6 +32,8 @@ from nerfit.scenes.posing.registration import (
     advice,
     all_pairs,
     check_count,
+    check_share,
+    chosen_lens,
     sequence_pairs,
     why_missing,
 )
@@ -48,10 +51,11 @@ MODELS = {
     "radial": ("SIMPLE_RADIAL", "RADIAL"),
     "opencv": ("SIMPLE_RADIAL", "OPENCV"),
     "fisheye": ("SIMPLE_RADIAL_FISHEYE", "OPENCV_FISHEYE"),
+    "equirectangular": ("EQUIRECTANGULAR", "EQUIRECTANGULAR"),
 }
 """COLMAP's camera models: one with few parameters, with which poses are found, and one that the last adjustment refines."""
 
-_VERSION, _CENTRED, _CHUNK, _SEARCHERS = 1, 10, 100, 8
+_VERSION, _CENTRED, _CHUNK, _SEARCHERS = 2, 10, 100, 8
 """Of the cached results; photographs of a camera from which on its principal point is refined; pairs matched at a time; most
 threads that look for features, each of which takes half a gigabyte."""
 
@@ -93,12 +97,12 @@ def _estimate(
 ) -> Report:
     views, unused = prepare(folder / "pictures", pictures, config)
     check_count(what, len(views))
+    config = replace(config, lens=chosen_lens(what, views, config.lens))
     database = folder / "database.db"
     _extract(database, folder / "pictures", views, config)
     _match(database, views, _pairs(database, views, config, ordered))
     links = _links(database, views)
-    models = _map_all(database, folder) if config.mapper == "global" else _map(database, folder, len(views))
-    tick(models[0].num_reg_images() if models else 0, len(views), "pictures posed", last=True)
+    models = map_pictures(what, database, folder / "pictures", config.mapper, links)
     index = {view.key: i for i, view in enumerate(views)}
     groups = [{index[image.name] for image in model.images.values() if image.has_pose} for model in models]
     if not models:
@@ -107,8 +111,9 @@ def _estimate(
             f"{what}: no two of its {len(views)} pictures could be posed ({reasons}); take sharp pictures of a still, textured "
             "scene from positions side by side, each sharing two thirds of its content with the next."
         )
-    model = _refined(models[0], config.lens)
     missing = {view.name: why_missing(i, views, links, groups) for i, view in enumerate(views) if i not in groups[0]} | unused
+    check_share(what, len(groups[0]), len(views), config, "; ".join(f"{name}: {why}" for name, why in list(missing.items())[:3]))
+    model = _refined(models[0], config.lens)
     report = Report(
         scene=str(folder),
         photographs=len(pictures),
@@ -118,6 +123,7 @@ def _estimate(
         cameras=len({image.camera_id for image in model.images.values() if image.has_pose}),
         points=model.num_points3D(),
         error=model.compute_mean_reprojection_error(),
+        parallax=parallax(model),
         seconds=time.perf_counter() - start,
     )
     report.advice = advice(report)
@@ -172,7 +178,7 @@ def _camera(view: View, config: PoseConfig) -> Any:
         model=MODELS[config.lens][0],
         width=width,
         height=height,
-        params=[focal, width / 2, height / 2, 0.0],
+        params=[width, height] if config.lens == "equirectangular" else [focal, width / 2, height / 2, 0.0],
         has_prior_focal_length=view.focal is not None,
     )
 
@@ -220,57 +226,14 @@ def _links(database: Path, views: Sequence[View]) -> Links:
     return Links(features, {(a, b): count for (a, b), count in zip(ends, counts, strict=True) if count > 0})
 
 
-def _map(database: Path, folder: Path, count: int) -> list[Any]:
-    """Models of the scene, the largest first, picture by picture."""
-    options = pycolmap.IncrementalPipelineOptions(num_threads=torch.get_num_threads(), min_model_size=3, random_seed=0)
-    posed = 0
-
-    def begin() -> None:
-        nonlocal posed
-        posed = 2
-        tick(posed, count, "pictures posed", last=False)
-
-    def advance() -> None:
-        nonlocal posed
-        posed += 1
-        tick(min(posed, count), count, "pictures posed", last=False)
-
-    with tempfile.TemporaryDirectory() as output:
-        models = pycolmap.incremental_mapping(
-            database, folder / "pictures", output, options, initial_image_pair_callback=begin, next_image_callback=advance
-        )
-    return _largest_first(models)
-
-
-def _map_all(database: Path, folder: Path) -> list[Any]:
-    """As `_map`, by rotations and then positions of all pictures at once (GLOMAP, Pan et al. 2024).
-
-    Focal lengths begin at what the files or COLMAP's rule of thumb say, and then at what pairs of pictures say, which is nonsense where
-    all are taken from about one position; the result with more registered pictures, or the better fit, is kept.
-    """
-    plain = _map_at_once(database, folder)
-    pycolmap.calibrate_view_graph(database, pycolmap.ViewGraphCalibrationOptions(random_seed=0))
-    found = [models for models in (plain, _map_at_once(database, folder)) if models]
-    return max(found, key=lambda models: (models[0].num_reg_images(), -models[0].compute_mean_reprojection_error()), default=[])
-
-
-def _map_at_once(database: Path, folder: Path) -> list[Any]:
-    options = pycolmap.GlobalPipelineOptions(num_threads=torch.get_num_threads(), random_seed=0)
-    with tempfile.TemporaryDirectory() as output:
-        return _largest_first(pycolmap.global_mapping(database, folder / "pictures", output, options))
-
-
-def _largest_first(models: dict[int, Any]) -> list[Any]:
-    """Models of a scene, that with the most registered pictures first."""
-    return sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()), reverse=True)
-
-
 def _refined(model: Any, lens: str) -> Any:
     """The model after a last adjustment with more terms of the lens.
 
     The principal point is one of them where every camera took enough pictures, unless that takes it out of the middle fifth;
-    the tangential terms of an opencv lens stand in for it.
+    the tangential terms of an opencv lens stand in for it. Panoramas have no terms.
     """
+    if lens == "equirectangular":
+        return model
     uses = [image.camera_id for image in model.images.values() if image.has_pose]
     centre = lens != "opencv" and min(uses.count(camera) for camera in set(uses)) >= _CENTRED
     refined = _adjusted(model, lens, centre)
