@@ -30,6 +30,10 @@ class SceneError(NerfitError):
     """A scene on disk that is missing, damaged or contradicts itself."""
 
 
+class PoseError(SceneError):
+    """Photographs whose camera poses can't be estimated."""
+
+
 class ConfigError(NerfitError):
     """A key or value that means nothing here."""
 

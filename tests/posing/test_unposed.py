@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from nerfit.cli import main
 from nerfit.commands.train import request
 from nerfit.commands.train_plan import prepare
 from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError, NerfitError, SceneError
+from nerfit.runs import Run
 from nerfit.scenes import detect_format
 from nerfit.scenes.formats.unposed import Config, load
 
@@ -79,3 +81,21 @@ def test_a_run_from_photographs_alone_is_evaluated_without_true_cameras(
         summary = train(plan, options, folder)
     assert math.isfinite(summary["test"]["psnr"]) and "cameras" not in summary["test"]
     assert (folder / "renders" / "cameras" / "frusta.png").is_file()
+
+
+def test_auto_learns_the_cameras_of_photographs_that_get_no_poses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise has no features that pictures share."""
+    monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
+    folder, rng = tmp_path / "noise", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    small = ["--steps", "2", "--model.log2-entries", "10", "--out", str(tmp_path / "run")]
+    assert main(["train", "auto", str(folder), *small]) == 1  # the model was typed, which a recipe of its own would change
+    assert "no two of its 4 pictures" in capsys.readouterr().err
+    assert main(["train", "auto", str(folder), "--steps", "2", "--out", str(tmp_path / "run")]) == 0
+    err = capsys.readouterr().err
+    assert "no two of its 4 pictures" in err and "cameras are learned with the scene instead" in err
+    assert Run.open(tmp_path / "run").scene.format == "unposed"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from nerfit.commands.options import Common
 from nerfit.config import own_words, typed_values
 from nerfit.config import parse as parse_config
+from nerfit.errors import PoseError
 from nerfit.plugins import AUTO, method_names
 
 
@@ -114,13 +115,16 @@ def launch_words(options: Options, words: list[str]) -> list[str]:
 def run(options: Options, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Train, with one seed or several; ``show`` is given the summary before a viewer is served."""
     from nerfit.commands.seeds import train_seeds
-    from nerfit.commands.train_plan import choose_method, prepare
+    from nerfit.commands.train_plan import choose_method, prepare, without_poses
     from nerfit.training import distributed
 
     scene = None
     if options.method == AUTO:
-        method, scene = choose_method(options)
-        options = dataclasses.replace(options, method=method)
+        try:
+            method, scene = choose_method(options)
+            options = dataclasses.replace(options, method=method)
+        except PoseError as error:
+            options, scene = without_poses(options, error)
     return train_seeds(*distributed.broadcast_result(lambda: prepare(options)), show, scene)
 
 

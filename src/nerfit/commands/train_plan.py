@@ -11,7 +11,7 @@ from typing import Any, Generic
 
 from nerfit import config as configs
 from nerfit.commands.train import Options, TrainOptions
-from nerfit.errors import ConfigError, RunError, SceneError
+from nerfit.errors import ConfigError, PoseError, RunError, SceneError
 from nerfit.plugins import AUTO, find
 from nerfit.progress import say
 from nerfit.recipes.loading import Recipe, load_recipe
@@ -27,6 +27,7 @@ from nerfit.runs import (
     with_devices,
 )
 from nerfit.scenes import detect_format
+from nerfit.scenes.formats import unposed
 from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.training import distributed
 from nerfit.training.devices import set_threads
@@ -272,6 +273,26 @@ def choose_method(options: Options) -> tuple[str, Scene]:
         method = "instant-unbounded"
         say(f"auto: the scene is unbounded, so method {method}")
     return method, scene
+
+
+def without_poses(options: Options, error: PoseError) -> tuple[Options, Scene]:
+    """The training, and its scene, that `auto` stands for where a folder of photographs gets no poses: it learns the cameras.
+
+    They are taken to look one way. Raises ``error`` where something was typed that does not fit.
+    """
+    typed = {key for key in options.typed if key.startswith(("scene.", "model."))}
+    if options.recipe is not None or typed - {f"scene.{f.name}" for f in dataclasses.fields(unposed.Config)} or "scene.format" in typed:
+        raise error
+    say(str(error))
+    say("auto: cameras are learned with the scene instead, as of photographs that look one way (recipe instant-unknown)")
+    options = dataclasses.replace(
+        options,
+        method="instant",
+        recipe="instant-unknown",
+        flags=[*options.flags, "--scene.format", "unposed"],
+        typed=options.typed | {"scene.format": ["unposed"]},
+    )
+    return options, load_scene(plan_of(options))
 
 
 def load_scene(plan: Plan, run: Path | None = None) -> Scene:

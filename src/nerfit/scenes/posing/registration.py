@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from nerfit.errors import SceneError
+from nerfit.errors import PoseError, SceneError
 from nerfit.files import write_json
 from nerfit.progress import say
 
@@ -197,9 +197,9 @@ def chosen_lens(what: str, views: Sequence[View], lens: Lens) -> Lens:
 
 
 def check_share(what: str, posed: int, count: int, config: PoseConfig, why: str) -> None:
-    """Raise SceneError where fewer pictures have a pose than make a scene; ``why`` are reasons of some."""
+    """Raise PoseError where fewer pictures have a pose than make a scene; ``why`` are reasons of some."""
     if posed < config.least_share * count:
-        raise SceneError(
+        raise PoseError(
             f"{what}: only {posed} of {count} pictures could be posed together ({why}); --scene.least-share {posed / count:.2f} trains on "
             "them, and --scene.format unposed learns cameras that look one way with the scene."
         )

@@ -19,7 +19,7 @@ from typing import Any
 import pycolmap
 import torch
 
-from nerfit.errors import SceneError
+from nerfit.errors import PoseError, SceneError
 from nerfit.files import atomic_write, cache_folder, file_lock, fingerprint
 from nerfit.progress import tick
 from nerfit.scenes.posing.copies import mask_folder, prepare
@@ -107,7 +107,7 @@ def _estimate(
     groups = [{index[image.name] for image in model.images.values() if image.has_pose} for model in models]
     if not models:
         reasons = "; ".join(f"{view.name}: {why_missing(i, views, links, [])}" for i, view in enumerate(views[:3]))
-        raise SceneError(
+        raise PoseError(
             f"{what}: no two of its {len(views)} pictures could be posed ({reasons}); take sharp pictures of a still, textured "
             "scene from positions side by side, each sharing two thirds of its content with the next."
         )
