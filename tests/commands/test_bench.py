@@ -20,6 +20,7 @@ from nerfit import cli
 from nerfit.commands import bench_quality, bench_speed
 from nerfit.commands.bench_kernels import SPACING, _compare
 from nerfit.commands.bench_quality_results import COLUMNS, _nice, quality_chart
+from nerfit.commands.machine import matrix_peak
 from nerfit.kernels.layouts import FieldShape, GridLayout, Samples
 
 TINY = [
@@ -33,6 +34,21 @@ KERNELS = [
     *("render_rays forward", "render_rays backward"),
     *("sample_pdf", "sparse_adam", "pack_occupancy", "draw_pixels", "camera_rays"),
 ]
+
+
+@pytest.mark.parametrize(("gflops", "rows"), [(60.0, 2048), (1.0, 512), (0.01, 128)])
+def test_no_matrix_product_takes_longer_than_a_second(monkeypatch: pytest.MonkeyPatch, gflops: float, rows: int) -> None:
+    """A processor of a made-up speed, whose products also cost 10 ns a row."""
+    measured = []
+
+    def seconds(product: int, repeats: int) -> float:
+        measured.append(product)
+        return 2 * product**3 / (1e9 * gflops) + 1e-8 * product
+
+    monkeypatch.setattr("nerfit.commands.machine._product", lambda device, dtype, rows: rows)
+    monkeypatch.setattr("nerfit.commands.machine.median_seconds", seconds)
+    assert matrix_peak(torch.device("cpu"), torch.float32) == pytest.approx(1e9 * gflops, rel=0.05)
+    assert measured[-1] == rows
 
 
 @pytest.fixture

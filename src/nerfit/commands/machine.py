@@ -32,15 +32,29 @@ def machine(device: torch.device) -> dict[str, Any]:
     return found | {"python": platform.python_version(), "torch": torch.__version__, "nerfit": __version__, "date": now}
 
 
+LONGEST = 1.0
+"""Seconds that one matrix product may take: bf16 can be a thousand times slower than float32 on a processor without it."""
+
+
 def matrix_peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
-    """Floating-point operations per second of a square matrix product, the median of several."""
-    a = torch.randn(size, size, device=device).to(dtype)
+    """Floating-point operations per second of a square matrix product, the median of several.
+
+    Matrices of ``size`` rows are measured, or smaller ones where those would take longer than `LONGEST`.
+    """
+    rows = min(size, 128)
+    while rows < size and 8 * median_seconds(_product(device, dtype, rows), 1) < LONGEST:
+        rows = min(size, 2 * rows)
+    return 2 * rows**3 / median_seconds(_product(device, dtype, rows), 9)
+
+
+def _product(device: torch.device, dtype: torch.dtype, rows: int) -> Callable[[], None]:
+    a = torch.randn(rows, rows, device=device).to(dtype)
     out = torch.empty_like(a)  # new memory would be measured, too
 
     def product() -> None:
         float(torch.mm(a, a, out=out)[0, 0])  # reading a value waits for the device
 
-    return 2 * size**3 / median_seconds(product, 9)
+    return product
 
 
 def median_seconds(fn: Callable[[], Any], repeats: int) -> float:
