@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,14 @@ def test_pictures_without_a_pose_are_counted(tmp_path: Path) -> None:
         load("metashape", tmp_path)
 
 
+def test_poses_that_are_all_the_same_are_said(tmp_path: Path) -> None:
+    LAYOUTS["record3d"].write(tmp_path)
+    meta = json.loads((tmp_path / "metadata").read_text())
+    (tmp_path / "metadata").write_text(json.dumps(meta | {"poses": [[0, 0, 0, 1, 0, 0, 0]] * VIEWS}))
+    with pytest.warns(UserWarning, match=rf"metadata: all {VIEWS} pictures have the same pose, as where nothing was tracked"):
+        load("record3d", tmp_path)
+
+
 def test_a_table_may_begin_with_the_number_of_cameras(tmp_path: Path) -> None:
     LAYOUTS["realitycapture"].write(tmp_path)
     edit(tmp_path / "cameras.csv", ("#name", "#cameras 6\n#name"))
@@ -163,6 +172,11 @@ def changed(*changes: tuple[str, str], file: str) -> Callable[[Path], None]:
     return lambda folder: edit(folder / file, *changes)
 
 
+def flat_cameras(file: Path) -> None:
+    arrays: dict[str, Any] = {f"world_mat_{i}": np.ones((4, 4)) for i in range(VIEWS)}
+    np.savez(file, **arrays)
+
+
 REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("metashape", changed(('type="frame"', 'type="cylindrical"'), file="cameras.xml"), r"IMG_0000 .*'cylindrical'.*Undistort Photos"),
     ("metashape", changed(("<k1>", "<p3>0.1</p3><k1>"), file="cameras.xml"), r"'frame with p3 or p4'.*Undistort Photos"),
@@ -187,6 +201,8 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("kapture", changed(("OPENCV", "FOV"), file="sensors/sensors.txt"), r"camera cam01 .*'FOV'"),
     ("realitycapture xmp", changed(("brown4t2", "division"), file="images/frame 0.xmp"), r"'division'.*Brown distortion model"),
     ("mvsnet", changed(("extrinsic", "pose"), file="cams/00000000_cam.txt"), r"should hold 'extrinsic' with 16 numbers"),
+    ("kapture", lambda f: (f / "sensors/rigs.txt").write_text("rig\n"), r"rigs\.txt: the line 'rig' has too few values"),
+    ("neus", lambda f: flat_cameras(f / "cameras_sphere.npz"), r"world_mat_0 is no projection matrix"),
     ("neus", lambda f: (f / "image/000.png").unlink(), r"has 6 cameras .*5 pictures"),
     ("record3d", changed(("poses", "pose"), file="metadata"), "no metadata with poses"),
     ("polycam", changed(("fx", "f"), ("fy", "g"), file="keyframes/corrected_cameras/0000.json"), r"has no focal length"),

@@ -93,6 +93,9 @@ def layout_scene(layout: Layout, config: NormaliseConfig, depths: bool = False) 
     small = [shrunk(size, config.factor) for size in sizes]
     poses = torch.from_numpy(np.stack([np.asarray(shot.c2w, np.float64)[:3] for shot in shots]))
     c2w = checked_rotations(poses, str(file), names)
+    if len(paths) > 1 and torch.equal(poses, poses[:1].expand_as(poses)):
+        text = f"{file}: all {len(paths)} pictures have the same pose, as where nothing was tracked; {PHOTOS}."
+        warnings.warn(one_line(text), stacklevel=3)
     lenses = []
     for i, (path, shot) in enumerate(found):
         lens, c2w[i] = _turned(f"{file}, {shot.name}", shot, path, sizes[i], small[i], c2w[i])
