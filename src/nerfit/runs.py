@@ -97,9 +97,10 @@ class Plan:
 
     def load_scene(self, source: str | None = None, run: Path | None = None) -> Scene:
         """The scene with its images, or the block of it that the run is of; over the background that a ``run`` folder keeps."""
-        scene = scene_format(self.format).load(source or self.source, self.config.scene)
-        background = None if run is None or self.config.scene.background not in CHOSEN else saved_background(run)
-        scene = choose_background(scene) if background is None else dataclasses.replace(scene, background=background)
+        scene = choose_background(scene_format(self.format).load(source or self.source, self.config.scene))
+        kept = None if run is None or self.config.scene.background not in CHOSEN else saved_background(run)
+        if kept not in (None, scene.background):
+            scene = dataclasses.replace(scene, background=kept, other_background=None)
         return cut(scene, self.config.blocks)
 
 

@@ -23,7 +23,8 @@ from PIL import Image
 from conftest import ROOT
 from nerfit import __version__
 from nerfit.cli import COMMANDS, main
-from nerfit.errors import ConfigError
+from nerfit.errors import BLANK, ConfigError
+from nerfit.evaluation.evaluate import why_blank
 from nerfit.recipes.loading import shipped_recipes
 from nerfit.scenes.reading.colmap_model import read_images
 from nerfit.training.checkpoints import load_checkpoint
@@ -125,6 +126,26 @@ def test_training_answers_in_json_and_leaves_a_run(trained: tuple[Path, Answer])
     assert metrics["test"] == found["test"] and metrics["train"]["steps"] == 40
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["method"], config["format"], config["model"]["width"], config["nerfit"]) == ("nerf", "procedural", 16, __version__)
+
+
+def test_a_blank_field_is_said_and_has_an_exit_code_of_its_own(here: Path) -> None:
+    """Without learning the field stays a fog; the shortest trainings may have no more than begun."""
+    words = ("train", "nerf", "procedural", *TINY, "--optim.lr", 1e-9)
+    answer = nerfit(*words, "--steps", 250, "--out", "run", "--json")
+    assert answer.code == answer.data["exit_code"] == BLANK == 3
+    assert (
+        "no more than pictures of one colour would" in answer.data["blank"]
+        and "the field is empty or of one colour" in answer.data["blank"]
+    )
+    assert nerfit("eval", "run").code == 0
+    assert nerfit(*words, "--steps", 5, "--out", "short").code == 0
+
+
+def test_what_is_learned_by_heart_is_told_from_what_is_empty() -> None:
+    test = {"split": "test", "psnr": 12.4, "psnr_one_colour": 12.0}
+    assert "matter stands right before each camera, or the poses are wrong" in (why_blank(test, 33.9) or "")
+    assert "the field is empty or of one colour" in (why_blank(test, 12.1) or "")
+    assert why_blank(test | {"psnr": 12.6}, 33.9) is None
 
 
 def test_training_tells_a_person_the_same(here: Path) -> None:

@@ -488,6 +488,38 @@ def test_a_dead_field_starts_again_from_another_seed(
     assert again.state == trainer.state and same(weights(again.method), weights(trainer.method))
 
 
+class ByHeart(Flat):
+    """Training pixels all but exactly, and one colour for every other ray, as where a wall stands right before each camera."""
+
+    def render(self, batch: Batch) -> Rendering:
+        flat = super().render(batch)
+        return flat if batch.target is None else replace(flat, rgb=batch.target + 0.01 * flat.rgb)
+
+
+def test_a_scene_learned_by_heart_starts_again_over_another_background(
+    start: Callable[..., Trainer], scene: Scene, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where white was no more than a guess; the run folder keeps the new one, and the evaluation takes it."""
+    trainer = start(make=first(ByHeart, Flat), steps=120, log=LogConfig(image_every=25))
+    trainer.quiet, trainer.scene = False, replace(scene, background="white", other_background=(0.25, 0.5, 1.0))
+    trainer.scene.save(trainer.folder)
+    trainer.train()
+    said = capfd.readouterr().err
+    assert "step 50: training pixels are learned, but a held-out view is no better than one colour" in said
+    assert "another seed over #4080ff (restart 1)" in said and trainer.state.restarts == 1 and trainer.state.by_heart == 0
+    assert trainer.scene.background == (0.25, 0.5, 1.0) and Scene.load(trainer.folder).background == (0.25, 0.5, 1.0)
+
+
+def test_a_scene_learned_by_heart_over_a_given_background_is_said_once(
+    start: Callable[..., Trainer], capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainer = start(make=ByHeart, steps=120, log=LogConfig(image_every=25))
+    trainer.quiet = False
+    trainer.train()
+    assert capfd.readouterr().err.count("or the poses are wrong; try another --scene.background or a larger --scene.near.") == 1
+    assert trainer.state.restarts == 0 and trainer.state.by_heart == 4
+
+
 def dying() -> Flat:
     return Flat(0.0)
 

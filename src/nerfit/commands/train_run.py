@@ -130,8 +130,8 @@ def _trained(plan: Plan, options: Options, folder: Path, scene: Scene, viewer: "
     if trainer.progress >= 1:
         say(f"{folder} has had its {trainer.state.step} steps already; give --steps or --seconds a larger number to go on.")
     trainer.train()
-    placed = trainer.method.place(scene)
-    if placed is not scene and trainer.main:
+    placed = trainer.method.place(trainer.scene)  # a restart may have changed its background
+    if placed is not trainer.scene and trainer.main:
         placed.save(folder, given=scene.cameras)
         if trainer.interrupted is None:
             draw_poses(trainer, folder / "renders" / "cameras")

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from nerfit.cameras import Cameras
-from nerfit.files import peek_json
+from nerfit.files import peek_json, write_json
 from nerfit.progress import say
 from nerfit.scenes.scene import Background, Colour, Scene, colour_name
 
@@ -27,8 +27,8 @@ _INSET = 0.01
 """Distance of these points from the picture's edge, as a share of its side: the outermost pixels may be frames of scanners."""
 
 
-def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, views: Sequence[int]) -> Colour | None:
-    """The one colour along the borders of opaque pictures, within noise; None where they show anything else.
+def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, views: Sequence[int], share: float = _SHARE) -> Colour | None:
+    """The one colour that a ``share`` of the points along the borders of opaque pictures have, within noise; None where they show more.
 
     ``pixels`` holds all views of ``cameras`` one after another, as in `Scene`; those with alpha 0 are passed over.
     """
@@ -47,9 +47,9 @@ def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, vi
         return None
     levels = border.float()
     agree = ((levels - levels.median(0).values).abs() <= _NOISE).all(-1)
-    if agree.float().mean() < _SHARE:
+    if agree.float().mean() < share:
         return None
-    red, green, blue = (levels[agree].mean(0) / 255).tolist()
+    red, green, blue = (levels[agree].mean(0) / 255 if agree.any() else levels.median(0).values / 255).tolist()
     return red, green, blue
 
 
@@ -58,6 +58,7 @@ def choose_background(scene: Scene) -> Scene:
 
     Pictures with alpha lie on white unless their background is given. Opaque pictures get the colour of their plain border, without one
     white: a random colour would force matter onto every ray. A given background stays, with a warning where the border has another colour.
+    Where white is no more than a guess, ``other_background`` is the border's median colour.
     """
     asked = scene.background
     if scene.pixels is None or scene.format == "image" or scene.has_alpha:
@@ -73,10 +74,19 @@ def choose_background(scene: Scene) -> Scene:
             )
         return scene
     chosen = replace(scene, background=found or "white")
-    if found is not None:
+    if found is None:
+        chosen.other_background = border_colour(scene.pixels, scene.cameras, scene.splits["train"], share=0.0)
+    else:
         name = f"{scene.name}: the pictures are opaque with a plain border"
         say(f"{name}, so the background is {chosen.backdrop_name} (--scene.background overrides)")
     return chosen
+
+
+def keep_background(scene: Scene, run: Path) -> None:
+    """Put the scene's background into a run folder's scene.json, if there is one."""
+    info = peek_json(run / "scene.json")
+    if isinstance(info, dict):
+        write_json(run / "scene.json", info | {"background": scene.background})
 
 
 def saved_background(run: Path) -> Background | Colour | None:

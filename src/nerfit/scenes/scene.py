@@ -77,6 +77,8 @@ class Scene:
     normals: Tensor | None = None
     masked: bool = False
     points: PointDepths | None = None
+    other_background: Colour | None = None
+    """What a training that dies over the background tries next (`choose_background`)."""
 
     def __post_init__(self) -> None:
         if not -_INFINITE < self.near < self.far < _INFINITE:

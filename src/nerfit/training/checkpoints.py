@@ -41,6 +41,8 @@ class LoopState:
     """Loss scale of fp16 training."""
     collapse_history: dict[str, list[list[float]]] = field(default_factory=dict)
     """The latest checks for collapse (`CollapseWatch`)."""
+    by_heart: int = 0
+    """Previews in a row that found the training views learned and the held-out one not (`collapse.by_heart`)."""
     rays: int = 0
     """Rays trained on; a method may change their number from step to step."""
     field_start: int = 0

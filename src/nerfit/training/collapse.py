@@ -1,11 +1,13 @@
 """Detecting a collapsed field: nothing, one colour, or matter right before each camera that held-out views know nothing of."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from nerfit.rendering.volume import Rendering
+from nerfit.training.checkpoints import LoopState
 
 EVERY, LAST = 25, 1000
 """Steps between checks, and the step after warm-up that the last check comes at."""
@@ -18,6 +20,18 @@ BETTER, MEMORISED = 0.5, 6.0
 def due(trained: int, step: int) -> bool:
     """Whether the field is checked at ``step``, ``trained`` steps after the learning rate's warm-up."""
     return step % EVERY == 0 and 0 < trained <= LAST
+
+
+def by_heart(state: LoopState, held_out: float, flat: float, target: Tensor) -> bool:
+    """Whether two previews in a row find training pixels learned while the held-out view is no better than one colour.
+
+    So it is where matter stands right before each camera, which no other camera sees. ``held_out`` is that view's PSNR, ``flat`` that of
+    its mean colour, in dB; ``target`` are colours of training pixels.
+    """
+    own = -10 * math.log10(max(float((target - target.mean(0)).square().mean()), 1e-10))
+    found = state.psnr is not None and state.psnr > own + MEMORISED and held_out < flat + BETTER
+    state.by_heart = state.by_heart + 1 if found else 0
+    return state.by_heart >= 2
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A training's progress line and its log: TensorBoard always, Weights & Biases on request."""
 
 import importlib
+import math
 import sys
 import time
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor
 from nerfit.errors import ConfigError
 from nerfit.methods.base import Method
 from nerfit.training.checkpoints import LoopState
+from nerfit.training.devices import peak_memory
 from nerfit.training.step import StepResult
 
 
@@ -99,6 +101,25 @@ class RunLog:
             self._events("add_histogram", name.replace(".", "/"), values, step)
             if self._wandb is not None:
                 self._wandb.log({f"histogram/{name}": self._module.Histogram(values.numpy())}, step=step)
+
+
+def training_metrics(state: LoopState, method: Method, device: torch.device, threads: int) -> dict[str, Any]:
+    """The "train" part of metrics.json."""
+    rays, memory = state.rays / max(state.seconds, 1e-9), peak_memory(device)
+    return {
+        "steps": state.step,
+        "rays": state.rays,
+        "seconds": round(state.seconds, 3),
+        "rays_per_second": round(rays, 1),
+        "samples_per_second": round(rays * method.samples_per_ray(), 1),
+        "peak_memory_mb": round(memory, 1) if math.isfinite(memory) else None,
+        "threads": threads,
+        "device": str(device),
+        "training_psnr": state.psnr,
+        "seed": state.seed,
+        "restarts": state.restarts,
+        "skipped_steps": state.skipped,
+    }
 
 
 def import_wandb() -> Any:

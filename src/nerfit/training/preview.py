@@ -10,8 +10,8 @@ from nerfit.metrics.psnr_ssim import psnr
 from nerfit.scenes.scene import Scene
 
 
-def preview(method: Method, scene: Scene, chunk: int, pixels: int) -> tuple[float, dict[str, Tensor]]:
-    """PSNR in dB of the first held-out view, and its pictures ([height, width, channels]) by name.
+def preview(method: Method, scene: Scene, chunk: int, pixels: int) -> tuple[float, float, dict[str, Tensor]]:
+    """PSNR in dB of the first held-out view, that of its mean colour, and its pictures ([height, width, channels]) by name.
 
     At most ``pixels`` of its pixels are rendered, evenly spaced.
     """
@@ -27,4 +27,4 @@ def preview(method: Method, scene: Scene, chunk: int, pixels: int) -> tuple[floa
     if rendering.disparity is not None and rendering.opacity is not None:
         images["holdout/disparity"] = (rendering.disparity / rendering.disparity.max().clamp(min=1e-9))[..., None]
         images["holdout/opacity"] = rendering.opacity[..., None]
-    return psnr(rendering.rgb[known], truth[known]), images
+    return psnr(rendering.rgb[known], truth[known]), psnr(truth[known].mean(0), truth[known]), images

@@ -18,6 +18,7 @@ from nerfit.methods.batch import Batch
 from nerfit.methods.views import smaller_chunk
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.sampling.shuffle import mix
+from nerfit.scenes.background import keep_background
 from nerfit.scenes.scene import Scene
 from nerfit.training import collapse, distributed
 from nerfit.training.checkpoints import LoopState, discard_checkpoints, load_checkpoint, restore, save_checkpoint, update_metrics
@@ -26,13 +27,12 @@ from nerfit.training.devices import (
     automatic_chunk,
     give_back_memory,
     keep_freed_memory,
-    peak_memory,
     pick_device,
     pick_precision,
     set_threads,
 )
 from nerfit.training.interrupts import Signal, stop_on_signals
-from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb, progress_text, step_scalars
+from nerfit.training.logs import LogConfig, ProgressLine, RunLog, import_wandb, progress_text, step_scalars, training_metrics
 from nerfit.training.optim import AVERAGE_EVERY, OptimConfig, average, learning_rate, make_optimizer, set_learning_rate
 from nerfit.training.perceptual import Perceptual, PerceptualConfig
 from nerfit.training.preview import preview
@@ -211,7 +211,7 @@ class Trainer:
                 average(self.optimizer, finish=True)
             self._save()
         if self.main:
-            self._write_metrics()
+            update_metrics(self.folder, "train", training_metrics(self.state, self.method, self.device, self.threads))
 
     def _average_weights(self) -> None:
         """Late in the budget, take the weights into their mean every `AVERAGE_EVERY` steps."""
@@ -304,10 +304,13 @@ class Trainer:
         self.search.after_step()
         if due(config.print_every) or step == 1:
             self._report(result)
-        if due(config.image_every) and self.log is not None:
+        if due(config.image_every):
             self._spend()
-            self._preview(self.log)  # before the state is saved, which keeps the held-out PSNR
+            # before the state is saved, which keeps the held-out PSNR
+            by_heart = distributed.broadcast_result(lambda: self._preview(result.batch.target))
             self.clock.skip()
+            if by_heart and self._ended_by_heart():
+                return
         if due(config.save_every) or 0 < config.save_seconds < self.state.seconds - self._saved:
             self._save()
             self._spend()
@@ -325,18 +328,33 @@ class Trainer:
         return distributed.broadcast_result(lambda: watch.check(result.rendering, target))
 
     def _restart(self, what: str) -> None:
-        """Begin again from another seed."""
+        """Begin again from another seed, and over another background where the present one is no more than a guess."""
         self.state.restarts += 1
         if self.state.restarts > MAX_RESTARTS:
             raise RunError(f"{what}, from each of {MAX_RESTARTS + 1} seeds: try --model.density-activation softplus or a lower --optim.lr.")
-        self.say(f"step {self.state.step}: {what}; starting again from another seed (restart {self.state.restarts}).")
+        over = ""
+        if (other := self.scene.other_background) is not None:
+            self.scene = replace(self.scene, background=other, other_background=None)
+            over = f" over {self.scene.backdrop_name}"
+        self.say(f"step {self.state.step}: {what}; starting again from another seed{over} (restart {self.state.restarts}).")
         self.state.seed = mix(self.settings.seed, self.state.restarts, 0xC0) >> 32
         self.state.step = self.state.adjusted = 0
-        self.state.collapse_history, self.state.holdout_psnr, self.state.psnr = {}, None, None
+        self.state.collapse_history, self.state.holdout_psnr, self.state.psnr, self.state.by_heart = {}, None, None, 0
         if self.main:
+            keep_background(self.scene, self.folder)
             discard_checkpoints(self.folder / "checkpoints")
         self.rebuild()
         self.search.restart()
+
+    def _ended_by_heart(self) -> bool:
+        """Say that the training views alone are learned; whether the run begins again for that, over another background."""
+        what = "training pixels are learned, but a held-out view is no better than one colour: matter stands right before each camera"
+        if self.scene.other_background is not None and self.progress < 0.5:
+            self._restart(what)
+            return True
+        if self.state.by_heart == 2:
+            self.say(f"step {self.state.step}: {what}, or the poses are wrong; try another --scene.background or a larger --scene.near.")
+        return False
 
     def say(self, text: str) -> None:
         """Print a line beside the progress bar."""
@@ -355,12 +373,15 @@ class Trainer:
             self.log.scalars(self.state.step, values)
         self.bar.show(self.progress, progress_text(self.state, self.progress, values))
 
-    def _preview(self, log: RunLog) -> None:
-        """Log PSNR and pictures of a held-out view, and histograms of the weights."""
-        self.state.holdout_psnr, images = preview(self.method, self.scene, self.state.chunk, self.settings.log.image_pixels)
-        log.images(self.state.step, images)
-        log.scalars(self.state.step, {"psnr_holdout": self.state.holdout_psnr})
-        log.histograms(self.state.step, self.method)
+    def _preview(self, target: Tensor | None) -> bool:
+        """Log PSNR and pictures of a held-out view, and histograms of the weights; whether it is learned `by_heart`."""
+        assert self.log is not None
+        self.state.holdout_psnr, flat, images = preview(self.method, self.scene, self.state.chunk, self.settings.log.image_pixels)
+        self.log.images(self.state.step, images)
+        self.log.scalars(self.state.step, {"psnr_holdout": self.state.holdout_psnr})
+        self.log.histograms(self.state.step, self.method)
+        posed = target is not None and self.method.cameras is None
+        return posed and collapse.by_heart(self.state, self.state.holdout_psnr, flat, target)
 
     def _save(self) -> None:
         """Write a checkpoint; RunError if some weights are not finite."""
@@ -376,22 +397,3 @@ class Trainer:
         self.search.save(self.folder)
         save_checkpoint(self.folder / "checkpoints", self.state, self.method, self.optimizer)
         give_back_memory()
-
-    def _write_metrics(self) -> None:
-        """The "train" part of metrics.json; the other parts stay."""
-        rays, memory = self.state.rays / max(self.state.seconds, 1e-9), peak_memory(self.device)
-        train = {
-            "steps": self.state.step,
-            "rays": self.state.rays,
-            "seconds": round(self.state.seconds, 3),
-            "rays_per_second": round(rays, 1),
-            "samples_per_second": round(rays * self.method.samples_per_ray(), 1),
-            "peak_memory_mb": round(memory, 1) if math.isfinite(memory) else None,
-            "threads": self.threads,
-            "device": str(self.device),
-            "training_psnr": self.state.psnr,
-            "seed": self.state.seed,
-            "restarts": self.state.restarts,
-            "skipped_steps": self.state.skipped,
-        }
-        update_metrics(self.folder, "train", train)
