@@ -380,8 +380,8 @@ class Trainer:
         self.log.images(self.state.step, images)
         self.log.scalars(self.state.step, {"psnr_holdout": self.state.holdout_psnr})
         self.log.histograms(self.state.step, self.method)
-        posed = target is not None and self.method.cameras is None
-        return posed and collapse.by_heart(self.state, self.state.holdout_psnr, flat, target)
+        known = None if self.method.cameras is not None else target
+        return known is not None and collapse.by_heart(self.state, self.state.holdout_psnr, flat, known)
 
     def _save(self) -> None:
         """Write a checkpoint; RunError if some weights are not finite."""
