@@ -18,7 +18,6 @@ from nerfit.cameras.poses import average_pose, recentre, scale_of, spherify, tra
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError, require_min
 from nerfit.files import read_npy
-from nerfit.scenes.background import border_colour
 from nerfit.scenes.images import image_size, orientation
 from nerfit.scenes.reading.masks import find_masks
 from nerfit.scenes.reading.normalise import looks_one_way
@@ -81,19 +80,16 @@ def load(source: str, config: Config) -> Scene:
         warnings.warn(f"{folder}: normalised device coordinates {what} the cameras do not all look one way (along -z).", stacklevel=2)
     near, far = config.reach(0.0, 1.0) if ndc else config.reach(0.9 * low, high)
     masks = find_masks(files)
-    pixels = load_pixels(files, [(width, height)] * len(files), masks)
-    splits = make_splits(str(folder), len(c2w), _test_views(c2w, config.holdout), config.train_views)
-    alone = config.spherify or not forward and border_colour(pixels, cameras, splits["train"]) is not None
     return Scene(
         name=folder.resolve().name,
         format="llff",
         cameras=cameras,
         near=near,
         far=far,
-        splits=splits,
-        pixels=pixels,
+        splits=make_splits(str(folder), len(c2w), _test_views(c2w, config.holdout), config.train_views),
+        pixels=load_pixels(files, [(width, height)] * len(files), masks),
         masked=any(masks),
-        bounds="forward-facing" if ndc else "object" if alone else "unbounded",
+        bounds="forward-facing" if ndc else "object" if config.spherify else "unbounded",
         background=config.background,
         ndc=ndc,
         default_path="sphere" if config.spherify else "spiral" if forward else "ellipse",
