@@ -10,6 +10,7 @@ import tyro
 
 from nerfit.commands.options import Common
 from nerfit.errors import ConfigError, SceneError
+from nerfit.scenes.contents import contents
 from nerfit.scenes.formats import photos, video
 from nerfit.scenes.posing.registration import Report
 from nerfit.training.devices import set_threads
@@ -44,7 +45,8 @@ def run(options: Options) -> dict[str, Any]:
             raise ConfigError("--fps and --most-frames are for videos, not for photographs.")
         file, report = photos.estimate(options.source, options)
     else:
-        raise SceneError(f"'{options.source}' is neither a folder of photographs nor a video ({', '.join(video.SUFFIXES)}).")
+        there = contents(options.source, lambda inner: "photos" if photos.detect(inner) else "video" if video.detect(inner) else None)
+        raise SceneError(f"'{options.source}' is neither a folder of photographs nor a video ({', '.join(video.SUFFIXES)}): {there}.")
     if options.out is not None:
         file = photos.export(file, report, options.out)
     scene = options.source if options.out is None else options.out

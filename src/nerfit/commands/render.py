@@ -16,7 +16,8 @@ class Options(SharedOptions):
     """nerfit render RUN: pictures and videos along a camera path."""
 
     path: str | None = None
-    """circle, sphere, spiral, spiral-flat, interpolate, ellipse, still, test, or a JSON file; none = the scene's own."""
+    """circle, sphere, spiral, spiral-flat, interpolate, ellipse, still, test, or a JSON file (key frames, or a
+    transforms file in the scene's world); none = the scene's own."""
     what: str | None = None
     """Any of rgb,depth,disparity,opacity,normal, separated by commas; none = rgb and, of a field, disparity."""
     factor: float = 1.0

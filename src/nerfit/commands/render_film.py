@@ -15,16 +15,24 @@ from nerfit.cameras.paths import make_path
 from nerfit.commands import render
 from nerfit.commands.cluster import Needs, Stop
 from nerfit.errors import ConfigError, NerfitError, RunError
-from nerfit.files import write_json
+from nerfit.files import peek_json, write_json
 from nerfit.outputs.pictures.render_path import PathFrames, checked_quantities
 from nerfit.progress import tick
 from nerfit.runs import Run, new_folder, numbered_folders, open_run
+from nerfit.scenes.formats.transforms import listed_cameras
 from nerfit.scenes.scene import Scene
 from nerfit.training import distributed
 
 
 def scene_path(scene: Scene, kind: str, frames: int | None) -> tuple[Cameras, Cameras | None]:
-    """The cameras of a path through a scene, and those whose view directions are shown where they are others."""
+    """The cameras of a path through a scene, and those whose view directions are shown where they are others.
+
+    A path may also be a transforms file in the scene's own world, such as one of test views without pictures.
+    """
+    if kind.endswith(".json") and isinstance((meta := peek_json(Path(kind))), dict) and isinstance(meta.get("frames"), list):
+        cameras = listed_cameras(Path(kind), scene)
+        count = min(frames or len(cameras), len(cameras))
+        return cameras[[i * len(cameras) // count for i in range(count)]], None
     default = scene.default_path if scene.default_path != "test" else "spiral"
     return make_path(kind, scene.cameras, frames, scene.depth_range, scene.splits.get("test"), default, scene.name)
 

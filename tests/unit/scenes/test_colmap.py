@@ -273,6 +273,62 @@ def test_the_largest_of_several_models_is_used(capture):
     assert len(scene.cameras) == 10
 
 
+@pytest.mark.parametrize(
+    ("where", "pictures"),
+    [
+        ("sparse/0/models/1", "images"),
+        ("colmap_sparse/0", "images"),
+        ("colmap_text", "images"),
+        ("distorted/sparse/2", "input"),
+        ("dense/0/sparse", "dense/0/images"),
+        ("sparse", "dense/0/images"),
+    ],
+)
+def test_models_are_found_wherever_programs_put_them(capture, where, pictures):
+    """The one with the most pictures that are there; one of more pictures that are absent does not count."""
+    shutil.rmtree(capture / "sparse")
+    model(capture, where=where)
+    for small, names in (("sparse/0", NAMES[:2]), ("sparse/7", [f"absent {i}.png" for i in range(20)])):
+        model(capture, where=small, names=names)
+    (capture / "images").rename(capture / "pictures")
+    (capture / pictures).parent.mkdir(parents=True, exist_ok=True)
+    (capture / "pictures").rename(capture / pictures)
+    with pytest.warns(UserWarning, match=rf"3 COLMAP models, .* is used, {where} \(9 of 9\)"):
+        scene = colmap.load(str(capture), colmap.Config())
+    assert (scene.name, scene.view_names[0]) == ("plant", f"{pictures}/{NAMES[0]}")
+
+
+def test_copies_of_a_model_are_one(capture):
+    model(capture, where="sparse", text=True)
+    shutil.copytree(capture / "sparse/0", capture / "sparse/1")
+    assert len(load(capture).cameras) == VIEWS
+
+
+def test_a_damaged_model_leaves_the_others(capture):
+    model(capture, where="sparse/1")
+    (capture / "sparse/1/images.bin").write_bytes(b"\xff" * 20)
+    with pytest.warns(UserWarning, match="sparse/1/images.bin .* Another model is used"):
+        assert len(colmap.load(str(capture), colmap.Config()).cameras) == VIEWS
+
+
+@pytest.mark.parametrize("lines", ["no points", "empty points", "commas"])
+def test_lines_of_points_may_be_missing_and_commas_end_words(capture, lines):
+    shutil.rmtree(capture / "sparse")
+    model(capture, text=True)
+    whole = load(capture)
+    for part in ("cameras", "images", "points3D"):
+        file = capture / f"sparse/0/{part}.txt"
+        rows = [row for row in file.read_text().splitlines() if not row.startswith("#")]
+        if part == "images" and lines != "commas":
+            rows = [line for row in rows if row.endswith(".png") for line in ([row] if lines == "no points" else [row, ""])]
+        if lines == "commas":
+            rows = [", ".join(row.split(maxsplit=9)) for row in rows]
+        file.write_text("\n".join(rows) + "\n")
+    scene = load(capture)
+    assert scene.view_names == whole.view_names
+    assert_close(scene.cameras.c2w, whole.cameras.c2w, 1e-6)
+
+
 def test_smaller_pictures_are_taken_where_there_are_some(capture):
     assert load(capture, factor=2).cameras.width.tolist() == [12] * VIEWS
     (capture / "images_2").mkdir()

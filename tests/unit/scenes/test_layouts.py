@@ -24,10 +24,8 @@ from layouts import (
     save_pictures,
     write_mvsnet,
 )
-from nerfit.errors import SceneError
 from nerfit.scenes import detect_format
 from nerfit.scenes.formats.nvm import inverse_of_radial
-from nerfit.scenes.reading.layouts import Pictures
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.writing import write_transforms
 from readers import load, refused
@@ -214,23 +212,6 @@ def test_what_can_not_be_read_is_refused(name: str, damage: Callable[[Path], obj
     LAYOUTS[name].write(tmp_path)
     damage(tmp_path)
     refused(name.split()[0], tmp_path, message)
-
-
-def test_names_of_other_machines_are_found(tmp_path: Path) -> None:
-    save_pictures(tmp_path, ["cam0/A.png", "cam1/a.PNG", "images/b.png", "images_4/b.png", "images/scan.0001.png", "masks/c.png"])
-    pictures = Pictures(tmp_path)
-    found = {
-        "C:\\Users\\me\\cam1\\a.jpg": "cam1/a.PNG",
-        "/home/x/cam0/A.png": "cam0/A.png",
-        "b": "images/b.png",
-        "B.JPG": "images/b.png",
-        "images_4/b.png": "images_4/b.png",
-        "scan.0001": "images/scan.0001.png",
-    }
-    assert {name: pictures.find(name) for name in found} == {name: tmp_path / path for name, path in found.items()}
-    assert pictures.find("c.png") is None and pictures.find("") is None
-    with pytest.raises(SceneError, match=r"a\.png may be .*cam0/A\.png or .*cam1/a\.PNG"):
-        pictures.find("a.png")
 
 
 def test_pictures_outside_the_folder_are_refused(tmp_path: Path) -> None:

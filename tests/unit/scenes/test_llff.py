@@ -98,6 +98,41 @@ def around(tmp_path):
     return folder
 
 
+# pictures and poses that differ in number
+
+
+def test_a_downscale_that_was_stopped_is_passed_over(scene):
+    write_pictures(scene / "images_2", 4, WIDTH // 2, HEIGHT // 2)
+    with pytest.warns(UserWarning, match="images_2 holds 4 of 9 pictures; those of images are shrunk"):
+        assert load(str(scene), Config(factor=2)).view_names[8] == "IMG_08.png"
+
+
+def test_originals_beside_their_copies_are_passed_over(scene):
+    """nerf-pytorch's minify copies IMG.JPG into images_2, writes IMG.png, and may be stopped before it removes the first."""
+    write_pictures(scene / "images_2", 9, WIDTH // 2, HEIGHT // 2)
+    write_pictures(scene / "images_2", 9, names=[f"IMG_{i:02d}.JPG" for i in range(9)])
+    with pytest.warns(UserWarning, match="9 pictures have the names of others of another kind"):
+        made = load(str(scene), Config(factor=2))
+    assert made.view_names[0] == "IMG_00.png" and int(made.cameras.width[0]) == WIDTH // 2
+
+
+def test_the_list_of_llff_says_which_pictures_have_poses(scene):
+    write_pictures(scene / "images", 12)
+    with pytest.raises(SceneError, match=r"holds 12 pictures \(IMG_00.png, .* 9 poses; list those with a pose in view_imgs.txt"):
+        load(str(scene), Config(factor=1))
+    names = [f"IMG_{i:02d}.png" for i in range(12) if i not in (0, 4, 9)]
+    (scene / "view_imgs.txt").write_text("\n".join(f"C:\\x\\images\\{name}" for name in names) + "\n")
+    with pytest.warns(UserWarning, match="3 pictures are not in view_imgs.txt"):
+        assert load(str(scene), Config(factor=1)).view_names == names
+
+
+def test_a_folder_of_as_many_pictures_as_poses_is_named(scene):
+    write_pictures(scene / "images_4", 9, WIDTH // 4, HEIGHT // 4)
+    (scene / "images/IMG_03.png").unlink()
+    with pytest.raises(SceneError, match=r"images holds 8 pictures .* 9 poses; images_4 holds as many .*: add --scene.factor 4\."):
+        load(str(scene), Config(factor=1))
+
+
 # the pipeline
 
 

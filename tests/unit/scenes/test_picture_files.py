@@ -40,6 +40,8 @@ def found(folder: Path, *names: str, **choices: bool) -> list[str]:
         ("Images/IMG_1.JPG", "images/img_1.heic"),
         ("./train/r_0", "train/r_0.png.png"),
         ("rgb/0001.jpg", "train/rgb/0001.jpg"),
+        ("scan.0001", "images/scan.0001.png"),
+        ("B.JPG", "images/b.png"),
     ],
 )
 def test_names_from_elsewhere_are_found(tmp_path: Path, name: str, file: str) -> None:

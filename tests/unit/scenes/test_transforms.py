@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -305,6 +306,38 @@ def test_absent_pictures_are_left_out_with_one_warning(capture):
     for view, i in enumerate((1, 2, 4, 6)):
         assert_rays_meet_points(scene, view, matrices(capture)[i], FOCUS | LENS)
         assert np.array_equal((scene.image(view, None) * 255).round().numpy(), picture(i))
+
+
+def test_frames_listed_twice_count_once(capture):
+    edit(capture, frames=[*read(capture)["frames"], read(capture)["frames"][3]])
+    with pytest.warns(UserWarning, match=r"1 pictures are listed more than once, .*: images/0008\.png$"):
+        assert len(transforms.load(str(capture), transforms.Config()).cameras) == VIEWS
+
+
+def test_comments_and_trailing_commas_are_read(capture):
+    file = capture / "transforms.json"
+    plain = load(capture).cameras.state()
+    text = file.read_text().replace('"frames": [', '"frames": [ // "all", of them\n /* here, */ ').rstrip("}")
+    file.write_text("/* by hand // */ " + text + ', "note": "a // b /* c */ , ]",\n}')
+    assert load(capture).cameras.state() == plain
+    for content in ('{"a": 1,,}', '{"a": /* no end', '{"a": "no end, }', '{"\\', "/*", "{,}" * 5 + '"' * 9):
+        file.write_text(content)
+        refused(capture, "not valid JSON")
+
+
+def test_absent_pictures_point_to_a_model(capture):
+    shutil.rmtree(capture / "images")
+    (capture / "sparse/0").mkdir(parents=True)
+    (capture / "sparse/0/images.txt").touch()
+    refused(capture, r"none is there; .*0011\.png; --scene\.format colmap reads the model in .*sparse/0\.$")
+
+
+def test_cameras_without_pictures_are_listed_in_the_coordinates_of_the_scene(capture):
+    scene = load(capture, factor=2)
+    listed = transforms.listed_cameras(capture / "transforms.json", scene)
+    assert_close(listed.c2w.flip(0), scene.cameras.c2w, 1e-5)
+    assert_close(listed.fx, 2 * scene.cameras.fx, 1e-5)
+    assert listed.width.tolist() == [WIDTH] * VIEWS
 
 
 def test_nothing_or_chosen_views_are_held_out(capture):

@@ -17,11 +17,11 @@ from nerfit.cameras.axes import convert_axes
 from nerfit.cameras.poses import average_pose, recentre, scale_of, spherify, transform_poses
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import ConfigError, SceneError, require_min
-from nerfit.files import read_npy
+from nerfit.files import peek_text, read_npy
 from nerfit.scenes.images import image_size, orientation
 from nerfit.scenes.reading.masks import find_masks
 from nerfit.scenes.reading.normalise import looks_one_way
-from nerfit.scenes.reading.picture_files import picture_files
+from nerfit.scenes.reading.picture_files import one_per_stem, picture_files, stem_of
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import HoldoutConfig, held_out, make_splits
@@ -186,10 +186,15 @@ def _test_views(c2w: Float[Tensor, "views 3 4"], holdout: int) -> list[int]:
 def _pictures(folder: Path, poses: Poses, config: Config) -> tuple[list[Path], tuple[int, int]]:
     """The files to read, and the width and height to shrink them to."""
     width, height, exact = _target_size(poses, config)
-    if files := image_files(folder / exact):
+    files = _listed(folder, image_files(folder / exact), len(poses.c2w))
+    whole = _listed(folder, image_files(folder / "images"), len(poses.c2w))
+    if files and len(files) < len(poses.c2w) == len(whole):
+        warnings.warn(f"{folder / exact} holds {len(files)} of {len(whole)} pictures; those of images are shrunk instead.", stacklevel=3)
+        files = []
+    if files:
         size = _common_size(folder, files, poses, check_shape=config.width is None and config.height is None)
         return files, size
-    files = _source(folder, poses.width / width)
+    files = _source(folder, poses.width / width, len(poses.c2w))
     w, h = _common_size(folder, files, poses)
     if w < width - 1 or h < height - 1:
         raise SceneError(
@@ -197,6 +202,23 @@ def _pictures(folder: Path, poses: Poses, config: Config) -> tuple[list[Path], t
             f"use --factor {math.ceil(poses.width / w - 0.01)} or more."
         )
     return files, (min(w, width), min(h, height))
+
+
+def _listed(folder: Path, files: list[Path], count: int) -> list[Path]:
+    """Of more pictures than there are poses those that LLFF's view_imgs.txt lists, or that come first of each stem (IMG.png, IMG.JPG)."""
+    if len(files) <= count:
+        return files
+    if len(single := one_per_stem(files)) == count:
+        what = f"{len(files) - count} pictures have the names of others of another kind, and are not used"
+        warnings.warn(f"{files[0].parent}: {what}.", stacklevel=4)
+        return single
+    names = peek_text(folder / "view_imgs.txt", 1 << 20).split("\n")
+    stems = {stem_of(re.split(r"[\\/]", name.strip())[-1]) for name in names if name.strip()}
+    chosen = [file for file in single if stem_of(file.name) in stems]
+    if len(chosen) == count:
+        warnings.warn(f"{files[0].parent}: {len(files) - count} pictures are not in view_imgs.txt, and have no pose.", stacklevel=4)
+        return chosen
+    return files
 
 
 def _target_size(poses: Poses, config: Config) -> tuple[int, int, str]:
@@ -215,25 +237,30 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(picture_files(folder))
 
 
-def _source(folder: Path, factor: float) -> list[Path]:
+def _source(folder: Path, factor: float, count: int) -> list[Path]:
     """The pictures to shrink: those of ``images``, else of the ``images_<k>`` with the smallest k, at most ``factor``."""
     if files := image_files(folder / "images"):
-        return files
+        return _listed(folder, files, count)
     found = {int(m[1]): p for p in folder.iterdir() if (m := re.fullmatch(r"images_(\d+)", p.name)) and image_files(p)}
     if not found:
         raise SceneError(f"{folder} has no pictures: an LLFF scene keeps them as png or jpg in its folder images or images_<factor>.")
     if min(found) > factor + 0.01:
         raise SceneError(f"{folder} has no pictures larger than those of images_{min(found)}; use --factor {min(found)} or more.")
-    return image_files(found[min(found)])
+    return _listed(folder, image_files(found[min(found)]), count)
 
 
 def _common_size(folder: Path, files: list[Path], poses: Poses, check_shape: bool = True) -> tuple[int, int]:
     """The one size of all pictures, which must be as many as the poses and shaped as the poses say."""
     if len(files) != len(poses.c2w):
+        others = {path.name: n for path in sorted(folder.glob("images*")) if (n := len(image_files(path))) and path != files[0].parent}
+        fits = next((name for name, n in others.items() if n == len(poses.c2w)), None)
         shown = ", ".join(f.name for f in files[:3])
+        way = "list those with a pose in view_imgs.txt, or remove the others, or estimate the poses again"
+        if fits is not None:
+            factor = fits.removeprefix("images").removeprefix("_") or "1"
+            way = f"{fits} holds as many as there are poses: add --scene.factor {factor}" if factor.isdecimal() else way
         raise SceneError(
-            f"{files[0].parent} holds {len(files)} pictures ({shown}, ...) but poses_bounds.npy {len(poses.c2w)} poses; "
-            "remove the pictures without a pose or estimate the poses again."
+            f"{files[0].parent} holds {len(files)} pictures ({shown}, ...) but poses_bounds.npy {len(poses.c2w)} poses; {way}."
         )
     sizes = [image_size(f) for f in files]
     for file, size in zip(files, sizes, strict=True):

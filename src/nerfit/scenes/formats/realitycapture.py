@@ -12,7 +12,8 @@ import numpy as np
 from nerfit.errors import SceneError
 from nerfit.files import peek_text, read_text, read_xml
 from nerfit.scenes.images import image_size, orientation
-from nerfit.scenes.reading.layouts import Layout, Pictures, PosedConfig, Shot, check_skew, layout_scene, numbers, pose, refuse_lens
+from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, check_skew, layout_scene, numbers, pose, refuse_lens
+from nerfit.scenes.reading.picture_files import SceneFiles
 from nerfit.scenes.scene import Scene
 
 _COLUMNS = ("name", "x", "y", "alt", "heading", "pitch", "roll", "f")
@@ -43,8 +44,9 @@ def load(source: str, config: Config) -> Scene:
     """
     table, sidecar = _table(source), _sidecar(source)
     if table is not None:
-        pictures = Pictures(table.parent)
-        shots = [_of_row(f"{table}, {row['name']}", row, pictures.find(row["name"])) for row in _rows(table)]
+        rows = _rows(table)
+        pictures = SceneFiles(table.parent).find([row["name"] for row in rows], "the picture")
+        shots = [_of_row(f"{table}, {row['name']}", row, picture) for row, picture in zip(rows, pictures, strict=True)]
         return layout_scene(Layout("realitycapture", table, table.parent, shots), config)
     if sidecar is None:
         raise SceneError(f"{source} has neither a .csv file of camera parameters nor XMP files of RealityCapture.")
@@ -90,12 +92,12 @@ def _sidecar(source: str) -> Path | None:
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """The XMP files and the pictures of their names."""
-    pictures = Pictures(folder)
-    found = [(file, pictures.find(file.stem)) for file in sorted(folder.glob("*.xmp"))]
-    return [(file, picture) for file, picture in found if picture is not None]
+    files = sorted(folder.glob("*.xmp"))
+    found = zip(files, SceneFiles(folder).find([file.stem for file in files], "the picture"), strict=True)
+    return [(file, picture) for file, picture in found if os.path.isfile(picture)]
 
 
-def _of_row(what: str, entry: dict[str, str], picture: Path | None) -> Shot:
+def _of_row(what: str, entry: dict[str, str], picture: Path) -> Shot:
     keys = (*_COLUMNS[1:], "px", "py", "k1", "k2", "k3", "k4", "t1", "t2")
     values = numbers(what, [entry.get(key) or 0.0 for key in keys], len(keys)).tolist()
     x, y, z, heading, pitch, roll, f, px, py, *k = values
@@ -104,7 +106,7 @@ def _of_row(what: str, entry: dict[str, str], picture: Path | None) -> Shot:
     about_x = [[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]]
     about_y = [[np.cos(r), 0, np.sin(r)], [0, 1, 0], [-np.sin(r), 0, np.cos(r)]]
     turn = np.array(about_z) @ about_x @ about_y
-    lens = {} if picture is None else _lens(picture, f, 1.0, (px, py), k)
+    lens = _lens(picture, f, 1.0, (px, py), k) if os.path.isfile(picture) else {}
     return Shot(entry["name"], pose(what, turn.T, [x, y, z], "opengl"), lens, picture)
 
 

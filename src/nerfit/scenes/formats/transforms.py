@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nerfit.cameras.poses import scale_of, to_4x4
+from nerfit.cameras import Cameras
+from nerfit.cameras.poses import scale_of, to_4x4, transform_poses
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import peek_json
@@ -120,6 +121,22 @@ def load(source: str, config: Config) -> Scene:
     depths = _depths(file, meta, frames, small, files) if config.depths else None
     scene.depths = None if depths is None else depths / scale_of(scene.to_original)
     return scene
+
+
+def listed_cameras(file: Path, scene: Scene) -> Cameras:
+    """The cameras of a transforms file in the world of a scene's own, in the scene's coordinates; their pictures need not exist.
+
+    Their size is the file's w and h, else that of the scene's first view. Raises SceneError as `load` does.
+    """
+    meta = read_frames(file)
+    sides = zip(("w", "h"), (scene.cameras.width, scene.cameras.height), strict=True)
+    width, height = (int(number(str(file), key, meta) or int(side[0])) for key, side in sides)
+    sizes = [(width, height)] * len(meta["frames"])
+    lenses = read_lenses(file, meta, meta["frames"], sizes, sizes)
+    names = [frame["file_path"] for frame in meta["frames"]]
+    c2w = checked_rotations(torch.from_numpy(np.stack([frame["transform_matrix"] for frame in meta["frames"]])), str(file), names)
+    to_scene = torch.linalg.inv(_applied(file, meta) @ scene.to_original)
+    return cameras_of(transform_poses(c2w[:, :3], to_scene).to(torch.float32), lenses, sizes, scene.cameras.pixel_offset)
 
 
 def _points(file: Path, meta: dict[str, Any], allow_outside: bool) -> Float[Tensor, "n 3"] | None:

@@ -5,7 +5,6 @@ A format turns its files into `Shot`s, whose lenses have the words of transforms
 
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +18,18 @@ from nerfit.cameras.axes import Axes, convert_axes
 from nerfit.cameras.poses import scale_of
 from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError, one_line
-from nerfit.scenes.images import SUFFIXES, image_size, orientation, shrunk
+from nerfit.scenes.images import image_size, orientation, shrunk
 from nerfit.scenes.reading.depths import load_depths
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, number, quarter_turn, read_intrinsics
 from nerfit.scenes.reading.masks import Mask, find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
-from nerfit.scenes.reading.picture_files import few, inside, picture_files
+from nerfit.scenes.reading.picture_files import SceneFiles, few, inside, picture_files
 from nerfit.scenes.reading.pinhole import LARGEST
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
 
 PHOTOS = "add --scene.format photos to estimate poses from the pictures instead"
 """The way out of a layout that can't be read."""
-_FOLDERS = ("images", "image", "rgb", "input", "")
-"""Where the pictures of a scene lie, likeliest first; for names that fit several pictures."""
-_OTHERS = {"mask", "masks", "depth", "depths", "confidence", "normals", "thumbnails"}
-"""Folders whose pictures are no photographs."""
-_DEPTH, _MOST = 5, 200_000
-"""Folders below a scene's own that pictures are looked for in, and how many files."""
 _SKEW = 0.5
 """Pixels at a picture's edge by which axes that are not square may move what is seen; lenses have no skew."""
 
@@ -79,8 +72,8 @@ class Layout(NamedTuple):
 def layout_scene(layout: Layout, config: NormaliseConfig, depths: bool = False) -> Scene:
     """The scene of those pictures that are there, in order of their paths.
 
-    Names are matched with the pictures by `Pictures.find`. A picture that its EXIF tag turns, as photogrammetry programs do not, takes its
-    camera along (`quarter_turn`) where the sizes don't say otherwise. Raises SceneError for files and ConfigError for settings without
+    Names are matched with the pictures by `SceneFiles.find`. A picture that its EXIF tag turns, as photogrammetry programs do not, takes
+    its camera along (`quarter_turn`) where the sizes don't say otherwise. Raises SceneError for files and ConfigError for settings without
     sense.
     """
     config.check()
@@ -124,18 +117,17 @@ def _present(layout: Layout) -> list[tuple[Path, Shot]]:
     """
     if not layout.shots:
         raise SceneError(f"{layout.file} has no picture with a pose; {PHOTOS}.")
-    pictures = Pictures(layout.folder)
+    named = iter(SceneFiles(layout.folder).find([shot.name for shot in layout.shots if shot.path is None], "the picture"))
     found, absent = {}, []
     for shot in layout.shots:
-        path = pictures.find(shot.name) if shot.path is None else shot.path if os.path.isfile(shot.path) else None
-        if path is not None:
-            inside(layout.folder, path, f"the picture '{shot.name}'")
+        path = next(named) if shot.path is None else shot.path
+        if not os.path.isfile(path):
+            absent.append(shot.name)
+            continue
+        inside(layout.folder, path, f"the picture '{shot.name}'")
         if path in found:
             raise SceneError(f"{layout.file} lists {path} twice, as {found[path].name} and as {shot.name}; leave one out.")
-        if path is None:
-            absent.append(shot.name)
-        else:
-            found[path] = shot
+        found[path] = shot
     shown = few(absent)
     if not found:
         raise SceneError(f"{layout.file} has poses of {len(layout.shots)} pictures, such as {shown}, of which none is in {layout.folder}.")
@@ -159,54 +151,6 @@ def _masks(shots: Sequence[Shot], paths: Sequence[Path]) -> list[Mask | None]:
     return [mask and Mask(mask) for mask in masks]
 
 
-class Pictures:
-    """The pictures of a scene's folder and the folders in it, found by the names that other machines gave them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.named: dict[str, list[Path]] = defaultdict(list)
-        count = 0
-        for here, folders, files in os.walk(folder):
-            deep = len(Path(here).relative_to(folder).parts)
-            folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")) and f.lower() not in _OTHERS and deep < _DEPTH)
-            for file in sorted(files):
-                stem, suffix = split_name(file.lower())
-                if suffix and not file.startswith("."):
-                    path = Path(here, file)
-                    self.named[file.lower()].append(path)
-                    self.named[stem].append(path)
-            count += len(files)
-            if count > _MOST:
-                raise SceneError(f"{folder} holds more than {_MOST} files, too many to look for pictures; name the scene's own folder.")
-
-    def find(self, name: str) -> Path | None:
-        """The picture of that name, which may be a path of another machine, in small or capital letters, with another suffix or none.
-
-        Of several the one whose folders agree most, and then the one in the likeliest folder. None without one; SceneError where two fit
-        equally.
-        """
-        parts = [part for part in name.replace("\\", "/").lower().split("/") if part not in ("", ".", "..")]
-        if not parts:
-            return None
-        stem, suffix = split_name(parts[-1])
-        fitting = self.named.get(parts[-1]) or (self.named.get(stem, []) if suffix else [])
-        ranked = sorted((self._rank(path, parts), path) for path in fitting)
-        if not ranked:
-            return None
-        if len(ranked) > 1 and ranked[0][0] == ranked[1][0]:
-            raise SceneError(f"{name} may be {ranked[0][1]} or {ranked[1][1]}; leave one of them out of {self.folder}.")
-        return ranked[0][1]
-
-    def _rank(self, path: Path, parts: Sequence[str]) -> tuple[int, int, int]:
-        """How ill a picture fits a name: folders that agree, a folder that pictures usually lie in, its depth."""
-        own = [part.lower() for part in path.relative_to(self.folder).parts]
-        agreeing = 0
-        while agreeing < min(len(own), len(parts)) - 1 and own[-2 - agreeing] == parts[-2 - agreeing]:
-            agreeing += 1
-        first = own[0] if len(own) > 1 else ""
-        return -agreeing, _FOLDERS.index(first) if first in _FOLDERS else len(_FOLDERS), len(own)
-
-
 def _turned(
     what: str, shot: Shot, path: Path, size: tuple[int, int], small: tuple[int, int], c2w: Float[torch.Tensor, "3 4"]
 ) -> tuple[Intrinsics, Float[torch.Tensor, "3 4"]]:
@@ -226,12 +170,6 @@ def _turned(
         lens, c2w = quarter_turn(lens, small[1], c2w)
         small = small[1], small[0]
     return lens, c2w
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """A file's name without the suffix of a picture, and that suffix; a label such as scan.0001 has none."""
-    stem, _, ending = name.rpartition(".")
-    return (stem, f".{ending}") if stem and f".{ending}" in SUFFIXES else (name, "")
 
 
 def project_file(source: str, *places: str) -> Path | None:

@@ -25,8 +25,8 @@ CONVERT_RAW = "convert them first: darktable-cli FILE.nef FILE.jpg, or RawTherap
 _SMALLER = re.compile(r"images_\d+")
 """Folders of smaller copies of the pictures, in small letters."""
 _LEFT_OVERS = ("thumbs.db", "desktop.ini", "__macosx")
-_TAIL, _MOST_FOLDERS = 16, 10_000
-"""Most folders of a name that are compared, and most folders of a scene that are searched."""
+_TAIL, _MOST_FOLDERS, _MOST_FILES = 16, 10_000, 500_000
+"""Most folders of a name that are compared, and most folders and files of a scene that are searched."""
 
 
 def is_left_over(name: str) -> bool:
@@ -210,10 +210,14 @@ class SceneFiles:
     def _by_stem(self) -> dict[str, list[tuple[tuple[str, ...], Path]]]:
         """All files by their stems, each with the names of its folders in small letters."""
         table: dict[str, list[tuple[tuple[str, ...], Path]]] = {}
+        count = 0
         for folder in folders_below(self.folder):
             own = tuple(part.lower() for part in folder.relative_to(self.folder).parts)
             for path in listed(folder, files=True):
                 table.setdefault(stem_of(path.name), []).append((own, path))
+                count += 1
+            if count > _MOST_FILES:
+                raise SceneError(f"{self.folder} holds more than {_MOST_FILES} files, too many to look for pictures; name the scene's own.")
         return table
 
 
