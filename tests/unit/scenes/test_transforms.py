@@ -318,7 +318,9 @@ def test_comments_and_trailing_commas_are_read(capture):
     file = capture / "transforms.json"
     plain = load(capture).cameras.state()
     text = file.read_text().replace('"frames": [', '"frames": [ // "all", of them\n /* here, */ ').rstrip("}")
-    file.write_text("/* by hand // */ " + text + ', "note": "a // b /* c */ , ]",\n}')
+    name = json.dumps("images/0011.png")
+    assert name in text
+    file.write_text("/* by hand // */ " + text.replace(name, '"images//0011.png" /* "0012" */') + ', "applied_scale": 1,\n}')
     assert load(capture).cameras.state() == plain
     for content in ('{"a": 1,,}', '{"a": /* no end', '{"a": "no end, }', '{"\\', "/*", "{,}" * 5 + '"' * 9):
         file.write_text(content)
