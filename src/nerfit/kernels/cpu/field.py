@@ -12,11 +12,11 @@ from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
 from nerfit.kernels.cpu.spherical_harmonics import spherical_harmonics_block
 from nerfit.kernels.cpu.vectors import exp16, load16, minimum, positive_part, splat16, store16
 
-Networks = namedtuple("Networks", "tiles depth width w w16 hidden code color1 color2 color")
+Networks = namedtuple("Networks", "tiles depth width w w16 hidden to_geo_features color1 color2 color")
 """The five matrices (see FieldShape) in ``w``, and the same rounded."""
 Layers = namedtuple("Layers", "joint color inputs hidden inputs2 color1 color2 scratch")
-"""What the layers of one block give: ``joint`` [32, LANES], code and encoded direction; ``color`` [16, LANES], unused from 3 on; the
-five products' operands; and working space."""
+"""What the layers of one block give: ``joint`` [32, LANES], geo features and encoded direction; ``color`` [16, LANES], unused from 3
+on; the five products' operands; and working space."""
 Gradients = namedtuple("Gradients", "density color joint narrow a b")
 """Of a block's densities [LANES], raw colours and ``joint`` [32, LANES]; and operands."""
 
@@ -26,11 +26,11 @@ def networks(weights, depth, width, tiles):
     """The networks, ready for `forward`."""
     w16 = aligned(weights.size // 2).view(np.int32)
     round16(weights, w16)
-    hidden, code = Matrix(0, width, depth), Matrix(width * depth, 16, width)
-    color1 = Matrix(code.at + 16 * width, width, 32)
+    hidden, to_geo_features = Matrix(0, width, depth), Matrix(width * depth, 16, width)
+    color1 = Matrix(to_geo_features.at + 16 * width, width, 32)
     color2 = Matrix(color1.at + 32 * width, width, width)
     color = Matrix(color2.at + width * width, 16, width)
-    return Networks(tiles, depth, width, weights, w16, hidden, code, color1, color2, color)
+    return Networks(tiles, depth, width, weights, w16, hidden, to_geo_features, color1, color2, color)
 
 
 @part_of_kernel
@@ -63,19 +63,22 @@ def density_of_raw(raw, at, out, to):
 
 
 @inlined
-def code_of_block(net, features, a, codes):
-    """Density network at one block: features [depth, LANES] to codes [16, LANES]."""
+def geo_features_of_block(net, features, a, geo_features):
+    """Density network at one block: features [depth, LANES] to geo_features [16, LANES]."""
     take(net.tiles, features, net.depth, a.inputs)
     forward_relu(net.tiles, net.w, net.w16, net.hidden, a.inputs, a.hidden, a.scratch)
-    forward(net.tiles, net.w, net.w16, net.code, a.hidden, codes)
+    forward(net.tiles, net.w, net.w16, net.to_geo_features, a.hidden, geo_features)
 
 
 @part_of_kernel
-def codes_of_blocks(rows, blocks, table, resolutions, offsets, entries, net, features, a, codes):
-    """Grid and density network at ``rows`` ([blocks, 3, LANES], flat): features [blocks, depth, LANES], codes [blocks, 16, LANES]."""
+def geo_features_of_blocks(rows, blocks, table, resolutions, offsets, entries, net, features, a, geo_features):
+    """Grid and density network at ``rows`` ([blocks, 3, LANES], flat).
+
+    ``features`` are [blocks, depth, LANES], ``geo_features`` [blocks, 16, LANES].
+    """
     encode_blocks(rows, blocks, table, resolutions, offsets, entries, features, net.depth)
     for block in range(blocks):
-        code_of_block(net, features[block * net.depth * LANES :], a, codes[16 * LANES * block :])
+        geo_features_of_block(net, features[block * net.depth * LANES :], a, geo_features[16 * LANES * block :])
 
 
 @kernel
@@ -85,15 +88,15 @@ def density(part, parts, x, field, out):
     blocks = (x.shape[0] + LANES - 1) // LANES
     stop = blocks * (part + 1) // parts
     rows, features = aligned(3 * CHUNK * LANES), aligned_zeros(CHUNK * depth * LANES)
-    codes = aligned(16 * CHUNK * LANES)
+    geo_features = aligned(16 * CHUNK * LANES)
     net, room = networks(weights, depth, width, tiles), layers(depth, width)
     begin(tiles)
     for first in range(blocks * part // parts, stop, CHUNK):
         many = min(CHUNK, stop - first)
         positions(x, first, many, rows)
-        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, features, room, codes)
+        geo_features_of_blocks(rows, many, table, resolutions, offsets, entries, net, features, room, geo_features)
         for block in range(many):
-            density_of_raw(codes, 16 * LANES * block, out, (first + block) * LANES)
+            density_of_raw(geo_features, 16 * LANES * block, out, (first + block) * LANES)
     end(tiles)
 
 
@@ -107,7 +110,7 @@ def _squash(color):
 
 @part_of_kernel
 def color_of_block(net, a):
-    """The colour network of one block; ``a.joint`` [32, LANES] holds the code and the encoded direction."""
+    """The colour network of one block; ``a.joint`` [32, LANES] holds the geo features and the encoded direction."""
     take(net.tiles, a.joint, 32, a.inputs2)
     forward_relu(net.tiles, net.w, net.w16, net.color1, a.inputs2, a.color1, a.scratch)
     forward_relu(net.tiles, net.w, net.w16, net.color2, a.color1, a.color2, a.scratch)
@@ -118,7 +121,7 @@ def color_of_block(net, a):
 @part_of_kernel
 def all_layers(net, features, a):
     """All layers of one block; ``a.joint`` comes with the encoded direction in its last 16 rows."""
-    code_of_block(net, features, a, a.joint)
+    geo_features_of_block(net, features, a, a.joint)
     color_of_block(net, a)
 
 
@@ -152,8 +155,8 @@ def field_forward(part, parts, x, d, field, features, density, rgb):
 
 
 @part_of_kernel
-def _turn(w, m, out, at):
-    """Write a matrix turned to out[at]; the 16 rows of a narrow one become 32 columns, the upper half zero. Returns where it is."""
+def _transpose(w, m, out, at):
+    """Write a matrix transposed to out[at]; the 16 rows of a narrow one become 32 columns, the upper half zero. Returns where it is."""
     depth = max(m.rows, 32)
     for j in range(m.rows):
         for k in range(m.depth):
@@ -166,14 +169,14 @@ def transposes(net):
     """The transposed matrices, for gradients of layers' inputs, as `Networks`; of a density network alone, where there is no other."""
     late, colors = 16 * net.width, net.w.size > net.color1.at
     w = aligned_zeros(net.w.size + (2 * late if colors else late))
-    hidden, code = _turn(net.w, net.hidden, w, 0), _turn(net.w, net.code, w, net.code.at)
+    hidden, to_geo_features = _transpose(net.w, net.hidden, w, 0), _transpose(net.w, net.to_geo_features, w, net.to_geo_features.at)
     color1, color2, color = net.color1, net.color2, net.color
     if colors:
-        color1, color2 = _turn(net.w, color1, w, color1.at + late), _turn(net.w, color2, w, color2.at + late)
-        color = _turn(net.w, color, w, color.at + late)
+        color1, color2 = _transpose(net.w, color1, w, color1.at + late), _transpose(net.w, color2, w, color2.at + late)
+        color = _transpose(net.w, color, w, color.at + late)
     w16 = aligned(w.size // 2).view(np.int32)
     round16(w, w16)
-    return Networks(net.tiles, net.depth, net.width, w, w16, hidden, code, color1, color2, color)
+    return Networks(net.tiles, net.depth, net.width, w, w16, hidden, to_geo_features, color1, color2, color)
 
 
 @inlined
@@ -183,34 +186,34 @@ def slope16(raw):
 
 
 @inlined
-def back_through_code(net, turned, features, a, g, sums):
-    """Turn a block's ``features`` into their gradients, given those of its codes in ``g.joint``, after `code_of_block`."""
+def back_through_density_network(net, transposed, features, a, g, sums):
+    """Turn a block's ``features`` into their gradients, given those of its geo_features in ``g.joint``, after `geo_features_of_block`."""
     tiles = net.tiles
     take_gradient(tiles, g.joint, 32, g.narrow)
-    weight_gradient(tiles, g.narrow, a.hidden, sums, net.code, a.scratch)
-    backward(tiles, turned.w, turned.w16, turned.code, g.narrow, a.hidden, g.a, a.scratch)
+    weight_gradient(tiles, g.narrow, a.hidden, sums, net.to_geo_features, a.scratch)
+    backward(tiles, transposed.w, transposed.w16, transposed.to_geo_features, g.narrow, a.hidden, g.a, a.scratch)
     weight_gradient(tiles, g.a, a.inputs, sums, net.hidden, a.scratch)
-    forward(tiles, turned.w, turned.w16, turned.hidden, g.a, features)
+    forward(tiles, transposed.w, transposed.w16, transposed.hidden, g.a, features)
 
 
 @part_of_kernel
-def back_through_layers(net, turned, features, a, g, sums):
+def back_through_layers(net, transposed, features, a, g, sums):
     """Turn a block's ``features`` into their gradients and add the weights' gradients to ``sums``, after `all_layers`.
 
     ``g.color`` is the gradient of the raw colours (rows from 3 on zero), ``g.density`` that of the densities.
     """
-    tiles, w, w16 = net.tiles, turned.w, turned.w16
+    tiles, w, w16 = net.tiles, transposed.w, transposed.w16
     take_gradient(tiles, g.color, 32, g.narrow)
     weight_gradient(tiles, g.narrow, a.color2, sums, net.color, a.scratch)
-    backward(tiles, w, w16, turned.color, g.narrow, a.color2, g.a, a.scratch)
+    backward(tiles, w, w16, transposed.color, g.narrow, a.color2, g.a, a.scratch)
     weight_gradient(tiles, g.a, a.color1, sums, net.color2, a.scratch)
-    backward(tiles, w, w16, turned.color2, g.a, a.color1, g.b, a.scratch)
+    backward(tiles, w, w16, transposed.color2, g.a, a.color1, g.b, a.scratch)
     weight_gradient(tiles, g.b, a.inputs2, sums, net.color1, a.scratch)
-    forward(tiles, w, w16, turned.color1, g.b, g.joint)
+    forward(tiles, w, w16, transposed.color1, g.b, g.joint)
     for i in range(0, LANES, 16):
         store16(g.joint, i, load16(g.joint, i) + load16(g.density, i) * slope16(load16(a.joint, i)))
     g.joint[16 * LANES :] = np.float32(0)
-    back_through_code(net, turned, features, a, g, sums)
+    back_through_density_network(net, transposed, features, a, g, sums)
 
 
 @kernel
@@ -224,7 +227,7 @@ def field_backward(part, parts, d, features, network, density_gradient, rgb_grad
     blocks = (n + LANES - 1) // LANES
     direction = aligned(3 * LANES)
     net, a, g = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
-    turned = transposes(net)
+    transposed = transposes(net)
     color, g_density, g_color, sums = a.color, g.density, g.color, aligned_zeros(weights.size)
     begin(tiles)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
@@ -238,6 +241,6 @@ def field_backward(part, parts, d, features, network, density_gradient, rgb_grad
             for c in range(3):
                 v = color[c * LANES + i]
                 g_color[c * LANES + i] = rgb_gradient[s, c] * v * (1 - v) if there else np.float32(0)
-        back_through_layers(net, turned, f, a, g, sums)
+        back_through_layers(net, transposed, f, a, g, sums)
     end(tiles)
     weight_sums[part, :] = sums

@@ -4,11 +4,11 @@ import numpy as np
 
 from nerfit.kernels.cpu.blocks import LANES, aligned, aligned_zeros
 from nerfit.kernels.cpu.field import (
-    back_through_code,
-    code_of_block,
-    codes_of_blocks,
+    back_through_density_network,
     density16,
     density_of_raw,
+    geo_features_of_block,
+    geo_features_of_blocks,
     gradients,
     layers,
     networks,
@@ -17,7 +17,7 @@ from nerfit.kernels.cpu.field import (
 )
 from nerfit.kernels.cpu.hash_grid import CHUNK
 from nerfit.kernels.cpu.matmul import begin, end
-from nerfit.kernels.cpu.rendering import POOL, WAVE, blank_lanes, copy_lanes, look_along, paint
+from nerfit.kernels.cpu.rendering import POOL, WAVE, blank_lanes, copy_lanes, paint, write_directions
 from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
 from nerfit.kernels.cpu.sampling import contraction
 from nerfit.kernels.cpu.vectors import exp16, load16, splat16, store16
@@ -48,8 +48,8 @@ def _middles(origins, directions, edges, first, blocks, rows):
 
 
 @kernel
-def density_along(part, parts, rays, field, places, features, out):
-    """Densities [blocks·LANES] in the middles of intervals; ``places`` and ``features`` of all blocks stay there, if not empty.
+def density_along(part, parts, rays, field, positions, features, out):
+    """Densities [blocks·LANES] in the middles of intervals; ``positions`` and ``features`` of all blocks stay there, if not empty.
 
     ``rays`` are origins, directions and edges; ``field`` is `field_arrays`.
     """
@@ -58,17 +58,17 @@ def density_along(part, parts, rays, field, places, features, out):
     blocks = out.size // LANES
     stop = blocks * (part + 1) // parts
     rows, found = aligned(3 * CHUNK * LANES), aligned_zeros(CHUNK * depth * LANES)
-    codes = aligned(16 * CHUNK * LANES)
+    geo_features = aligned(16 * CHUNK * LANES)
     net, room = networks(weights, depth, width, tiles), layers(depth, width)
     begin(tiles)
     for first in range(blocks * part // parts, stop, CHUNK):
         many = min(CHUNK, stop - first)
         if features.size:
-            rows, found = places[3 * first * LANES :], features[first * depth * LANES :]
+            rows, found = positions[3 * first * LANES :], features[first * depth * LANES :]
         _middles(origins, directions, edges, first * LANES, many, rows)
-        codes_of_blocks(rows, many, table, resolutions, offsets, entries, net, found, room, codes)
+        geo_features_of_blocks(rows, many, table, resolutions, offsets, entries, net, found, room, geo_features)
         for block in range(many):
-            density_of_raw(codes, 16 * LANES * block, out, (first + block) * LANES)
+            density_of_raw(geo_features, 16 * LANES * block, out, (first + block) * LANES)
     end(tiles)
 
 
@@ -81,15 +81,15 @@ def density_along_backward(part, parts, features, network, gradient, weight_sums
     weights, depth, width, tiles = network
     blocks = gradient.size // LANES
     net, a, g = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
-    turned = transposes(net)
+    transposed = transposes(net)
     sums = aligned_zeros(weights.size)
     begin(tiles)
     for block in range(blocks * part // parts, blocks * (part + 1) // parts):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
-        code_of_block(net, f, a, a.joint)
+        geo_features_of_block(net, f, a, a.joint)
         for i in range(0, LANES, 16):
             store16(g.joint, i, load16(gradient, block * LANES + i) * slope16(load16(a.joint, i)))
-        back_through_code(net, turned, f, a, g, sums)
+        back_through_density_network(net, transposed, f, a, g, sums)
     end(tiles)
     weight_sums[part, :] = sums
 
@@ -104,16 +104,16 @@ def render_along(part, parts, rays, field, cutoffs, keep, shares, out):
     origins, directions, viewdirs, edges = rays
     table, resolutions, offsets, entries, weights, depth, width, tiles = field
     min_weight, early_stop = cutoffs
-    color, opacity, along, ray, t0, t1, length, weight, light_after, places, looks, features = out
+    color, opacity, along, ray, t0, t1, length, weight, transmittance_after, slot_positions, slot_directions, features = out
     n, samples = shares.shape
     low, high = n * part // parts, n * (part + 1) // parts
-    ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
-    places, looks, features = places[part], looks[part], features[part]
+    ray, t0, t1, length, weight, transmittance_after = ray[part], t0[part], t1[part], length[part], weight[part], transmittance_after[part]
+    slot_positions, slot_directions, features = slot_positions[part], slot_directions[part], features[part]
     pool = max(POOL * WAVE // samples, 1)
     room = (pool * samples + LANES - 1) // LANES * LANES
     p, passing, lengths = aligned(3 * room), aligned(room), aligned(room)
-    found, codes = aligned_zeros(room * depth), aligned(16 * room)
-    kept_codes = aligned(16 * ray.size)
+    found, geo_features = aligned_zeros(room * depth), aligned(16 * room)
+    kept_geo_features = aligned(16 * ray.size)
     from_ = np.empty(room, np.int64)
     net, space = networks(weights, depth, width, tiles), layers(depth, width)
     kept, gone, painted = 0, 0, 0
@@ -126,7 +126,7 @@ def render_along(part, parts, rays, field, cutoffs, keep, shares, out):
         many = min(pool, high - first)
         blocks = (many * samples + LANES - 1) // LANES
         _middles(origins[first : first + many], directions[first : first + many], edges[first : first + many], 0, blocks, p)
-        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space, codes)
+        geo_features_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space, geo_features)
         for i in range(first, first + many):
             d = directions[i]
             norm = np.sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2])
@@ -134,7 +134,7 @@ def render_along(part, parts, rays, field, cutoffs, keep, shares, out):
                 lengths[(i - first) * samples + k] = (edges[i, k + 1] - edges[i, k]) * norm
         for block in range(blocks):
             for i in range(0, LANES, 16):
-                density, q = density16(load16(codes, 16 * LANES * block + i)), block * LANES + i
+                density, q = density16(load16(geo_features, 16 * LANES * block + i)), block * LANES + i
                 store16(passing, q, exp16(zero - density * load16(lengths, q)))
         fresh = kept
         for i in range(first, first + many):
@@ -145,7 +145,7 @@ def render_along(part, parts, rays, field, cutoffs, keep, shares, out):
                 if shares[i, k] >= min_weight and light >= early_stop:
                     w = shown * (_ONE - passing[q])
                     shown *= passing[q]
-                    ray[kept], t0[kept], t1[kept], weight[kept], light_after[kept] = i, edges[i, k], edges[i, k + 1], w, shown
+                    ray[kept], t0[kept], t1[kept], weight[kept], transmittance_after[kept] = i, edges[i, k], edges[i, k + 1], w, shown
                     length[kept] = lengths[q]
                     from_[kept - fresh] = q
                     opacity[i] += w
@@ -153,19 +153,19 @@ def render_along(part, parts, rays, field, cutoffs, keep, shares, out):
                     kept += 1
                 light *= passing[q]
         if keep:
-            copy_lanes(p, from_, 3, places, fresh, kept - fresh)
+            copy_lanes(p, from_, 3, slot_positions, fresh, kept - fresh)
             copy_lanes(found, from_, depth, features, fresh, kept - fresh)
-        copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
-        look_along(viewdirs, ray, looks, fresh, kept)
+        copy_lanes(geo_features, from_, 16, kept_geo_features, fresh, kept - fresh)
+        write_directions(viewdirs, ray, slot_directions, fresh, kept)
         ready = kept // LANES * LANES if keep else kept
-        paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
+        paint(painted, ready, net, space, kept_geo_features, slot_directions, ray, weight, color)
         painted = ready
         if not keep:
             gone, kept, painted = gone + kept, 0, 0
-    paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
+    paint(painted, kept, net, space, kept_geo_features, slot_directions, ray, weight, color)
     if keep:
-        blank_lanes(places, 3, kept)
-        blank_lanes(looks, 3, kept)
+        blank_lanes(slot_positions, 3, kept)
+        blank_lanes(slot_directions, 3, kept)
         blank_lanes(features, depth, kept)
     end(tiles)
     return gone + kept

@@ -11,9 +11,9 @@ from nerfit.kernels.cpu.blocks import LANES, aligned, aligned_zeros
 from nerfit.kernels.cpu.field import (
     all_layers,
     back_through_layers,
-    codes_of_blocks,
     color_of_block,
     density16,
+    geo_features_of_blocks,
     gradients,
     layers,
     networks,
@@ -51,19 +51,23 @@ def blank_lanes(target, rows, first):
 
 
 @part_of_kernel
-def look_along(viewdirs, ray, looks, first, last):
-    """``looks`` ([block, 3, LANES], flat) of slots first … last - 1: the unit directions of their rays."""
+def write_directions(viewdirs, ray, slot_directions, first, last):
+    """``slot_directions`` ([block, 3, LANES], flat) of slots first … last - 1: the unit directions of their rays."""
     for s in range(first, last):
         row = (s // LANES) * 3 * LANES + s % LANES
-        looks[row], looks[row + LANES], looks[row + 2 * LANES] = viewdirs[ray[s], 0], viewdirs[ray[s], 1], viewdirs[ray[s], 2]
+        slot_directions[row], slot_directions[row + LANES], slot_directions[row + 2 * LANES] = (
+            viewdirs[ray[s], 0],
+            viewdirs[ray[s], 1],
+            viewdirs[ray[s], 2],
+        )
 
 
 @part_of_kernel
-def paint(first, last, net, space, codes, looks, ray, weight, color):
+def paint(first, last, net, space, geo_features, slot_directions, ray, weight, color):
     """Add the colours of slots first … last - 1 to their rays; ``first`` begins a block."""
     for block in range(first // LANES, (last + LANES - 1) // LANES):
-        space.joint[: 16 * LANES] = codes[16 * LANES * block : 16 * LANES * (block + 1)]
-        spherical_harmonics_block(looks, 3 * LANES * block, space.joint, 16 * LANES)
+        space.joint[: 16 * LANES] = geo_features[16 * LANES * block : 16 * LANES * (block + 1)]
+        spherical_harmonics_block(slot_directions, 3 * LANES * block, space.joint, 16 * LANES)
         color_of_block(net, space)
         rgb = space.color
         for s in range(block * LANES, min((block + 1) * LANES, last)):
@@ -84,19 +88,19 @@ def render(part, parts, rays, marching, field, cutoffs, wanted, out):
     table, resolutions, offsets, entries, weights, depth, width, tiles = field
     min_weight, early_stop = cutoffs
     colors, keep = wanted
-    color, opacity, along, ray, t0, t1, length, weight, light_after, places, looks, features = out
+    color, opacity, along, ray, t0, t1, length, weight, transmittance_after, slot_positions, slot_directions, features = out
     n = origins.shape[0]
     low, high = n * part // parts, n * (part + 1) // parts
     slots = ray.shape[1]
-    ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
-    places, looks, features = places[part], looks[part], features[part]
+    ray, t0, t1, length, weight, transmittance_after = ray[part], t0[part], t1[part], length[part], weight[part], transmittance_after[part]
+    slot_positions, slot_directions, features = slot_positions[part], slot_directions[part], features[part]
     mine, got = np.empty(POOL, np.int64), np.empty(POOL, np.int64)
     at, stop, norm = aligned(POOL), aligned(POOL), aligned(POOL)
     light, shown = aligned(POOL), aligned(POOL)
     room = POOL * WAVE
     a, b, p, passing = aligned(room), aligned(room), aligned_zeros(3 * room), aligned(room)
-    found, codes = aligned_zeros(room * depth), aligned(16 * room)
-    kept_codes = aligned(16 * slots)
+    found, geo_features = aligned_zeros(room * depth), aligned(16 * room)
+    kept_geo_features = aligned(16 * slots)
     from_ = np.empty(room, np.int64)
     net, space = networks(weights, depth, width, tiles), layers(depth, width)
     kept, gone, painted, evaluated, alive, next_ray, full = 0, 0, 0, 0, 0, low, False
@@ -147,10 +151,10 @@ def render(part, parts, rays, marching, field, cutoffs, wanted, out):
             total += got[k]
         evaluated += total
         blocks = (total + LANES - 1) // LANES
-        codes_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space, codes)
+        geo_features_of_blocks(p, blocks, table, resolutions, offsets, entries, net, found, space, geo_features)
         for block in range(blocks):
             for i in range(0, LANES, 16):
-                density, q = density16(load16(codes, 16 * LANES * block + i)), block * LANES + i
+                density, q = density16(load16(geo_features, 16 * LANES * block + i)), block * LANES + i
                 store16(passing, q, exp16(zero - density * load16(passing, q)))
         s, left, fresh = 0, 0, kept
         for k in range(alive):
@@ -162,7 +166,7 @@ def render(part, parts, rays, marching, field, cutoffs, wanted, out):
                         break
                     w = u * (_ONE - passing[q])
                     u *= passing[q]
-                    ray[kept], t0[kept], t1[kept], weight[kept], light_after[kept] = i, a[q], b[q], w, u
+                    ray[kept], t0[kept], t1[kept], weight[kept], transmittance_after[kept] = i, a[q], b[q], w, u
                     length[kept] = (b[q] - a[q]) * norm[k]
                     from_[kept - fresh] = q
                     opacity[i] += w
@@ -175,21 +179,21 @@ def render(part, parts, rays, marching, field, cutoffs, wanted, out):
                 left += 1
         alive = left
         if keep:
-            copy_lanes(p, from_, 3, places, fresh, kept - fresh)
+            copy_lanes(p, from_, 3, slot_positions, fresh, kept - fresh)
             copy_lanes(found, from_, depth, features, fresh, kept - fresh)
         if colors:
-            copy_lanes(codes, from_, 16, kept_codes, fresh, kept - fresh)
-            look_along(viewdirs, ray, looks, fresh, kept)
+            copy_lanes(geo_features, from_, 16, kept_geo_features, fresh, kept - fresh)
+            write_directions(viewdirs, ray, slot_directions, fresh, kept)
             ready = kept // LANES * LANES if keep else kept
-            paint(painted, ready, net, space, kept_codes, looks, ray, weight, color)
+            paint(painted, ready, net, space, kept_geo_features, slot_directions, ray, weight, color)
             painted = ready
         if not keep:
             gone, kept, painted = gone + kept, 0, 0
     if colors:
-        paint(painted, kept, net, space, kept_codes, looks, ray, weight, color)
+        paint(painted, kept, net, space, kept_geo_features, slot_directions, ray, weight, color)
     if keep and not full:
-        blank_lanes(places, 3, kept)
-        blank_lanes(looks, 3, kept)
+        blank_lanes(slot_positions, 3, kept)
+        blank_lanes(slot_directions, 3, kept)
         blank_lanes(features, depth, kept)
     end(tiles)
     return gone + kept, evaluated, full
@@ -200,26 +204,27 @@ def render_backward(part, parts, slots, network, given, near_falloff, stretch, w
     """Turn the slots' ``features`` into their gradients; weight_sums[part] is this part's sum of the networks' gradients.
 
     dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
-    ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``near_falloff`` gradients shrink with
-    the distance's square. With ``stretch`` the slots' ``light_after`` becomes σ dL/dσ: the loss's derivative by the logarithm of length.
+    ``weight_gradient`` [parts, slots or 0] is the loss's own derivative by the weights. Nearer than ``near_falloff`` gradients shrink
+    with the distance's square. With ``stretch`` the slots' ``transmittance_after`` becomes σ dL/dσ: the loss's derivative by the logarithm
+    of length.
 
     ``slots`` are how many each part has kept, and their arrays; ``network`` is `matrices`; ``given`` are the gradients of the colours,
     opacities, depths and weights.
     """
-    kept, ray, t0, t1, length, weight, light_after, looks, features = slots
+    kept, ray, t0, t1, length, weight, transmittance_after, slot_directions, features = slots
     weights, depth, width, tiles = network
     color_gradient, opacity_gradient, depth_gradient, weight_gradient = given
     count = kept[part]
-    ray, t0, t1, length, weight, light_after = ray[part], t0[part], t1[part], length[part], weight[part], light_after[part]
-    looks, features = looks[part], features[part]
+    ray, t0, t1, length, weight, transmittance_after = ray[part], t0[part], t1[part], length[part], weight[part], transmittance_after[part]
+    slot_directions, features = slot_directions[part], features[part]
     behind = aligned_zeros(color_gradient.shape[0])
     net, space, inner = networks(weights, depth, width, tiles), layers(depth, width), gradients(width)
-    turned = transposes(net)
+    transposed = transposes(net)
     rgb, g_density, g_rgb, sums = space.color, inner.density, inner.color, aligned_zeros(weights.size)
     begin(tiles)
     for block in range((count + LANES - 1) // LANES - 1, -1, -1):
         f = features[block * depth * LANES : (block + 1) * depth * LANES]
-        spherical_harmonics_block(looks, 3 * LANES * block, space.joint, 16 * LANES)
+        spherical_harmonics_block(slot_directions, 3 * LANES * block, space.joint, 16 * LANES)
         all_layers(net, f, space)
         many = min(LANES, count - block * LANES)
         for lane in range(LANES - 1, -1, -1):
@@ -237,11 +242,11 @@ def render_backward(part, parts, slots, network, given, near_falloff, stretch, w
                 v = rgb[c * LANES + lane]
                 g += color_gradient[i, c] * v
                 g_rgb[c * LANES + lane] = share * w * color_gradient[i, c] * v * (_ONE - v)
-            by_thickness = share * (light_after[s] * g - behind[i])
+            by_thickness = share * (transmittance_after[s] * g - behind[i])
             g_density[lane] = length[s] * by_thickness
             if stretch:
-                light_after[s] = by_thickness * np.log((light_after[s] + w) / max(light_after[s], _LEAST))
+                transmittance_after[s] = by_thickness * np.log((transmittance_after[s] + w) / max(transmittance_after[s], _LEAST))
             behind[i] += w * g
-        back_through_layers(net, turned, f, space, inner, sums)
+        back_through_layers(net, transposed, f, space, inner, sums)
     end(tiles)
     weight_sums[part, :] = sums
