@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nerfit.commands.options import Common
+from nerfit.commands.options import DeviceOptions
 
 
 @dataclass
-class Options(Common):
+class Options(DeviceOptions):
     """nerfit demo: a made-up scene is trained and rendered as a video in a few minutes."""
 
     out: Path | None = None
@@ -27,13 +27,14 @@ def run(options: Options) -> dict[str, Any]:
     from nerfit.runs import numbered_folders
 
     start = time.perf_counter()
-    seconds = [] if options.seconds is None else ["--seconds", str(options.seconds)]
+    given = {"--seconds": options.seconds, "--threads": options.threads, "--device": options.device}
+    flags = [str(word) for flag, value in given.items() if value is not None for word in (flag, value)]
     folder = options.out or next(p for p in numbered_folders(Path("runs/demo")) if not p.exists())
-    plan, train_options, folder = prepare(request("instant", "procedural", ["--recipe", "demo", "--out", str(folder), *seconds]))
+    plan, train_options, folder = prepare(request("instant", "procedural", ["--recipe", "demo", "--out", str(folder), *flags]))
     summary = train(plan, train_options, folder)
     if summary["exit_code"] > 128:
         return summary
-    drawn = render.run(render.Options(run=folder, frames=48))
+    drawn = render.run(render.Options(run=folder, frames=48, threads=options.threads, device=options.device))
     answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0], "exit_code": summary["exit_code"]}
     return answer | {"training_seconds": summary["seconds"], "seconds": time.perf_counter() - start}
 

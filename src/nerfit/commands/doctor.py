@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ _NEEDED = (
     *("torch", "numba", "numpy", "pillow", "scikit-image", "tyro", "pyyaml", "safetensors", "rich", "tensorboard", "av", "pycolmap"),
     *("viser", "websockets", "jaxtyping"),
 )
+_ABSENT = {"pycolmap": "missing (no wheels for Linux ARM64): posed scenes and --scene.format unposed work without"}
 _EXTRAS = {
     "mesh": (("trimesh", "fast-simplification", "xatlas"), "meshes with textures, with fewer triangles, or as .glb"),
     "wandb": (("wandb",), "logging to Weights & Biases"),
@@ -51,7 +53,7 @@ def run(options: Options) -> dict[str, str]:
 
     from nerfit.metrics.lpips import find_weights
     from nerfit.outputs.pictures.video import find_encoder
-    from nerfit.training.devices import free_memory, pick_device
+    from nerfit.training.devices import devices, free_memory, pick_device
 
     lines = {
         "nerfit": __version__,
@@ -59,10 +61,13 @@ def run(options: Options) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
     }
     for package in _NEEDED:
-        lines[package] = _version(package) or "missing: pip install nerfit again"
-    for i in range(torch.cuda.device_count()):
-        lines[f"cuda:{i}"] = torch.cuda.get_device_name(i)
-    device = pick_device("auto")
+        lines[package] = _version(package) or _ABSENT.get(package, "missing: pip install nerfit again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its reason is in the table
+        device = pick_device("auto")
+    for name, reason in devices().items():
+        what = f"{torch.cuda.get_device_name(name)}: " if name.startswith("cuda:") else ""
+        lines[f"device {name}"] = what + (f"left alone, for {reason}" if reason else "usable")
     lines["device in use"] = f"{device}, {free_memory(device) / 2**30:.1f} GiB free"
     lines["threads"] = str(torch.get_num_threads())
     lines["cpu instructions"] = torch.backends.cpu.get_cpu_capability()

@@ -31,7 +31,7 @@ class DeviceOptions(Common):
     threads: int | None = None
     """CPU threads."""
     device: str = "auto"
-    """cpu, cuda, …"""
+    """cpu, cuda, cuda:1, mps, xpu; auto = a GPU if nerfit's fast kernels run on it, else the CPU."""
 
 
 @dataclass

@@ -5,8 +5,6 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from nerfit.camera_search.relocate import photometric_poses
 from nerfit.cameras import Cameras
 from nerfit.cameras.poses import align, transform_poses
@@ -27,7 +25,7 @@ def camera_errors(cameras: Cameras, reference: Cameras) -> dict[str, float]:
     focal length in percent. Raises SceneError where fewer than 3 positions differ.
     """
     similarity = align(cameras.centers, reference.centers)
-    c2w, truth = transform_poses(cameras.c2w, similarity), reference.c2w.to("cpu", torch.float64)
+    c2w, truth = transform_poses(cameras.c2w, similarity), reference.c2w.cpu().double()
     angle = matrix_to_axis_angle(truth[:, :, :3].mT @ c2w[:, :, :3]).norm(dim=-1)
     diagonal = truth[:, :, 3].amax(0) - truth[:, :, 3].amin(0)
     distance = (c2w[:, :, 3] - truth[:, :, 3]).norm(dim=-1)

@@ -43,9 +43,19 @@ def composite_packed_reference(
 
 
 def light_before(optical: Float[Tensor, "samples"], ray: Int[Tensor, "samples"], offsets: Int[Tensor, "rays_plus_1"]) -> Tensor:
-    """Transmittance exp(-Σ σδ) in front of each packed sample; summed over all rays at once, hence in float64."""
-    total = torch.cat([optical.new_zeros(1), optical.to(torch.float64).cumsum(0)])
-    return torch.exp(-(total[:-1] - total[offsets[:-1]][ray]).to(optical.dtype))
+    """Transmittance exp(-Σ σδ) in front of each packed sample."""
+    return torch.exp(-sum_in_front(optical, ray, offsets))
+
+
+def sum_in_front(value: Float[Tensor, "samples"], ray: Int[Tensor, "samples"], offsets: Int[Tensor, "rays_plus_1"]) -> Tensor:
+    """Sum of the values in front of each packed sample on its ray.
+
+    Each ray is summed by itself, in a row of a table: one sum over all rays would need float64, which Apple's GPUs lack.
+    """
+    counts = offsets.diff()
+    column = torch.arange(len(value), device=value.device) - offsets[:-1][ray]
+    table = value.new_zeros(len(counts), 1 + (int(counts.max()) if len(counts) else 0))
+    return table.index_put((ray, column + 1), value).cumsum(1)[ray, column]
 
 
 class _Composite(torch.autograd.Function):

@@ -2,22 +2,22 @@
 
 import contextlib
 import os
-import warnings
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 
-from nerfit.errors import ConfigError
+from nerfit.errors import ConfigError, one_line
 
 Backend = Literal["reference", "cpu", "triton"]
 
 
 def backend(device: torch.device) -> Backend:
-    """The backend for tensors on a device: $NERFIT_KERNELS if set, else cpu or triton, and the reference on any other device."""
+    """The backend for tensors on a device: $NERFIT_KERNELS if set, else cpu or triton, and the reference where neither runs."""
     wish = os.environ.get("NERFIT_KERNELS", "")
     if wish not in ("", "reference", "cpu", "triton"):
         raise ConfigError(f"NERFIT_KERNELS must be reference, cpu or triton, not '{wish}'.")
@@ -28,18 +28,40 @@ def backend(device: torch.device) -> Backend:
         raise ConfigError(f"NERFIT_KERNELS={wish} can't run on the device {device.type}.")
     if "triton" not in (wish, native):
         return "cpu"
-    return "triton" if _has_triton() else "reference"
+    return "triton" if wish or triton_fails(device) is None else "reference"
 
 
 @cache
-def _has_triton() -> bool:
-    """Whether the GPU bodies can be imported; warns once if not."""
-    if find_spec("triton") is not None:
-        return True
-    warnings.warn(
-        "Triton is not installed: kernels run as plain PyTorch on this GPU, many times slower (pip install triton).", stacklevel=3
-    )
-    return False
+def triton_fails(device: torch.device) -> str | None:
+    """Why the Triton bodies can't run on a device, as part of a sentence; None if the smallest of them gave the right answer there.
+
+    It runs once in a process. Triton's first launch needs a C compiler, which no installation of a package can promise.
+    """
+    try:
+        from nerfit.kernels.triton.spherical_harmonics import spherical_harmonics
+
+        constant = float(spherical_harmonics(torch.tensor([[0.0, 0.0, 1.0]], device=device))[0, 0])
+    except ImportError:
+        return f"Triton is not installed (pip install triton{'-windows' if sys.platform == 'win32' else ''})"
+    except subprocess.CalledProcessError:
+        return "the C compiler failed on Triton's launcher (it needs Python's headers: python3-dev)"
+    except Exception as error:  # drivers and Triton's compiler fail in ways of their own
+        text = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if "out of memory" in text:
+            return "its memory is full"
+        if "C compiler" in text:
+            return "Triton needs a C compiler and finds none (install gcc, or set CC)"
+        return f"Triton's first kernel failed ({one_line(text)})"
+    return None if abs(constant - 0.28209479177387814) < 1e-6 else f"Triton's first kernel gave {constant:g} for 0.282095"
+
+
+def why_slow(device: torch.device) -> str | None:
+    """Why the kernels run as plain PyTorch on a device, as part of a sentence; None if a backend of their own runs there."""
+    if backend(device) != "reference":
+        return None
+    if os.environ.get("NERFIT_KERNELS") == "reference":
+        return "NERFIT_KERNELS is reference"
+    return triton_fails(device) if device.type == "cuda" else f"nerfit has no kernels for {device.type}"
 
 
 def implementation(device: torch.device, name: str) -> Any:

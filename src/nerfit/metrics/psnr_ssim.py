@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -50,4 +49,4 @@ def ssim(prediction: Float[Tensor, "height width 3"], target: Float[Tensor, "hei
 
 
 def _clipped(image: Tensor) -> Tensor:
-    return image.detach().to("cpu", torch.float64).clamp(0, 1)
+    return image.detach().cpu().double().clamp(0, 1)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nerfit.kernels.compositing import sum_in_front
+
 
 def distortion_packed(
     weights: Float[Tensor, "samples"], s0: Float[Tensor, "samples"], s1: Float[Tensor, "samples"], offsets: Int[Tensor, "rays_plus_1"]
@@ -18,11 +20,7 @@ def distortion_packed(
     ray = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=weights.device), offsets.diff())
     middle = 0.5 * (s0 + s1)
 
-    def in_front(value: Tensor) -> Tensor:
-        total = torch.cat([value.new_zeros(1, dtype=torch.float64), value.to(torch.float64).cumsum(0)])
-        return (total[:-1] - total[offsets[:-1]][ray]).to(value.dtype)
-
-    pairs = 2 * weights * (middle * in_front(weights) - in_front(weights * middle))
+    pairs = 2 * weights * (middle * sum_in_front(weights, ray, offsets) - sum_in_front(weights * middle, ray, offsets))
     return weights.new_zeros(len(offsets) - 1).index_add(0, ray, pairs + weights.square() * (s1 - s0) / 3)
 
 

@@ -2,32 +2,96 @@
 
 import math
 import os
+import shutil
 import sys
+import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from nerfit.errors import ConfigError
+from nerfit.kernels.dispatch import why_slow
 from nerfit.kernels.libc import from_libc
 from nerfit.methods.base import Method
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+_LEAST_MEMORY = 1 << 30
+"""Free bytes without which a GPU is left alone unless it is named."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes a GPU (CUDA/ROCm, then Apple's MPS) if there is one."""
+    """The device of a name. "auto" takes a GPU on which nerfit's fast kernels run (CUDA or ROCm), else the CPU.
+
+    A warning gives the reason where "auto" leaves a GPU alone, and the cost where a named device has no fast kernels. Raises ConfigError
+    for a device that can't be used here.
+    """
     if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        return _automatic_device()
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        float(torch.zeros(1, device=device))
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device '{name}' can't be used here: {str(error).splitlines()[0].rstrip('.')}.") from error
+    if device.type != "cpu" and (reason := why_slow(device)):
+        warnings.warn(
+            f"the kernels run as plain PyTorch on {name}, for {reason}: instant, instant-unbounded and nerf-occupancy take ten to a "
+            "hundred times as long as on the CPU.",
+            stacklevel=2,
+        )
     return device
+
+
+def _automatic_device() -> torch.device:
+    """The first GPU that has fast kernels, if this process may choose one; else the CPU, with a warning if there is a GPU."""
+    gpus = [torch.device("cuda")] if torch.cuda.is_available() else []
+    if gpus and "TORCHELASTIC_RUN_ID" not in os.environ:
+        gpus += [torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != torch.cuda.current_device()]
+    for gpu in gpus:
+        if why_unused(gpu) is None:
+            return gpu
+    if reason := why_unused(gpus[0]) if gpus else _why_out_of_reach():
+        warnings.warn(f"the GPU is left alone, for {reason}: nerfit computes on the CPU (--device cpu hides this line).", stacklevel=3)
+    return torch.device("cpu")
+
+
+def why_unused(device: torch.device) -> str | None:
+    """Why "auto" leaves a device alone, as part of a sentence; None for one that it may take. The answer is found once in a process."""
+    if device.type == "cpu":
+        return None
+    return why_slow(device) or (_why_full(device) if device.type == "cuda" else None)
+
+
+@cache
+def _why_full(gpu: torch.device) -> str | None:
+    free, total = (amount / 2**30 for amount in torch.cuda.mem_get_info(gpu))
+    return f"only {free:.1f} of its {total:.1f} GiB are free" if free * 2**30 < _LEAST_MEMORY else None
+
+
+def devices() -> dict[str, str | None]:
+    """Every device that PyTorch finds here, by name, with the reason why "auto" leaves it alone (None if it doesn't)."""
+    found = [torch.device("cpu"), *(torch.device("cuda", i) for i in range(torch.cuda.device_count()))]
+    found += [torch.device(kind) for kind, module in (("mps", torch.backends.mps), ("xpu", torch.xpu)) if module.is_available()]
+    table = {str(device): why_unused(device) for device in found}
+    return table if torch.cuda.is_available() else table | {"cuda": _why_out_of_reach() or "there is no GPU that it could reach"}
+
+
+def _why_out_of_reach() -> str | None:
+    """Why PyTorch does not reach the NVIDIA GPU of this machine; None without one, or if it is hidden on purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not (shutil.which("nvidia-smi") or _has_nvidia_card()):
+        return None
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA (pytorch.org/get-started has the command for a build with it)"
+    return "PyTorch finds no driver that works (nvidia-smi shows its state)"
+
+
+def _has_nvidia_card() -> bool:
+    """Whether Linux lists a graphics card of NVIDIA's."""
+    nvidia, graphics = "0x10de", "0x03"
+    try:
+        cards = [card.parent for card in Path("/sys/bus/pci/devices").glob("*/vendor") if card.read_text("utf-8").strip() == nvidia]
+        return any((card / "class").read_text("utf-8").startswith(graphics) for card in cards)
+    except OSError:
+        return False
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -43,7 +107,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+        flags = set(Path("/proc/cpuinfo").read_text("utf-8").partition("flags")[2].partition("\n")[0].split())
     except OSError:
         return False
     return device.type == "cpu" and bool(flags & {"amx_bf16", "avx512_bf16"})
@@ -80,21 +144,20 @@ def set_threads(threads: int | None) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Free bytes on a device; on a CPU those of the machine, or of the container if they are fewer."""
+    """Free bytes on a device; on a CPU those of the machine, or of the container if fewer; 4 GB outside Linux."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = 4 << 30
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
         group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
+        limit = (group / "memory.max").read_text("utf-8").strip()
         if limit != "max":
-            free = min(free, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError, AttributeError):
-        pass  # not Linux, Windows (no os.sysconf), or no limit on this container
+            free = min(free, int(limit) - int((group / "memory.current").read_text("utf-8")))
+    except (OSError, ValueError):
+        pass  # not Linux, or no limit on this container
     return max(free, 0)
 
 
@@ -106,11 +169,13 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / (1 << 20)
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / (1 << 10)
     except (OSError, StopIteration):
-        if resource is None:
+        if sys.platform == "win32":
             return math.nan
+        import resource
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 

@@ -61,14 +61,14 @@ _JOB = "torchrun-id.txt"
 def sign(folder: Path) -> None:
     """Write the id of torchrun's job into a run folder."""
     if _job():
-        (folder / _JOB).write_text(_job())
+        (folder / _JOB).write_text(_job(), "utf-8")
 
 
 def goes_on(folder: Path) -> bool:
     """Whether this job of torchrun began the run in ``folder``, and restarted the processes because one was lost or joined."""
     if not (folder / "config.yaml").is_file():
         return False
-    begun_by_it = _job() and (folder / _JOB).is_file() and (folder / _JOB).read_text() == _job()
+    begun_by_it = _job() and (folder / _JOB).is_file() and (folder / _JOB).read_text("utf-8") == _job()
     return bool(begun_by_it) or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -84,7 +84,7 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     if on_gpu and _local() < torch.cuda.device_count():
         torch.cuda.set_device(_local())
     patience = timedelta(seconds=float(os.environ.get("NERFIT_PATIENCE", PATIENCE)))
@@ -95,7 +95,7 @@ def process_group() -> Iterator[None]:
     try:
         with contextlib.ExitStack() as silence:
             if not is_main():
-                nowhere = silence.enter_context(Path(os.devnull).open("w"))
+                nowhere = silence.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                 silence.enter_context(contextlib.redirect_stdout(nowhere))
                 silence.enter_context(contextlib.redirect_stderr(nowhere))
             yield
@@ -107,8 +107,14 @@ def _local() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def own_device(device: torch.device) -> torch.device:
-    """The device; ConfigError if this machine has too few of its kind for its processes."""
+def own_device(device: torch.device, alike: bool = False) -> torch.device:
+    """The device; ConfigError if this machine has too few of its kind for its processes.
+
+    With ``alike``, which all processes pass, also if one of them has a device of another kind.
+    """
+    kinds = all_gather_object(device.type) if alike else [device.type]
+    if len(set(kinds)) > 1:
+        raise ConfigError(f"the processes would compute on different devices ({', '.join(kinds)}): give one with --device cuda or cpu.")
     if share().world_size > 1 and device.type == "cuda" and (device.index is not None or _local() >= torch.cuda.device_count()):
         raise ConfigError(
             f"each process takes a GPU of its own, and this machine has {torch.cuda.device_count()}: start as many, with --device cuda, "

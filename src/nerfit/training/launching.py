@@ -8,6 +8,7 @@ import torch
 from torch.distributed import is_available
 
 from nerfit.errors import ConfigError, RunError
+from nerfit.training.devices import pick_device
 
 RESTARTS = 3
 """Number of times that all processes are restarted after one was lost."""
@@ -26,7 +27,7 @@ def launch(entry: Callable[[list[str]], int], argv: list[str], count: int, devic
     if not is_available():
         raise ConfigError("this PyTorch was built without torch.distributed, which --devices needs.")
     gpus = torch.cuda.device_count()
-    on_gpu = gpus > 0 and (device is None or device.startswith(("auto", "cuda")))
+    on_gpu = gpus > 0 and (pick_device("auto").type == "cuda" if device in (None, "auto") else device.startswith("cuda"))
     if on_gpu and count > gpus:
         raise ConfigError(f"--devices {count} is more than this machine's {gpus} GPUs: take fewer, or --device cpu.")
     if not on_gpu:

@@ -63,7 +63,7 @@ class LoopConfig:
     threads: int | None = None
     """Number of CPU threads; none = PyTorch's default."""
     device: str = "auto"
-    """Device: cpu, cuda, cuda:1 or mps; auto = a GPU if there is one."""
+    """Device: cpu, cuda, cuda:1, mps, xpu; auto = a GPU if nerfit's fast kernels run on it, else the CPU."""
     precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
     """Precision of the networks; everything along rays stays float32. auto = bf16 if the hardware is fast at it."""
     chunk: int | None = None
@@ -115,7 +115,7 @@ class Trainer:
         self.callbacks, self.quiet = callbacks or [], quiet
         keep_freed_memory()
         self.threads = set_threads(settings.threads)
-        self.device = distributed.own_device(pick_device(settings.device))
+        self.device = distributed.own_device(pick_device(settings.device), alike=True)
         self.share = distributed.share()
         self.main = self.share.rank == 0
         whole_views = settings.perceptual

@@ -53,7 +53,7 @@ class Viewpoint:
     @classmethod
     def at(cls, pose: Float[Tensor, "3 4"], fov: float, aspect: float) -> "Viewpoint":
         """That of a pose with OpenGL axes."""
-        c2w = convert_axes(pose.to("cpu", torch.float64), "opengl", "opencv")
+        c2w = convert_axes(pose.cpu().double(), "opengl", "opencv")
         w, x, y, z = matrix_to_quaternion(c2w[:, :3]).tolist()
         return cls(_vector(c2w[:, 3]), (w, x, y, z), fov, aspect)
 

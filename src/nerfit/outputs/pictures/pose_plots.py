@@ -25,7 +25,7 @@ FPS, STILL = 20.0, 20
 
 def draw_paths(paths: Float[Tensor, "records views 3"], given: Float[Tensor, "views 3"], size: int = 300) -> UInt8[np.ndarray, "h w 3"]:
     """Two panels, x and y, x and z: the ``given`` positions as grey rings, each camera's path in its colour, a dot where it is now."""
-    paths, given = paths.double().cpu(), given.double().cpu()
+    paths, given = paths.cpu().double(), given.cpu().double()
     shown = torch.cat([paths[-1], given])
     middle, half = (shown.amax(0) + shown.amin(0)) / 2, 0.6 * float((shown.amax(0) - shown.amin(0)).max()) or 1.0
     tints = colorize(np.linspace(0, 0.9, len(given))[None], 0, 1)[0]
