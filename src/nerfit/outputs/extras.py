@@ -11,4 +11,5 @@ def extra(module: str, what: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise ConfigError(f"{what} needs the extra `mesh`: pip install 'nerfit[mesh]'.") from error
+        nowhere = " (xatlas has no wheels for Linux ARM64 and for Python 3.14)" if module == "xatlas" else ""
+        raise ConfigError(f"{what} needs the extra `mesh`: pip install 'nerfit[mesh]'{nowhere}.") from error

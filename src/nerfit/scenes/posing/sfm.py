@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pycolmap
 import torch
 
 from nerfit.errors import PoseError, SceneError
@@ -43,6 +42,15 @@ from nerfit.scenes.reading.intrinsics import cameras_of
 from nerfit.scenes.reading.masks import Mask, masks_of
 from nerfit.scenes.reading.picture_files import relative_names
 from nerfit.scenes.writing import write_transforms
+
+try:
+    import pycolmap
+except ImportError as missing:
+    raise SceneError(
+        f"poses of photographs and videos are estimated by pycolmap, which is not here ({missing}): pip install pycolmap has it for "
+        "Linux x86-64, macOS ARM64 and Windows x64; elsewhere train posed scenes (transforms.json, COLMAP models), or learn the "
+        "cameras with --scene.format unposed (recipe instant-unknown)."
+    ) from missing
 
 EXHAUSTIVE = 200
 """Photographs up to which all pairs are matched, unless the configuration says otherwise."""
@@ -210,7 +218,7 @@ def _match(database: Path, views: Sequence[View], pairs: Sequence[tuple[int, int
         listed = Path(folder) / "pairs.txt"
         for start in range(0, len(todo), _CHUNK):
             chunk = todo[start : start + _CHUNK]
-            listed.write_text("".join(f"{views[i].key} {views[j].key}\n" for i, j in chunk))
+            listed.write_text("".join(f"{views[i].key} {views[j].key}\n" for i, j in chunk), "utf-8")
             pairing = pycolmap.ImportedPairingOptions(match_list_path=listed)
             pycolmap.match_image_pairs(database, options, pairing, geometry)
             tick(len(pairs) - len(todo) + start + len(chunk), len(pairs), "pairs matched")
