@@ -1,6 +1,8 @@
 """The command line: a table of the commands; each is parsed, run and printed in the same way."""
 
+import codecs
 import contextlib
+import io
 import json
 import logging
 import os
@@ -58,8 +60,21 @@ Every command: --help, --json, --debug. Examples:
 """
 
 
+_PLAIN = {"×": "x", "±": "+-", "…": "...", "²": "2", "–": "-", "’": "'"} | dict.fromkeys("─━═", "-") | dict.fromkeys("│┃║", "|")
+"""What is printed for a character that the console does not have; for others it is a question mark."""
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(_PLAIN.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 only on success, errors are one sentence on stderr."""
+    codecs.register_error("nerfit", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a Windows console may know a few hundred characters only
+            stream.reconfigure(errors="nerfit")
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     logging.getLogger("nerfit").setLevel(logging.DEBUG if debug else logging.WARNING)
@@ -84,6 +99,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         what = getattr(error, "strerror", None) or type(error).__name__
         print(f"nerfit: {what}: {getattr(error, 'filename', None) or error}.", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if debug or type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
+            raise
+        print("nerfit: the GPU's memory is full: end what else uses it, or compute with --device cpu.", file=sys.stderr)
         return 1
     except SystemExit as stop:
         return int(stop.code or 0)

@@ -8,10 +8,12 @@ import re
 import sqlite3
 import stat
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
@@ -20,7 +22,13 @@ import numpy as np
 
 from nerfit.errors import SceneError
 
-_fcntl: Any = import_module("fcntl") if os.name == "posix" else None
+_fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
+_msvcrt: Any = import_module("msvcrt") if find_spec("msvcrt") else None
+"""What locks files: one on POSIX systems, the other on Windows."""
+LOCKS_FOLDERS = _fcntl is not None
+"""Whether a folder can be opened, and so be locked itself."""
+_LOCKED_BYTE = 1 << 40
+"""The byte that Windows locks, far behind any content: there no other process could read or write a locked one."""
 _TEXT, _ARRAYS, _LENIENT = 64 << 20, 4 << 30, 8 << 20
 """Largest text file (a frame of transforms.json takes about 1000 bytes) and largest total of the arrays of a NumPy file, in bytes; largest
 JSON file with comments, in characters."""
@@ -200,7 +208,7 @@ def write_json(path: Path, data: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file as `atomic_write` does."""
     with atomic_write(path) as part:
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
@@ -237,16 +245,35 @@ def _lies_at(descriptor: int, path: Path) -> bool:
 def lock_descriptor(descriptor: int, wait: bool) -> bool:
     """Lock an open file or folder for this process, until it is closed or the process ends.
 
-    False where another process holds it and ``wait`` is false. Windows and file systems without locks always grant it.
+    False where another process holds it and ``wait`` is false. File systems without locks always grant it.
     """
+    if _fcntl is None:
+        return _msvcrt is None or _lock_byte(descriptor, wait)
     try:
-        if _fcntl is not None:
-            _fcntl.flock(descriptor, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
+        _fcntl.flock(descriptor, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:
         pass
     return True
+
+
+def _lock_byte(descriptor: int, wait: bool) -> bool:
+    """`lock_descriptor` on Windows, where a file's bytes are locked, from its current position on."""
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    while True:
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        try:
+            _msvcrt.locking(descriptor, _msvcrt.LK_NBLCK, 1)
+            return True
+        except PermissionError:  # another process holds it
+            if not wait:
+                return False
+        except OSError:
+            return True
+        finally:
+            os.lseek(descriptor, position, os.SEEK_SET)
+        time.sleep(0.1)
 
 
 @contextmanager

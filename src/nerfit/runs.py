@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -21,7 +21,7 @@ from nerfit import __version__
 from nerfit.cameras import Cameras
 from nerfit.config import arguments, flatten, parse, read_settings, to_dict, unused_keys
 from nerfit.errors import ConfigError, NerfitError, RunError
-from nerfit.files import lock_descriptor, peek_json, read_text, write_text
+from nerfit.files import LOCKS_FOLDERS, lock_descriptor, peek_json, read_text, write_text
 from nerfit.methods.base import Method
 from nerfit.methods.blocks import Blended
 from nerfit.methods.views import render_view
@@ -138,16 +138,17 @@ def new_folder(out: Path, numbered: bool) -> Path:
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """Hold a run folder against other trainings; RunError where one has it. Reading stays free; a process that dies releases it."""
-    if os.name != "posix":  # folders can't be opened there
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    file = None if LOCKS_FOLDERS else folder / "lock.part"
+    descriptor = os.open(folder, os.O_RDONLY) if file is None else os.open(file, os.O_RDWR | os.O_CREAT)
     try:
         if not lock_descriptor(descriptor, wait=False):
             raise RunError(f"another training is at work in {folder}: wait for it, stop it, or choose another --out.")
         yield
     finally:
         os.close(descriptor)
+        if file is not None:
+            with suppress(OSError):  # another process has opened it
+                file.unlink()
 
 
 def numbered_folders(out: Path) -> Iterator[Path]:

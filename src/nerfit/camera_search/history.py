@@ -121,7 +121,7 @@ class PoseHistory:
         try:
             with safe_open(folder / FILE, framework="pt") as file:
                 about = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - the file is replaced later
             count = len(tensors["steps"])
             size = tensors["c2w"].shape
             if size[:1] + size[2:] != (count, 3, 4) or any(tensors[name].shape != (count,) for name in _NUMBERS):

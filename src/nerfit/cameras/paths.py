@@ -263,7 +263,7 @@ def read_key_frames(path: Path, cameras: Cameras, scene: str | None = None) -> t
     many pictures, which is the second value. Raises SceneError for any other file, and for one whose ``scene`` is another name.
     """
     try:
-        data: Any = json.loads(path.read_text())
+        data: Any = json.loads(path.read_text("utf-8-sig"))
         given: dict[str, Any] = data if isinstance(data, dict) else {"c2w": data}
         c2w = torch.tensor(given["c2w"], dtype=torch.float64)
     except KeyError:

@@ -109,7 +109,7 @@ def _timed_training(plan: "Plan", flags: list[str], budget: float, seed: int, ru
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}."])[-1]
         raise RunError(f"the training of {budget:g} s failed: {last.removeprefix('nerfit: ')}")
-    train = json.loads((run / "metrics.json").read_text())["train"]
+    train = json.loads((run / "metrics.json").read_text("utf-8"))["train"]
     trained = open_run(run, images=True, threads=plan.config.threads, device=plan.config.device)
     metrics = evaluate(trained.method, trained.scene, trained.chunk, EvalConfig(lpips=False))
     found = {

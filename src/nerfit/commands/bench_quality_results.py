@@ -31,7 +31,7 @@ class Results:
         """Take over the rows in ``folder``; RunError if they are of another training."""
         path = folder / "results.json"
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text("utf-8"))
             rows, given = sorted(found["rows"], key=_place), [found[key] for key in _GIVEN]
             _ = [row[column] for row in rows for column in COLUMNS]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -124,4 +124,4 @@ def _begin(folder: Path, whole: "Plan", scene: "Scene") -> None:
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.json").read_text())
+    return json.loads((folder / "metrics.json").read_text("utf-8"))

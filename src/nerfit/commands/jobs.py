@@ -43,8 +43,8 @@ class Job:
     def finished(self) -> bool:
         """Whether its budget is spent and its test views are evaluated."""
         try:
-            metrics = json.loads((self.folder / "metrics.json").read_text())
-            splits, train = json.loads((self.folder / "scene.json").read_text())["splits"], metrics["train"]
+            metrics = json.loads((self.folder / "metrics.json").read_text("utf-8"))
+            splits, train = json.loads((self.folder / "scene.json").read_text("utf-8"))["splits"], metrics["train"]
         except (OSError, ValueError, KeyError):
             return False
         budget = self.plan.config.in_steps(len(splits["train"]))
@@ -56,7 +56,7 @@ class Job:
         about = {"job": self.folder.name, "scene": self.scene, "recipe": self.recipe, "seed": self.plan.config.seed}
         measures: dict[str, Any] = dict.fromkeys(sweep_table.MEASURES)
         if failed is None:
-            metrics = json.loads((self.folder / "metrics.json").read_text())
+            metrics = json.loads((self.folder / "metrics.json").read_text("utf-8"))
             known = metrics["train"] | metrics.get("test", {})
             measures = {name: known.get(name) for name in sweep_table.MEASURES}
         return about | measures | {"failed": failed, "run": str(self.folder)}

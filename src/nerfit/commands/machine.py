@@ -19,7 +19,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The hardware and software of a measurement, and its date."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     found = {
         "cpu": name,

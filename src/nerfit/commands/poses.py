@@ -1,7 +1,9 @@
 """nerfit poses: camera poses of photographs or a video."""
 
 import dataclasses
+import os
 import shlex
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ def run(options: Options) -> dict[str, Any]:
     if options.out is not None:
         file = photos.export(file, report, options.out)
     scene = options.source if options.out is None else options.out
-    return dataclasses.asdict(report) | {"transforms": str(file), "train": f"nerfit train auto {shlex.quote(str(scene))}"}
+    quoted = subprocess.list2cmdline([str(scene)]) if os.name == "nt" else shlex.quote(str(scene))
+    return dataclasses.asdict(report) | {"transforms": str(file), "train": f"nerfit train auto {quoted}"}
 
 
 def text(answer: dict[str, Any]) -> str:

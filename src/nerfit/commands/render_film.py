@@ -127,6 +127,6 @@ def unfinished(out: Path, film: Film, numbered: bool) -> Path:
 
 def _read_record(folder: Path) -> Any:
     try:
-        return json.loads((folder / "film.json").read_text())
+        return json.loads((folder / "film.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None

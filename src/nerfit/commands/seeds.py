@@ -72,7 +72,7 @@ def _move(folder: Path, seed: int) -> None:
 
 def _chosen(plan: Plan, options: Any, folder: Path, tell: Callable[[dict[str, Any]], None], scene: Scene | None) -> dict[str, Any]:
     """Go on with the best run."""
-    seeds = json.loads((folder / "seeds.json").read_text())
+    seeds = json.loads((folder / "seeds.json").read_text("utf-8"))
     _move(folder, seeds["kept"])
     own = dataclasses.replace(plan, config=dataclasses.replace(plan.config, seed=seeds["kept"]))
     also = {"seed": seeds["kept"], "seeds": seeds}
@@ -85,7 +85,7 @@ def _one(plan: Plan, options: Any, folder: Path, seed: int, scene: Scene | None)
     begun = (folder / "config.yaml").is_file()
     say(f"seed {seed}")
     summary = train_run.train(own, dataclasses.replace(options, out=folder, resume=begun, seeds=1), folder, scene=scene)
-    train = json.loads((folder / "metrics.json").read_text())["train"]
+    train = json.loads((folder / "metrics.json").read_text("utf-8"))["train"]
     return summary | {"seed": seed, "training_psnr": train["training_psnr"]}
 
 

@@ -124,7 +124,7 @@ def load_clip(source: str) -> ClipTower:
 
 def _from_folder(folder: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(
             f"{folder} holds no CLIP model (config.json and model.safetensors as Hugging Face lays them out): {error}."

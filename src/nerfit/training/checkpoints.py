@@ -87,7 +87,7 @@ def _prune(folder: Path, newest: Path, state: LoopState) -> None:
     index = folder / "state.json"
     best, best_psnr = None, -float("inf")
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(index.read_text())
+        known = json.loads(index.read_text("utf-8"))
         best, best_psnr = known["best"], float(known["best_psnr"])
     if state.holdout_psnr is not None and state.holdout_psnr > best_psnr:
         best, best_psnr = newest.name, state.holdout_psnr
@@ -126,7 +126,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> tuple[L
             damaged += 1
             warnings.warn(f"{path} is damaged ({error}); trying the checkpoint before it.", stacklevel=2)
             continue
-        return state, {name: t.to(device) for name, t in tensors.items()}
+        return state, {name: t.to(device, copy=True) for name, t in tensors.items()}  # the others are mapped from the file
     if damaged:
         raise RunError(f"all {damaged} checkpoints in {folder} are damaged.")
     return None
@@ -188,7 +188,7 @@ def update_metrics(folder: Path, part: str, values: dict[str, Any]) -> None:
     path = folder / "metrics.json"
     with atomic_write(path) as temporary:
         try:
-            metrics = json.loads(path.read_text())
+            metrics = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             metrics = {}
-        temporary.write_text(json.dumps(metrics | {part: values}, indent=1) + "\n")
+        temporary.write_text(json.dumps(metrics | {part: values}, indent=1) + "\n", "utf-8")

@@ -15,6 +15,8 @@ import websockets.asyncio.server
 from nerfit.errors import ConfigError
 
 PORTS_TRIED = 100
+_OPTION: int = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+"""How a port is tried: Windows takes the second option for leave to share one in use, others only pass over closed connections."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts that only this machine reaches."""
 
@@ -24,7 +26,7 @@ def free_port(host: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in range(port, min(port + PORTS_TRIED, 1 << 16)):
         with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, _OPTION, 1)
             try:
                 probe.bind((host, candidate))
                 return candidate

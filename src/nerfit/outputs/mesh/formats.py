@@ -47,7 +47,7 @@ def _write_obj(path: Path, mesh: Mesh) -> None:
     """Text with the colour (0 to 1) after each vertex's position, as MeshLab and Blender read it, or a texture."""
     corners = mesh.faces + 1
     xyz = " ".join(["%.14g" if need_double(mesh.vertices) else "%.9g"] * 3)
-    with replacing(path) as temporary, temporary.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         if mesh.texture is None:
             np.savetxt(file, torch.cat([mesh.vertices, mesh.colors / 255], 1).numpy(), f"v {xyz} %.4f %.4f %.4f")
         else:
@@ -68,7 +68,7 @@ def _write_material(path: Path, image: Tensor) -> None:
     picture = path.with_suffix(".png")
     write_png(picture, image.numpy())
     with replacing(path.with_suffix(".mtl")) as temporary:
-        temporary.write_text(f"newmtl surface\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n")
+        temporary.write_text(f"newmtl surface\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n", "utf-8")
 
 
 def _write_glb(path: Path, mesh: Mesh) -> None:

@@ -84,7 +84,7 @@ def load(source: str, config: Config) -> Scene:
         name=home.resolve().name,
         format="colmap",
         splits=splits,
-        view_names=[os.path.relpath(path, home) for path in files],
+        view_names=[Path(os.path.relpath(path, home)).as_posix() for path in files],
     )
     scene.points = _visible_points(model, points, scene, images) if config.depths else None
     return scene

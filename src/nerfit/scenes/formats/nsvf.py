@@ -53,7 +53,7 @@ def load(source: str, config: Config) -> Scene:
     folder = Path(source)
     views, splits = _views(folder, config)
     paths = [files[0] for files in views]
-    names = [str(path.relative_to(folder)) for path in paths]
+    names = [path.relative_to(folder).as_posix() for path in paths]
     sizes = [image_size(path) for path in paths]
     if (folder / "intrinsics.txt").is_file():
         _check_alike(paths, sizes)

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pycolmap
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -16,6 +15,7 @@ from nerfit.errors import SceneError
 from nerfit.files import atomic_write
 from nerfit.progress import tick
 from nerfit.scenes.images import read_header, read_image, stored_bits
+from nerfit.scenes.posing.colmap import pycolmap
 from nerfit.scenes.posing.registration import PoseConfig, View, sharpness
 from nerfit.scenes.reading.masks import Mask, check_mask, unmasked
 from nerfit.scenes.reading.picture_files import relative_names

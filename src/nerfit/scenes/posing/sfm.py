@@ -21,6 +21,7 @@ import torch
 from nerfit.errors import PoseError, SceneError
 from nerfit.files import atomic_write, cache_folder, file_lock, fingerprint
 from nerfit.progress import tick
+from nerfit.scenes.posing.colmap import pycolmap
 from nerfit.scenes.posing.copies import mask_folder, prepare
 from nerfit.scenes.posing.mapping import map_pictures, parallax
 from nerfit.scenes.posing.registration import (
@@ -42,15 +43,6 @@ from nerfit.scenes.reading.intrinsics import cameras_of
 from nerfit.scenes.reading.masks import Mask, masks_of
 from nerfit.scenes.reading.picture_files import relative_names
 from nerfit.scenes.writing import write_transforms
-
-try:
-    import pycolmap
-except ImportError as missing:
-    raise SceneError(
-        f"poses of photographs and videos are estimated by pycolmap, which is not here ({missing}): pip install pycolmap has it for "
-        "Linux x86-64, macOS ARM64 and Windows x64; elsewhere train posed scenes (transforms.json, COLMAP models), or learn the "
-        "cameras with --scene.format unposed (recipe instant-unknown)."
-    ) from missing
 
 EXHAUSTIVE = 200
 """Photographs up to which all pairs are matched, unless the configuration says otherwise."""

@@ -72,7 +72,7 @@ def pinhole_scene(
     The config's near and far go before those given; ``about`` are further fields of `Scene` (format, splits, ...).
     Raises SceneError for poses that are none.
     """
-    names = [str(view.file.relative_to(source)) for view in views]
+    names = [view.file.relative_to(source).as_posix() for view in views]
     lens, sizes = (torch.tensor(list(rows), dtype=torch.float64) for rows in zip(*((view.lens, view.size) for view in views), strict=True))
     c2w = checked_rotations(torch.from_numpy(np.stack([view.c2w for view in views])), str(source), names)
     small = [shrunk(view.size, factor) for view in views]

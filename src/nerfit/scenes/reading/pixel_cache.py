@@ -156,7 +156,9 @@ def _write_entry(part: Path, shape: tuple[int, int], fill: Callable[[Pixels], Pi
         for i in range(0, size, _STEP):  # a full disk is noticed here: writing to mapped pages would kill the process
             file.write(bytes(min(_STEP, size - i)))
         file.flush()
-        made = fill(np.memmap(file, np.uint8, "r+", start, shape)).shape
+        pixels = np.memmap(file, np.uint8, "r+", start, shape)
+        made = fill(pixels).shape
+        del pixels  # Windows cuts no file that is mapped
         file.truncate(start + made[0] * made[1])
         file.seek(0)
         _write_header(file, made)
