@@ -107,7 +107,7 @@ def opener(system: str, encoding: str) -> Callable[..., Any]:
         if "b" not in mode and (named is None or named == "locale"):
             named = encoding
         if system == "windows" and isinstance(file, str | os.PathLike) and {"b", "+"} <= set(mode) and asked_by_nerfit():
-            return Mappable(io.FileIO(os.fspath(file), mode.replace("b", "")))  # pyright: ignore[reportArgumentType]
+            return Mappable(io.FileIO(os.fspath(file), mode.replace("b", "")))
         return REAL.open(file, mode, buffering, named, *rest, **options)
 
     return opened

@@ -574,35 +574,6 @@ class Killer:
         self.figures["wrong"].append(what)
 
 
-# --- Other systems --------------------------------------------------------------------------------------------------
-
-AS_ON_WINDOWS = """
-import builtins, os, sys
-real = builtins.__import__
-
-def absent(name, globals=None, *rest):
-    if name in ("fcntl", "resource", "termios", "pwd") and (globals or {}).get("__name__", "").startswith("nerfit"):
-        raise ImportError(f"no module {name}")
-    return real(name, globals, *rest)
-
-builtins.__import__ = absent
-import torch, numba
-del os.sysconf
-import nerfit.commands.cluster
-from nerfit.commands.train import request
-from nerfit.commands.train_plan import prepare
-from nerfit.commands.train_run import train
-words = ["--scene.size=16", "--scene.views=6", "--scene.samples=1", "--steps=3", "--model.log2-entries=8", "--no-evaluate", "--json"]
-assert train(*prepare(request("instant", "procedural", [*words, "--threads=1", "--out", "run"])))["steps"] == 3
-"""
-
-
-def test_what_trains_needs_no_module_that_windows_lacks(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", AS_ON_WINDOWS], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert load_checkpoint(tmp_path / "run" / "checkpoints") is not None
-
-
 if __name__ == "__main__":
     import_all()
     if sys.argv[1] == "disks":
