@@ -421,7 +421,7 @@ def damage_picture(rng: random.Random, file: Path) -> None:
     with contextlib.suppress(Exception), Image.open(file) as image:
         image.load()
         mode = rng.choice((image.mode, "L", "LA", "P", "CMYK", "1", "I", "F", "RGBA"))
-        form = rng.choice(("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "TGA", "ICO", "JPEG2000"))
+        form = rng.choice(("PNG", "JPEG", "BMP", "TIFF", "WEBP", "AVIF", "GIF", "PPM", "TGA", "ICO", "JPEG2000"))
         image.convert(mode).save(file, format=form)
     if rng.random() < 0.8:
         file.write_bytes(damaged_bytes(rng, file.read_bytes()))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from conftest import FOV, HEIGHT, WIDTH, assert_close, rotation
 from nerfit.cameras import Cameras
+from nerfit.commands.render_film import scene_path
 from nerfit.errors import ConfigError, NerfitError, SceneError
 from nerfit.scenes import detect_format, scene_format
 from nerfit.scenes.formats import blender, single_image
@@ -414,9 +415,15 @@ def test_absent_pictures_are_left_out(blender_folder):
 
 
 def test_a_split_without_pictures_is_left_out_but_that_of_training(blender_folder):
+    whole = load(blender_folder)
     shutil.rmtree(blender_folder / "test")
     with pytest.warns(UserWarning, match=r"not there and were left out: .*; nerfit render RUN --path .*transforms_test\.json renders"):
-        assert load(blender_folder).splits.keys() == {"train", "val"}
+        scene = load(blender_folder)
+    assert scene.splits.keys() == {"train", "val"}
+    cameras, look = scene_path(scene, str(blender_folder / "transforms_test.json"), None)
+    assert_close(cameras.c2w, whole.cameras[whole.splits["test"]].c2w, 1e-5)
+    assert_close(cameras.fx, whole.cameras[whole.splits["test"]].fx, 1e-5)
+    assert look is None and len(scene_path(scene, str(blender_folder / "transforms_test.json"), 2)[0]) == 2
     shutil.rmtree(blender_folder / "train")
     with pytest.raises(SceneError, match=r"transforms_train\.json lists \d+ pictures of which none is there; .*r_0\.png"):
         load(blender_folder)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from nerfit.errors import SceneError
 from nerfit.scenes.reading.masks import Mask, find_masks, masks_of
-from nerfit.scenes.reading.picture_files import SceneFiles, photographs, picture_files, read_photographs
+from nerfit.scenes.reading.picture_files import SceneFiles, matching, photographs, picture_files, read_photographs
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -91,6 +91,13 @@ def test_photographs_are_those_of_the_root_or_of_the_folders_below(tmp_path: Pat
     assert names("images/b/1.heic", "images/a/1.heic", "__MACOSX/1.jpg") == ["images/a/1.heic", "images/b/1.heic"]
     assert names("images_8/1.jpg", "images_4/1.png") == ["images_4/1.png"]
     assert names("1.HEIC", "1.jpg", "2.HEIC", "2_mask.png", "._2.jpg") == ["1.jpg", "2.HEIC"]
+
+
+def test_left_overs_of_other_systems_never_count(tmp_path: Path) -> None:
+    touch(tmp_path, "1.jpg", "._1.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/1.jpg", "pose/1.txt", "pose/._1.txt")
+    assert [path.name for path in picture_files(tmp_path)] == ["1.jpg"]
+    assert matching(tmp_path / "pose", "*.txt") == [tmp_path / "pose/1.txt"] and matching(tmp_path / "none", "*") == []
+    assert found(tmp_path, "x/1.jpg") == ["1.jpg"]
 
 
 def test_what_is_passed_over_is_said(tmp_path: Path) -> None:

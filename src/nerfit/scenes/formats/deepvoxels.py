@@ -10,6 +10,7 @@ from nerfit.cameras.axes import convert_axes
 from nerfit.errors import ConfigError, SceneError, require_min
 from nerfit.files import read_text
 from nerfit.scenes.images import image_size
+from nerfit.scenes.reading.picture_files import is_left_over, matching
 from nerfit.scenes.reading.pinhole import View, files_of_views, pinhole_scene, read_pose
 from nerfit.scenes.scene import Scene, SceneConfig
 from nerfit.scenes.splits import chosen_views
@@ -68,7 +69,7 @@ def _shapes(folder: Path) -> list[str]:
     train = folder / "train"
     if (train / "intrinsics.txt").is_file():
         return [""]
-    return sorted(file.parent.name for file in train.glob("*/intrinsics.txt")) if train.is_dir() else []
+    return sorted(file.parent.name for file in matching(train, "*/intrinsics.txt") if not is_left_over(file.parent.name))
 
 
 def _shape(folder: Path, wanted: str | None) -> str:

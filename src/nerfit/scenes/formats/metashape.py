@@ -10,6 +10,7 @@ import numpy as np
 from nerfit.errors import SceneError
 from nerfit.files import peek_text, read_xml
 from nerfit.scenes.reading.layouts import PHOTOS, Layout, PosedConfig, Shot, check_skew, layout_scene, numbers, pose, refuse_lens, sphere
+from nerfit.scenes.reading.picture_files import matching
 from nerfit.scenes.scene import Scene
 
 _MODELS = {"frame": "OPENCV", "fisheye": "OPENCV_FISHEYE"}
@@ -63,7 +64,7 @@ def load(source: str, config: Config) -> Scene:
 
 def _file(source: str) -> Path | None:
     path = Path(source)
-    files = [path] if path.suffix.lower() == ".xml" else sorted(path.glob("*.xml"))[:20] if path.is_dir() else []
+    files = [path] if path.suffix.lower() == ".xml" else matching(path, "*.xml")[:20]
     for file in files:
         text = peek_text(file)
         if "<document" in text and "<chunk" in text:

@@ -8,7 +8,7 @@ import numpy as np
 from nerfit.errors import SceneError
 from nerfit.files import read_text
 from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, center_of, check_skew, layout_scene, numbers, pose
-from nerfit.scenes.reading.picture_files import picture_files
+from nerfit.scenes.reading.picture_files import matching, picture_files
 from nerfit.scenes.scene import Scene
 
 _PICTURES = ("blended_images", "images")
@@ -22,7 +22,7 @@ class Config(PosedConfig):
 def detect(source: str) -> bool:
     """A folder with cams/<number>_cam.txt, and blended_images or images."""
     folder = Path(source)
-    return any((folder / name).is_dir() for name in _PICTURES) and next((folder / "cams").glob("*_cam.txt"), None) is not None
+    return any((folder / name).is_dir() for name in _PICTURES) and bool(matching(folder / "cams", "*_cam.txt"))
 
 
 def load(source: str, config: Config) -> Scene:
@@ -33,7 +33,7 @@ def load(source: str, config: Config) -> Scene:
     """
     folder = Path(source)
     pictures = {p.stem: p for name in reversed(_PICTURES) for p in picture_files(folder / name) if not p.stem.endswith("_masked")}
-    files = {file.name.removesuffix("_cam.txt"): file for file in sorted((folder / "cams").glob("*_cam.txt"))}
+    files = {file.name.removesuffix("_cam.txt"): file for file in matching(folder / "cams", "*_cam.txt")}
     shots = [_shot(file, pictures.get(stem, folder / _PICTURES[0] / f"{stem}.jpg")) for stem, file in files.items()]
     return layout_scene(Layout("mvsnet", folder / "cams", folder, shots), config)
 

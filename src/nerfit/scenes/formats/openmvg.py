@@ -8,6 +8,7 @@ from nerfit.errors import SceneError
 from nerfit.files import peek_json, read_json
 from nerfit.scenes.reading.layouts import Layout, Shot, layout_scene, numbers, pose, project_file, refuse_lens
 from nerfit.scenes.reading.normalise import NormaliseConfig
+from nerfit.scenes.reading.picture_files import matching
 from nerfit.scenes.scene import Scene
 
 _PLACES = ("sfm_data.json", "*/sfm_data.json", "sfm_data*.json", "*/sfm_data*.json")
@@ -45,7 +46,7 @@ def load(source: str, config: Config) -> Scene:
     if first is None:
         raise SceneError(f"{source} has no sfm_data.json.")
     root = Path(source) if Path(source).is_dir() else first.parent
-    found = [first] if Path(source).is_file() else [file for place in _PLACES for file in sorted(root.glob(place)) if file.is_file()]
+    found = [first] if Path(source).is_file() else [file for place in _PLACES for file in matching(root, place) if file.is_file()]
     file, data = max(
         ((file, read_json(file, _LARGEST)) for file in dict.fromkeys(found)), key=lambda entry: len(_list(entry[1], "extrinsics"))
     )

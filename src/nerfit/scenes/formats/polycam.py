@@ -6,7 +6,7 @@ from pathlib import Path
 from nerfit.errors import SceneError
 from nerfit.files import read_json
 from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, layout_scene, numbers
-from nerfit.scenes.reading.picture_files import picture_files
+from nerfit.scenes.reading.picture_files import matching, picture_files
 from nerfit.scenes.scene import Scene
 
 _CORRECTED = (("corrected_images", "images"), "corrected_cameras")
@@ -40,7 +40,7 @@ def load(source: str, config: Config) -> Scene:
     named = {file.stem: file for file in picture_files(pictures)}
     depths = {file.stem: file for file in picture_files(keyframes / "depth")} if config.depths else {}
     shots = []
-    for file in sorted(cameras.glob("*.json")):
+    for file in matching(cameras, "*.json"):
         camera = read_json(file)
         if not isinstance(camera, dict):
             raise SceneError(f"{file} is no camera: it should be an object with fx, fy, cx, cy and t_00 to t_23.")
@@ -58,6 +58,6 @@ def _choice(source: Path) -> tuple[Path, Path] | None:
     for keyframes in (source / "keyframes", source):
         for names, cameras in (_CORRECTED, _CAPTURED):
             pictures = next((keyframes / name for name in names if (keyframes / name).is_dir()), None)
-            if pictures is not None and (keyframes / cameras).is_dir() and next((keyframes / cameras).glob("*.json"), None) is not None:
+            if pictures is not None and matching(keyframes / cameras, "*.json"):
                 return pictures, keyframes / cameras
     return None

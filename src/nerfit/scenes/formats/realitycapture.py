@@ -13,7 +13,7 @@ from nerfit.errors import SceneError
 from nerfit.files import peek_text, read_text, read_xml
 from nerfit.scenes.images import image_size, orientation
 from nerfit.scenes.reading.layouts import Layout, PosedConfig, Shot, check_skew, layout_scene, numbers, pose, refuse_lens
-from nerfit.scenes.reading.picture_files import SceneFiles
+from nerfit.scenes.reading.picture_files import SceneFiles, matching
 from nerfit.scenes.scene import Scene
 
 _COLUMNS = ("name", "x", "y", "alt", "heading", "pitch", "roll", "f")
@@ -56,7 +56,7 @@ def load(source: str, config: Config) -> Scene:
 
 def _table(source: str) -> Path | None:
     path = Path(source)
-    files = [path] if os.path.isfile(path) else sorted(path.glob("*.csv")) if path.is_dir() else []
+    files = [path] if os.path.isfile(path) else matching(path, "*.csv")
     return next((file for file in files if file.suffix.lower() == ".csv" and _has_columns(peek_text(file))), None)
 
 
@@ -83,7 +83,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
 def _sidecar(source: str) -> Path | None:
     """The first XMP file with a pose in a folder or its folder images."""
     for folder in (Path(source), Path(source) / "images"):
-        for file in sorted(folder.glob("*.xmp"))[:5] if folder.is_dir() else []:
+        for file in matching(folder, "*.xmp")[:5]:
             text = peek_text(file, 1 << 16)
             if "capturingreality.com" in text and "Rotation" in text:
                 return file
@@ -92,7 +92,7 @@ def _sidecar(source: str) -> Path | None:
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:
     """The XMP files and the pictures of their names."""
-    files = sorted(folder.glob("*.xmp"))
+    files = matching(folder, "*.xmp")
     found = zip(files, SceneFiles(folder).find([file.stem for file in files], "the picture"), strict=True)
     return [(file, picture) for file, picture in found if os.path.isfile(picture)]
 

@@ -23,7 +23,7 @@ from nerfit.scenes.reading.depths import load_depths
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, number, quarter_turn, read_intrinsics
 from nerfit.scenes.reading.masks import Mask, find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
-from nerfit.scenes.reading.picture_files import SceneFiles, few, inside, picture_files
+from nerfit.scenes.reading.picture_files import SceneFiles, few, inside, matching, picture_files
 from nerfit.scenes.reading.pinhole import LARGEST
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
@@ -179,7 +179,7 @@ def project_file(source: str, *places: str) -> Path | None:
         return path if any(path.match(Path(place).name) for place in places) else None
     if not path.is_dir():
         return None
-    return next((file for place in places for file in sorted(path.glob(place)) if os.path.isfile(file)), None)
+    return next((file for place in places for file in matching(path, place) if os.path.isfile(file)), None)
 
 
 def numbers(what: str, value: Any, *shape: int) -> Float[np.ndarray, "..."]:

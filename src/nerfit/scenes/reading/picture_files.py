@@ -24,6 +24,8 @@ CONVERT_RAW = "convert them first: darktable-cli FILE.nef FILE.jpg, or RawTherap
 
 _SMALLER = re.compile(r"images_\d+")
 """Folders of smaller copies of the pictures, in small letters."""
+_SCENE = (".json", ".npy", ".npz")
+"""Endings of files that make a folder of pictures a scene of its own."""
 _LEFT_OVERS = ("thumbs.db", "desktop.ini", "__macosx")
 _TAIL, _MOST_FOLDERS, _MOST_FILES = 16, 10_000, 500_000
 """Most folders of a name that are compared, and most folders and files of a scene that are searched."""
@@ -32,6 +34,11 @@ _TAIL, _MOST_FOLDERS, _MOST_FILES = 16, 10_000, 500_000
 def is_left_over(name: str) -> bool:
     """Whether a file or folder is hidden, or one that macOS and Windows leave behind."""
     return name.startswith(".") or name.lower() in _LEFT_OVERS
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files and folders that a pattern fits, by name, without left-overs; none without a folder."""
+    return sorted(path for path in folder.glob(pattern) if not is_left_over(path.name)) if folder.is_dir() else []
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -58,7 +65,8 @@ def photographs(folder: Path) -> list[Path]:
     smaller = [name for name in below if _SMALLER.fullmatch(name)]
     for name in sorted(smaller, key=lambda name: int(name[7:][:9]))[1:]:
         del below[name]
-    return [picture for path in below.values() for picture in one_per_stem(picture_files(path))]
+    plain = [path for path in below.values() if not any(file.suffix.lower() in _SCENE for file in listed(path, files=True))]
+    return [picture for path in plain for picture in one_per_stem(picture_files(path))]
 
 
 def read_photographs(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from nerfit.cameras.rotations import checked_rotations
 from nerfit.errors import SceneError
 from nerfit.files import read_text
 from nerfit.scenes.images import shrunk
-from nerfit.scenes.reading.picture_files import picture_files
+from nerfit.scenes.reading.picture_files import matching, picture_files
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene, SceneConfig
 
@@ -25,7 +25,7 @@ def files_of_views(folder: Path, *kinds: str) -> list[tuple[Path, ...]]:
     Raises SceneError where anything is missing or there are no pictures.
     """
     pictures = picture_files(folder / "rgb")
-    texts = [{file.stem: file for file in (folder / kind).glob("*.txt")} for kind in kinds]
+    texts = [{file.stem: file for file in matching(folder / kind, "*.txt")} for kind in kinds]
     for kind, files in zip(kinds, texts, strict=True):
         alone = {file.stem for file in pictures} ^ files.keys()
         if alone or not pictures:
