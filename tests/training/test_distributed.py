@@ -105,9 +105,7 @@ def test_parts_of_pixels_are_those_of_the_whole(few: Scene, kind: str, depths: b
         part = batch(Share(index, 3))
         assert part.part is not None and part.whole == len(whole) and part.rays is not None and whole.rays is not None
         assert torch.equal(part.rays.directions, whole.rays.directions[part.part.indices])
-        if masked:
-            assert torch.equal(torch.as_tensor(part.background), torch.ones(3))  # all is photographed, so there is one for all rays
-        for name in ("target", *(() if masked else ("background",)), *(("depth", "depth_weight") if depths else ())):
+        for name in ("target", "background", *(("depth", "depth_weight") if depths else ())):
             assert torch.equal(getattr(part, name), getattr(whole, name)[part.part.indices])
 
 

@@ -187,7 +187,7 @@ def _batch(source: PixelSource, draw: Draw) -> Batch:
     view, x, y, colors = pixels
     colors = colors.to(device)
     batch = Batch(generator=source.generator, depth=depth, depth_weight=weight, part=part if share.world_size > 1 else None)
-    background = batch.uniform(len(colors), 3) if scene.background == "random" and scene.has_alpha else scene.backdrop.to(device)
+    background = batch.uniform(len(colors), 3) if scene.background == "random" else scene.backdrop.to(device)
     assert background is not None
     where = view.device if cameras is None else cameras.c2w.device
     rays = scene.rays(view.to(where), x.to(where), y.to(where), cameras).to(device)

@@ -16,7 +16,7 @@ from nerfit.progress import say
 from nerfit.scenes.scene import Background, Colour, Scene, colour_name
 
 CHOSEN = ("auto", "random")
-"""Backgrounds of opaque pictures that `choose_background` replaces."""
+"""Backgrounds of opaque pictures that `choose_background` may replace."""
 _NOISE = 12
 """Levels of 255 by which a channel of a plain border may differ from its median: JPEG's noise, weak shadows."""
 _SHARE = 0.9
@@ -54,11 +54,12 @@ def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, vi
 
 
 def choose_background(scene: Scene) -> Scene:
-    """The scene with a background in place of "auto", and for opaque pictures of "random" too; nerfit prints what it detected.
+    """The scene with a background in place of "auto", or of "random" where opaque pictures have a plain border; nerfit prints it.
 
-    Pictures with alpha lie on white unless their background is given. Opaque pictures get the colour of their plain border, without one
-    white: a random colour would force matter onto every ray. A given background stays, with a warning where the border has another colour.
-    Where white is no more than a guess, ``other_background`` is the border's median colour.
+    Opaque pictures get the colour of their plain border: a random one, which forces matter onto every ray, would make walls of it.
+    Pictures without such a border show surroundings, for which that is right, and keep "random"; auto is white for them. A given
+    background stays, with a warning where the border has another colour. Where the background is no more than a guess,
+    ``other_background`` is the border's median colour.
     """
     asked = scene.background
     if scene.pixels is None or scene.format == "image" or scene.has_alpha:
@@ -73,7 +74,7 @@ def choose_background(scene: Scene) -> Scene:
                 stacklevel=2,
             )
         return scene
-    chosen = replace(scene, background=found or "white")
+    chosen = replace(scene, background=found or ("random" if asked == "random" else "white"))
     if found is None:
         chosen.other_background = border_colour(scene.pixels, scene.cameras, scene.splits["train"], share=0.0)
     else:

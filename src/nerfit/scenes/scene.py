@@ -29,8 +29,8 @@ class SceneConfig:
     format: str = ""
     """Scene format; empty = detect it and print it."""
     background: Background | Colour = "auto"
-    """Colour behind the scene: a word, or red, green and blue in [0, 1]. auto = the plain border of opaque pictures, else white. random =
-    in training a colour per ray behind transparent pixels, elsewhere white; for opaque pictures auto."""
+    """Colour behind the scene: a word, or red, green and blue in [0, 1]. auto = the plain border of opaque pictures, else white; random =
+    in training a colour per ray, elsewhere white; opaque pictures with a plain border take that."""
     near: float | None = None
     """Nearest sampled distance; none = the format's default."""
     far: float | None = None

@@ -95,8 +95,7 @@ class Perceptual:
         scene, random = self.scene, torch.Generator().manual_seed(mix(seed, step, 0x9E4C))
         view = self._random_view(random)
         aligned = bool(torch.rand((), generator=random) >= self.config.between)
-        own = scene.background == "random" and scene.has_alpha
-        background = torch.rand(3, generator=random) if own else scene.backdrop
+        background = torch.rand(3, generator=random) if scene.background == "random" else scene.backdrop
         rows, columns = self._window(view, random)
         pixels = (rows[:, None] * scene.cameras.width[view] + columns).flatten()
         colors = scene.colors(torch.full_like(pixels, view), pixels % scene.cameras.width[view], rows.repeat_interleave(len(columns)))

@@ -1,4 +1,4 @@
-"""The background of opaque pictures: found along their borders, overridden, kept by a run, and never random."""
+"""The background of opaque pictures: found along their borders, overridden, kept by a run; random where they show surroundings."""
 
 import warnings
 from dataclasses import replace
@@ -127,13 +127,14 @@ def test_pictures_with_alpha_keep_what_was_asked_for(asked, expected):
     assert choose_background(scene).background == expected
 
 
-def test_opaque_pictures_are_never_trained_over_a_random_colour():
-    scene = scene_on((0, 0, 0), 0, background="random")
-    batch = random_pixels(PixelSource(scene, 0, torch.Generator().manual_seed(0), torch.device("cpu")), 16, 1.0)
-    assert torch.equal(torch.as_tensor(batch.background), torch.ones(3))
-    clear = scene_on((0, 0, 0), 0, channels=4, background="random")
-    drawn = random_pixels(PixelSource(clear, 0, torch.Generator().manual_seed(0), torch.device("cpu")), 16, 1.0).background
+def test_surroundings_keep_a_random_background():
+    """It forces matter onto every ray, without which an opaque room is fog; only a plain border takes its place."""
+    room = scene_on((0, 0, 0), object_at=0, background="random")
+    chosen = choose_background(room)
+    assert chosen.background == "random" and chosen.other_background is not None
+    drawn = random_pixels(PixelSource(chosen, 0, torch.Generator().manual_seed(0), torch.device("cpu")), 16, 1.0).background
     assert isinstance(drawn, torch.Tensor) and drawn.shape == (16, 3) and drawn.std() > 0.1
+    assert choose_background(replace(room, background="auto")).background == "white"
 
 
 @pytest.mark.parametrize("background", ["white", "black", "random", (0.25, 0.5, 1.0)])
