@@ -10,6 +10,7 @@ from PIL import Image
 
 from conftest import ROOT
 from nerfit.cli import main
+from nerfit.commands import demo
 from nerfit.files import LOCKS_FOLDERS
 from nerfit.training.checkpoints import load_checkpoint
 
@@ -75,3 +76,10 @@ def test_every_help_can_be_printed_on_a_console_of_few_letters(encoding: str) ->
     )
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True)
     assert done.returncode == 0 and len(done.stdout.decode(encoding)) > 2000, done.stderr.decode(encoding, "replace")
+
+
+def test_the_demo_ends_well_on_a_machine_too_slow_to_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nerfit.commands.train_run.train", lambda *_: {"exit_code": 0, "seconds": 25.0})
+    monkeypatch.setattr("nerfit.commands.render.run", lambda options: {"videos": ["circle.mp4"]})
+    answer = demo.run(demo.Options(out=tmp_path / "run"))
+    assert demo.text(answer).splitlines()[1] == "video: circle.mp4" and demo.text(answer).startswith("no test view evaluated after 25 s")

@@ -19,7 +19,7 @@ class Options(DeviceOptions):
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Train and render; the run, its PSNR, the video and the seconds, or the summary of a training that was stopped."""
+    """Train and render; the run, its PSNR (None if evaluation would take too long) and its video, or the summary of a stopped training."""
     from nerfit.commands import render
     from nerfit.commands.train import request
     from nerfit.commands.train_plan import prepare
@@ -35,7 +35,12 @@ def run(options: Options) -> dict[str, Any]:
     if summary["exit_code"] > 128:
         return summary
     drawn = render.run(render.Options(run=folder, frames=48, threads=options.threads, device=options.device))
-    answer = {"run": str(folder), "psnr": summary["test"]["psnr"], "video": drawn["videos"][0], "exit_code": summary["exit_code"]}
+    answer = {
+        "run": str(folder),
+        "psnr": summary.get("test", {}).get("psnr"),
+        "video": drawn["videos"][0],
+        "exit_code": summary["exit_code"],
+    }
     return answer | {"training_seconds": summary["seconds"], "seconds": time.perf_counter() - start}
 
 
@@ -44,4 +49,5 @@ def text(answer: dict[str, Any]) -> str:
     if "video" not in answer:
         return f"stopped; go on with: nerfit train --out {answer['run']} --resume"
     times = f"{answer['training_seconds']:.0f} s of training, {answer['seconds']:.0f} s in all"
-    return f"test PSNR {answer['psnr']:.2f} dB after {times}\nvideo: {answer['video']}"
+    reached = f"test PSNR {answer['psnr']:.2f} dB" if answer["psnr"] is not None else "no test view evaluated"
+    return f"{reached} after {times}\nvideo: {answer['video']}"
