@@ -132,7 +132,7 @@ def test_auto_trains_on_photographs(album: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nerfit.scenes.posing import sfm
+    from nerfit.scenes.posing import mapping, sfm
 
     monkeypatch.setenv("NERFIT_CACHE", str(tmp_path / "cache"))
     files = [album / f"photo {i}.png" for i in range(4)]
@@ -156,7 +156,7 @@ def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monk
         if what == "pictures posed":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sfm, "tick", stop_while_posing)
+    monkeypatch.setattr(mapping, "tick", stop_while_posing)
     with pytest.raises(KeyboardInterrupt):
         sfm.estimate("four", files, PoseConfig(), ordered=False)
     assert len(done) == 3  # the 6 pairs, by two
@@ -324,10 +324,12 @@ def test_reasons() -> None:
 
 def test_advice_is_given_where_it_is_needed() -> None:
     good = Report("", 10, ["a"] * 10, error=0.5)
-    poor = Report("", 10, ["a"] * 4, {"b": "blurred"}, error=2.0)
+    poor = Report("", 10, ["a"] * 4, {"b": "too few features that other pictures have too (none); it is blurred"}, error=2.0)
     assert advice(good) == [] and len(advice(poor)) == 3
+    turned = Report("", 10, ["a"] * 9, {"b": "90 matches with c, but no pose explains them (the camera only turned, or things moved)"})
+    assert advice(turned) == []  # the pictures do overlap
     poor.advice = advice(poor)
-    assert "less than half" in poor.text() and "b: blurred" in poor.missing_text() and good.missing_text() == ""
+    assert "less than half" in poor.text() and "b: too few features" in poor.missing_text() and good.missing_text() == ""
 
 
 def test_blur_lowers_sharpness() -> None:
