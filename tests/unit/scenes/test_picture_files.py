@@ -66,8 +66,10 @@ def test_names_lead_out_only_where_that_is_allowed(tmp_path: Path) -> None:
     touch(tmp_path, "away.jpg", "scene/images/0.jpg")
     (scene / "images/link.jpg").symlink_to(tmp_path / "away.jpg")
     for name in ("../away.jpg", str(tmp_path / "away.jpg"), "images/link.jpg"):
-        with pytest.raises(SceneError, match="points outside .*scene; add --scene.allow-outside"):
+        with pytest.raises(SceneError, match="points outside .*scene; copy it there"):
             found(scene, name)
+        with pytest.raises(SceneError, match="points outside .*scene; add --scene.allow-outside"):
+            SceneFiles(scene, allow_outside=False).find([name])
         assert SceneFiles(scene, allow_outside=True).find([name])[0].samefile(tmp_path / "away.jpg")
     assert found(scene, "../none.jpg", "/none/such.jpg", "\0", "") == [""] * 4
     touch(scene, "images/away.jpg")

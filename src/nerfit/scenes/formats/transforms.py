@@ -146,7 +146,7 @@ def _points(file: Path, meta: dict[str, Any], allow_outside: bool) -> Float[Tens
         return None
     path = file.parent / name
     if not allow_outside:
-        inside(file.parent, path, f"the ply_file_path '{name}'")
+        inside(file.parent, path, f"the ply_file_path '{name}'", may_be_allowed=True)
     try:
         return read_ply(path)
     except SceneError as error:

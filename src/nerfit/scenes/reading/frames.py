@@ -51,7 +51,7 @@ def _has_transforms(frames: Any) -> bool:
 
 
 def read_splits(
-    folder: Path, train_views: tuple[int, int, int], testskip: int, allow_outside: bool = False
+    folder: Path, train_views: tuple[int, int, int], testskip: int, allow_outside: bool | None = None
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]], dict[str, list[int]]]:
     """The transforms_train/val/test.json of a folder by split, the frames chosen from them, and each split's indices into that list.
 

@@ -138,7 +138,8 @@ _MASK_END = re.compile(r"[-_. ]masks?$")
 class SceneFiles:
     """The files of a scene's folder, among which `find` looks for names that may come from another machine."""
 
-    def __init__(self, folder: Path, allow_outside: bool = False) -> None:
+    def __init__(self, folder: Path, allow_outside: bool | None = None) -> None:
+        """``allow_outside`` is None for formats without that option."""
         self.folder = folder
         self.allow_outside = allow_outside
 
@@ -161,7 +162,7 @@ class SceneFiles:
                 found[name] = path
         for name, path in direct.items():
             if path is not None and name not in found:
-                inside(self.folder, path, f"{what} '{name}'")
+                inside(self.folder, path, f"{what} '{name}'", self.allow_outside is not None)
         return [found[name] if name in found else self._due(name) for name in names]
 
     def _due(self, name: str) -> Path:
@@ -193,7 +194,7 @@ class SceneFiles:
         return None
 
     def _allowed(self, path: Path) -> bool:
-        return self.allow_outside or is_inside(self.folder, path)
+        return bool(self.allow_outside) or is_inside(self.folder, path)
 
     def _guess(self, what: str, name: str, meant: set[tuple[str, ...]], aside: bool) -> Path | None:
         """The file of a name's stem in one of those folders."""
@@ -280,8 +281,12 @@ def is_inside(folder: Path, path: Path) -> bool:
     return Path(real(path)).is_relative_to(here) or here.is_relative_to(real(cache_folder()))
 
 
-def inside(folder: Path, path: Path, what: str) -> Path:
-    """A path that a scene's file names, which need not exist; SceneError for one out of its folder, unless that is in nerfit's cache."""
+def inside(folder: Path, path: Path, what: str, may_be_allowed: bool = False) -> Path:
+    """A path that a scene's file names, which need not exist; SceneError for one out of its folder, unless that is in nerfit's cache.
+
+    ``may_be_allowed`` says that the format has an option for it.
+    """
     if not is_inside(folder, path):
-        raise SceneError(f"{what} points outside {folder}; add --scene.allow-outside if that is meant.")
+        cure = "add --scene.allow-outside if that is meant" if may_be_allowed else "copy it there"
+        raise SceneError(f"{what} points outside {folder}; {cure}.")
     return path
