@@ -125,7 +125,7 @@ def test_judging_that_takes_long_is_a_command_of_its_own(said: list[tuple[str, .
 def test_a_job_that_fails_is_a_row_and_one_that_died_is_tried_again(
     said: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, deaths = jobs.run_nerfit, iter([True, True, False])
+    run, deaths = run_nerfit, iter([True, True, False])
 
     def sometimes(words: Sequence[str], log: Any, cwd: Path) -> None:
         if "procedural" in words and next(deaths):

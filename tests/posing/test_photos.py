@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pycolmap
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +26,7 @@ from nerfit.commands.train_plan import prepare
 from nerfit.errors import ConfigError, SceneError
 from nerfit.files import file_lock
 from nerfit.scenes import detect_format
-from nerfit.scenes.formats import photos
+from nerfit.scenes.formats import photos, transforms
 from nerfit.scenes.formats.llff import read_poses
 from nerfit.scenes.posing import retrieval
 from nerfit.scenes.posing.registration import Links, PoseConfig, Report, View, advice, all_pairs, sequence_pairs, sharpness, why_missing
@@ -139,7 +140,7 @@ def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monk
     done: list[str] = []
 
     def count(name: str, stop: int) -> None:
-        real = getattr(sfm.pycolmap, name)
+        real = getattr(pycolmap, name)
 
         def counted(*args, **kwargs):
             if len(done) == stop:
@@ -147,7 +148,7 @@ def test_what_was_stopped_goes_on_where_it_was(album: Path, tmp_path: Path, monk
             done.append(name)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(sfm.pycolmap, name, counted)
+        monkeypatch.setattr(pycolmap, name, counted)
 
     count("match_image_pairs", stop=3)
     monkeypatch.setattr(sfm, "_CHUNK", 2)
@@ -252,7 +253,7 @@ def test_masks_and_transparency_keep_features_off(tmp_path: Path) -> None:
 
     out = photos.export(file, report, tmp_path / "out")
     with pytest.warns(UserWarning, match="in 5 of 6 pictures"):
-        scene = photos.transforms.load(str(out), photos.transforms.Config())
+        scene = transforms.load(str(out), transforms.Config())
     for i in range(1, 6):
         assert np.array_equal(scene.visible(i).numpy(), ~hidden)
     (tmp_path / "masks" / "2.png.png").write_bytes(b"")

@@ -29,7 +29,7 @@ from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
 from nerfit.training import clock as clock_module
 from nerfit.training import trainer as trainer_module
-from nerfit.training.checkpoints import checkpoints, load_checkpoint
+from nerfit.training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
 from nerfit.training.collapse import CollapseWatch
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig, learning_rate, make_optimizer, set_learning_rate
@@ -315,7 +315,7 @@ def test_whichever_budget_is_spent_first_ends_the_run(start: Callable[..., Train
 
 
 def test_saving_counts_as_training(start: Callable[..., Trainer], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = trainer_module.save_checkpoint
+    real = save_checkpoint
 
     def slow_save(*arguments: Any) -> Path:
         clock.now += 5

@@ -12,7 +12,7 @@ _STAY = 1e-5
 """Weight of staying as it is, beside that of a pixel's squared error, for what the left half doesn't show."""
 
 
-def fitted_to_left_half(rendering: Rendering, scene: Scene, view: int, background: float) -> Float[Tensor, "height width 3"]:
+def fitted_to_left_half(rendering: Rendering, scene: Scene, view: int, background: float | Tensor) -> Float[Tensor, "height width 3"]:
     """A whole rendered view after the affine colour map that fits the left half of its picture best, by least squares.
 
     As in training, only light in front of the background is mapped where pictures are cut out; what masks hide has no part.

@@ -14,8 +14,8 @@ from PIL import Image
 
 from conftest import assert_close
 from nerfit.cameras import Cameras
-from nerfit.config import ConfigError, parse
-from nerfit.errors import SceneError
+from nerfit.config import parse
+from nerfit.errors import ConfigError, SceneError
 from nerfit.methods.pixel_batches import PixelSource, random_pixels
 from nerfit.scenes import load_scene
 from nerfit.scenes.background import border_colour, choose_background, saved_background

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -479,7 +480,7 @@ def test_an_unwritable_cache_costs_only_a_warning(scene, cache):
 
 def test_a_full_disk_leaves_nothing_half_written(scene, cache):
     with (
-        mock.patch.object(pixels.Path, "replace", side_effect=OSError(28, "No space left on device")),
+        mock.patch.object(Path, "replace", side_effect=OSError(28, "No space left on device")),
         pytest.warns(UserWarning, match="No space"),
     ):
         assert load(str(scene), Config(factor=4)).pixels is not None

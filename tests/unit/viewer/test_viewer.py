@@ -28,15 +28,16 @@ from nerfit.cameras.poses import rays_meet
 from nerfit.cli import main
 from nerfit.errors import ConfigError, SceneError
 from nerfit.methods.batch import Batch
+from nerfit.outputs.surfaces import clip_to_box
 from nerfit.rendering.volume import Rendering
 from nerfit.scenes.formats import procedural
 from nerfit.scenes.scene import Scene
 from nerfit.training.checkpoints import load_checkpoint
-from nerfit.viewer.drawing import Frame, Viewpoint, Wish, clip_to_box, draw, orbit, photo
+from nerfit.viewer.drawing import Frame, Viewpoint, Wish, draw, orbit, photo
 from nerfit.viewer.keyframes import KeyFrames
-from nerfit.viewer.pacing import LEAST_PIXELS, MOVING, Pace, Ration, Sight, most_in_need
+from nerfit.viewer.pacing import LEAST_PIXELS, MOVING, TRAINING_SHARE, Pace, Ration, Sight, most_in_need
 from nerfit.viewer.ports import free_port
-from nerfit.viewer.server import REFRESH, TRAINING_SHARE, Viewer
+from nerfit.viewer.server import REFRESH, Viewer
 from viewer_ball import Ball, ball_scene
 
 seeds = st.integers(0, 10_000)

@@ -142,7 +142,7 @@ class _Team:
         start = time.perf_counter()
         _finished(self.words, 0, 1, 10_000)
         per_second = 10_000 / (time.perf_counter() - start)
-        crowded = parts > len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else parts > (os.cpu_count() or 1)
+        crowded = parts > len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
         self.turns, self.grace = (1 if crowded else int(2e-3 * per_second)), int(8e-6 * per_second)
         for part in range(1, parts):
             threading.Thread(target=self._serve, args=(part,), name=f"kernels-{part}", daemon=True).start()

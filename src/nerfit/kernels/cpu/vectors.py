@@ -25,7 +25,8 @@ _F32, _I32 = ir.FloatType(), ir.IntType(32)
 @cache
 def has_wide_registers() -> bool:
     """Whether Numba's target holds a vector of 16 float32 in one register, as AVX-512 does: tried on a sum."""
-    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    context: Any = cpu_target.target_context
+    triple, processor, features = context.codegen().magic_tuple()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, features=features)
     kind = "<16 x float>"
     module = llvm.parse_assembly(f"define {kind} @sum({kind} %a) {{ %b = fadd {kind} %a, %a\nret {kind} %b }}")
