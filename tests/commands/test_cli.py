@@ -146,6 +146,7 @@ def test_what_is_learned_by_heart_is_told_from_what_is_empty() -> None:
     assert "matter stands right before each camera, or the poses are wrong" in (why_blank(test, 33.9) or "")
     assert "the field is empty or of one colour" in (why_blank(test, 12.1) or "")
     assert why_blank(test | {"psnr": 12.6}, 33.9) is None
+    assert why_blank({"psnr": 57.0, "psnr_one_colour": 100.0, "split": "test"}, 57.0) is None  # the truth is of one colour
 
 
 def test_training_tells_a_person_the_same(here: Path) -> None:

@@ -24,6 +24,8 @@ from nerfit.scenes.scene import Scene
 from nerfit.training.collapse import BETTER, MEMORISED
 from nerfit.training.distributed import all_gather_object, collected, share
 
+_PLAIN = 40.0
+"""PSNR in dB from which on a view's mean colour is all that the view shows."""
 PROTOCOL = (
     "full-size {split} views of {scene}{background}; pictures rounded to 8 bits; PSNR from the squared error of each view "
     "(at most 100 dB), SSIM with an 11-tap Gaussian (sigma 1.5, data range 1), LPIPS 0.1; means over views"
@@ -196,10 +198,10 @@ def _appearance(method: Method, fit: bool) -> str:
 def why_blank(metrics: dict[str, Any], training_psnr: float | None) -> str | None:
     """A sentence for held-out views that are no better than pictures of one colour, each view's own mean, and the likely reason; else None.
 
-    ``training_psnr`` is that of the latest training pixels, in dB.
+    ``training_psnr`` is that of the latest training pixels, in dB. Views that are of one colour themselves are none to measure it by.
     """
     reached, flat = metrics["psnr"], metrics["psnr_one_colour"]
-    if reached > flat + BETTER:
+    if reached > flat + BETTER or flat > _PLAIN:
         return None
     what = f"the {metrics['split']} views reach {reached:.1f} dB, no more than pictures of one colour would ({flat:.1f} dB)"
     if training_psnr is not None and training_psnr > flat + MEMORISED:
