@@ -156,6 +156,6 @@ def test_auto_takes_it_for_unbounded_scenes_unless_words_are_for_another(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: list[str], method: str
 ) -> None:
     given = replace(scene, **changes)
-    monkeypatch.setattr(Plan, "load_scene", lambda plan: given)
+    monkeypatch.setattr(Plan, "load_scene", lambda plan, source=None, run=None: given)
     chosen, loaded = choose_method(request("auto", "procedural", [*words, "--steps", "7"]))
     assert chosen == method and loaded is given

@@ -154,7 +154,7 @@ def test_an_even_fog_lets_the_background_through_as_it_should(kind: str, scene: 
         through = torch.exp(-length * torch.nn.functional.softplus(torch.tensor(-2.0)))
         tolerance = 1e-3 if kind == "mipnerf" else 5e-3  # the outermost intervals may end a little inside
         assert_close(seen.opacity, 1 - through, tolerance)
-        assert_close(seen.rgb, (0.5 * (1 - through) + through * batch.background)[:, None].expand(-1, 3), tolerance)
+        assert_close(seen.rgb, (0.5 * (1 - through))[:, None] + through[:, None] * batch.background, tolerance)
         assert (seen.depth / seen.opacity > rays.near).all() and (seen.depth / seen.opacity < rays.far).all()
 
 

@@ -22,7 +22,20 @@ def train(tmp_path: Path, *words: str) -> dict[str, Any]:
     return train_run.train(plan, options, folder)
 
 
-SMALL = ["--recipe", "nerf-small", "--scene.size", "40", "--scene.samples", "2", "--model.rays", "384", "--precision", "float32"]
+SMALL = [
+    "--recipe",
+    "nerf-small",
+    "--scene.size",
+    "40",
+    "--scene.samples",
+    "2",
+    "--model.rays",
+    "384",
+    "--model.fine-width",
+    "64",
+    "--precision",
+    "float32",
+]
 
 
 def test_nerf_learns_an_object(tmp_path: Path) -> None:

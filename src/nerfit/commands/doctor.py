@@ -12,7 +12,7 @@ from nerfit.commands.options import Common
 
 _NEEDED = (
     *("torch", "numba", "numpy", "pillow", "scikit-image", "tyro", "pyyaml", "safetensors", "rich", "tensorboard", "av", "pycolmap"),
-    *("viser", "websockets", "jaxtyping"),
+    *("viser", "websockets", "jaxtyping", "pi-heif"),
 )
 _ABSENT = {"pycolmap": "missing (no wheels for Linux ARM64): posed scenes and --scene.format unposed work without"}
 _EXTRAS = {

@@ -238,8 +238,9 @@ def test_targets_are_the_pictures_pixels_over_the_background(batching, backgroun
 
 @BATCHINGS
 def test_backgrounds_are_what_the_scene_asks_for(batching):
-    assert batch_of(pixel_scene(background="white"), 9, batching).background == 1.0
-    assert batch_of(pixel_scene(background="black"), 9, batching).background == 0.0
+    for background, colour in (("white", [1.0] * 3), ("black", [0.0] * 3), ((0.25, 0.5, 0.75), [0.25, 0.5, 0.75])):
+        given = batch_of(pixel_scene(background=background), 9, batching).background
+        assert isinstance(given, Tensor) and given.tolist() == colour
     noise = batch_of(pixel_scene(SIZES[:1], "random"), 30, batching).background
     assert isinstance(noise, Tensor)
     assert noise.shape == (30, 3)
