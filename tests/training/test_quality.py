@@ -1,4 +1,7 @@
-"""Every method trained for real, to a PSNR on held-out views that a broken one can't reach."""
+"""The recipes of `nerf` trained for real, to a PSNR on held-out views that a broken one can't reach: three minutes each and more.
+
+A smaller network is trained in every run of the tests (`test_fields.py`), as is every other method beside this file.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -38,12 +41,14 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_nerf_learns_an_object(tmp_path: Path) -> None:
     """On these held-out views the mean training picture scores 17.9 dB, the best of all training pictures for each 19.7."""
     reached = train(tmp_path, "nerf", "procedural", *SMALL, "--steps", "600", "--model.precrop-steps", "60")
     assert reached["test"]["psnr"] > 20.5
 
 
+@pytest.mark.slow
 def test_nerf_learns_a_forward_facing_scene(tmp_path: Path) -> None:
     """In NDC; the mean training picture scores 15.6 dB, the best of all training pictures for each view 17.1."""
     reached = train(tmp_path, "nerf", "procedural:forward-facing", *SMALL, "--steps", "500", "--model.precrop-steps", "0")
