@@ -161,7 +161,7 @@ def test_mix_spreads():
 SIZES = [(7, 5), (4, 9), (6, 6), (1, 3)]
 
 
-def pixel_scene(sizes: list[tuple[int, int]] = SIZES, background: str = "white", train: list[int] | None = None) -> Scene:
+def pixel_scene(sizes: list[tuple[int, int]] = SIZES, background: Any = "white", train: list[int] | None = None) -> Scene:
     """Views of their own sizes in random poses, with random colours and alpha."""
     rng = np.random.default_rng(1)
     c2w = np.stack([np.concatenate([rotation(rng), rng.normal(size=(3, 1))], 1) for _ in sizes])
@@ -170,8 +170,7 @@ def pixel_scene(sizes: list[tuple[int, int]] = SIZES, background: str = "white",
     cameras = Cameras(torch.tensor(c2w, dtype=torch.float32), f, f + 1, width / 2, height / 2, width, height)
     pixels = torch.from_numpy(rng.integers(0, 256, (sum(w * h for w, h in sizes), 4), dtype=np.uint8))
     splits = {"train": list(range(len(sizes))) if train is None else train, "test": [0]}
-    kind: Any = background
-    return Scene("noise", "test", cameras, 2.0, 6.0, splits, pixels, background=kind)
+    return Scene("noise", "test", cameras, 2.0, 6.0, splits, pixels, background=background)
 
 
 def batch_of(scene: Scene, count: int, batching: str, step: int = 0, seed: int = 0, crop: float = 1.0) -> Batch:
