@@ -27,7 +27,7 @@ from nerfit.scenes.reading.colmap_model import (
 from nerfit.scenes.reading.intrinsics import Intrinsics, cameras_of, quarter_turn, resized
 from nerfit.scenes.reading.masks import find_masks
 from nerfit.scenes.reading.normalise import NormaliseConfig, normalised_scene
-from nerfit.scenes.reading.picture_files import SceneFiles, picture_files
+from nerfit.scenes.reading.picture_files import SceneFiles, few, picture_files
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import held_out, make_splits
 
@@ -196,8 +196,7 @@ def _warn_left_out(model: Path, folder: Path, registered: list[ModelImage], used
         ([p.name for p in lone], len(lone) + len(used), f"{folder}: {{}} of {{}} pictures have no pose in {model} and were left out"),
     ):
         if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            warnings.warn(f"{what.format(len(names), all_)}: {shown}", stacklevel=3)
+            warnings.warn(f"{what.format(len(names), all_)}: {few(names)}", stacklevel=3)
 
 
 def _unmirrored(model: Path, images: list[ModelImage], paths: dict[str, Path], cameras: dict[int, ModelCamera]) -> list[ModelImage]:

@@ -21,7 +21,7 @@ from nerfit.files import peek_text, read_npy
 from nerfit.scenes.images import image_size, orientation
 from nerfit.scenes.reading.masks import find_masks
 from nerfit.scenes.reading.normalise import looks_one_way
-from nerfit.scenes.reading.picture_files import one_per_stem, picture_files, stem_of
+from nerfit.scenes.reading.picture_files import few, one_per_stem, picture_files, stem_of
 from nerfit.scenes.reading.pixel_cache import load_pixels
 from nerfit.scenes.scene import Scene
 from nerfit.scenes.splits import HoldoutConfig, held_out, make_splits
@@ -254,13 +254,13 @@ def _common_size(folder: Path, files: list[Path], poses: Poses, check_shape: boo
     if len(files) != len(poses.c2w):
         others = {path.name: n for path in sorted(folder.glob("images*")) if (n := len(image_files(path))) and path != files[0].parent}
         fits = next((name for name, n in others.items() if n == len(poses.c2w)), None)
-        shown = ", ".join(f.name for f in files[:3])
         way = "list those with a pose in view_imgs.txt, or remove the others, or estimate the poses again"
         if fits is not None:
             factor = fits.removeprefix("images").removeprefix("_") or "1"
             way = f"{fits} holds as many as there are poses: add --scene.factor {factor}" if factor.isdecimal() else way
         raise SceneError(
-            f"{files[0].parent} holds {len(files)} pictures ({shown}, ...) but poses_bounds.npy {len(poses.c2w)} poses; {way}."
+            f"{files[0].parent} holds {len(files)} pictures ({few([file.name for file in files])}) but poses_bounds.npy "
+            f"{len(poses.c2w)} poses; {way}."
         )
     sizes = [image_size(f) for f in files]
     for file, size in zip(files, sizes, strict=True):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycolmap
 import torch
 from jaxtyping import Float
 
 from nerfit.progress import say, tick
+from nerfit.scenes.posing.colmap import pycolmap
 from nerfit.scenes.posing.registration import FEW_MATCHES, Links, Mapper
 
 Poses = tuple[Float[np.ndarray, "n 3 3"], Float[np.ndarray, "n 3"]]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from nerfit.errors import PoseError, SceneError
 from nerfit.files import write_json
 from nerfit.progress import say
+from nerfit.scenes.reading.picture_files import few
 
 FEW_FEATURES, FEW_MATCHES = 150, 30
 """Fewer features in a picture, or matches with its best partner, seldom give a pose (COLMAP asks for 30 matches)."""
@@ -127,8 +128,13 @@ class Report:
 
     def missing_text(self) -> str:
         """One sentence about the photographs without a pose, or nothing."""
-        shown = "; ".join(f"{name}: {why}" for name, why in list(self.missing.items())[:3]) + ("; ..." if len(self.missing) > 3 else "")
-        return f"{len(self.missing)} of {self.photographs} pictures have no pose and are left out ({shown})." if self.missing else ""
+        what = f"{len(self.missing)} of {self.photographs} pictures have no pose and are left out"
+        return f"{what} ({reasons(self.missing)})." if self.missing else ""
+
+
+def reasons(missing: dict[str, str]) -> str:
+    """The first of the pictures without a pose, each with its reason."""
+    return few([f"{name}: {why}" for name, why in missing.items()], "; ")
 
 
 def why_missing(view: int, views: Sequence[View], links: Links, groups: Sequence[set[int]]) -> str:

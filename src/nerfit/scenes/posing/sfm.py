@@ -34,6 +34,7 @@ from nerfit.scenes.posing.registration import (
     check_count,
     check_share,
     chosen_lens,
+    reasons,
     sequence_pairs,
     why_missing,
 )
@@ -106,13 +107,13 @@ def _estimate(
     index = {view.key: i for i, view in enumerate(views)}
     groups = [{index[image.name] for image in model.images.values() if image.has_pose} for model in models]
     if not models:
-        reasons = "; ".join(f"{view.name}: {why_missing(i, views, links, [])}" for i, view in enumerate(views[:3]))
+        why = reasons({view.name: why_missing(i, views, links, []) for i, view in enumerate(views)})
         raise PoseError(
-            f"{what}: no two of its {len(views)} pictures could be posed ({reasons}); take sharp pictures of a still, textured "
+            f"{what}: no two of its {len(views)} pictures could be posed ({why}); take sharp pictures of a still, textured "
             "scene from positions side by side, each sharing two thirds of its content with the next."
         )
     missing = {view.name: why_missing(i, views, links, groups) for i, view in enumerate(views) if i not in groups[0]} | unused
-    check_share(what, len(groups[0]), len(views), config, "; ".join(f"{name}: {why}" for name, why in list(missing.items())[:3]))
+    check_share(what, len(groups[0]), len(views), config, reasons(missing))
     model = _refined(models[0], config.lens)
     report = Report(
         scene=str(folder),

@@ -19,7 +19,7 @@ from nerfit.cameras.lenses import LENS_PARAMETERS, LENSES
 from nerfit.cameras.rotations import quaternion_to_matrix
 from nerfit.errors import SceneError
 from nerfit.scenes.reading.intrinsics import Intrinsics
-from nerfit.scenes.reading.picture_files import listed
+from nerfit.scenes.reading.picture_files import listed, natural_order
 
 
 class LensModel(NamedTuple):
@@ -95,16 +95,11 @@ def find_models(root: Path) -> list[Path]:
         level = [folder for parent in level for folder in listed(parent, files=False) if _ON_THE_WAY.search(folder.name)][:_MOST_FOLDERS]
         found += [folder for folder in level if is_model(folder)]
     order = [next((i for i, usual in enumerate(_USUAL) if _is_below(path, root / usual)), len(_USUAL)) for path in found]
-    return [path for _, path in sorted(zip(order, found, strict=True), key=lambda pair: (pair[0], _natural(pair[1])))]
+    return [path for _, path in sorted(zip(order, found, strict=True), key=lambda pair: (pair[0], natural_order(str(pair[1]))))]
 
 
 def _is_below(path: Path, folder: Path) -> bool:
     return path == folder or (path.parent == folder and path.name.isdecimal())
-
-
-def _natural(path: Path) -> list[tuple[str, int]]:
-    """A key that sorts numbers by their values."""
-    return [(text, int(n or -1)) for text, n in re.findall(r"(\D*)(\d{0,18})", str(path))]
 
 
 def is_model(folder: Path, whole: bool = False) -> bool:

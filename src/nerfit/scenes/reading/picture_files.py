@@ -48,7 +48,12 @@ def picture_files(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not is_left_over(p.name) and p.is_file()]
     stems = {stem_of(p.name) for p in files}
     files = [p for p in files if not (p.name.startswith(DYNAMIC) or (is_mask_name(p.name) and mask_stem(p.name) in stems))]
-    return sorted(files, key=lambda p: ([(text, int(n or -1)) for text, n in re.findall(r"(\D*)(\d*)", p.name)], p.name))
+    return sorted(files, key=lambda p: natural_order(p.name))
+
+
+def natural_order(name: str) -> tuple[list[tuple[str, int]], str]:
+    """A key that sorts names with the numbers in them in order of their values."""
+    return [(text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)], name
 
 
 def photographs(folder: Path) -> list[Path]:
@@ -109,9 +114,9 @@ def relative_names(files: Sequence[Path]) -> list[str]:
     return [path.relative_to(shared).as_posix() for path in files]
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], between: str = ", ", most: int = 3) -> str:
     """The first of many names."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return between.join([*names[:most], *(["..."] if len(names) > most else [])])
 
 
 def stem_of(name: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
+from nerfit.scenes.reading.picture_files import few
+
 _SILENT = {"rotation", "sharpness", "colmap_im_id", "scale", "offset", "from_na", "comment"}
 """Keys that say nothing about a still scene's pictures or cameras, or what follows from other keys."""
 
@@ -27,4 +29,4 @@ def warn_unused(file: Path, meta: dict[str, Any], keys: Set[str], frame_keys: Se
                 stacklevel=3,
             )
     if named:
-        warnings.warn(f"{file}: not used: {', '.join(list(named)[:10])}{', ...' if len(named) > 10 else ''}.", stacklevel=3)
+        warnings.warn(f"{file}: not used: {few(list(named), most=10)}.", stacklevel=3)
