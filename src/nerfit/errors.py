@@ -22,7 +22,8 @@ class NerfitError(Exception):
 
 def one_line(text: str) -> str:
     """A text without line breaks and other characters that can't be printed, its middle left out where it is very long."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+", " ", text)
+    if not text.isprintable():
+        text = re.sub("\0+", " ", "".join(c if c.isprintable() else "\0" for c in text))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
