@@ -9,7 +9,7 @@ import numpy as np
 
 from nerfit.errors import SceneError
 from nerfit.files import peek_text, text_lines
-from nerfit.scenes.reading.layouts import Layout, Shot, center_of, layout_scene, numbers, pose, project_file
+from nerfit.scenes.reading.layouts import Layout, Shot, center_of, layout_scene, needed_file, numbers, pose, project_file
 from nerfit.scenes.reading.normalise import NormaliseConfig
 from nerfit.scenes.scene import Scene
 
@@ -34,9 +34,7 @@ def load(source: str, config: Config) -> Scene:
     Bundler's manual: P = R·X + t, p = -P/P.z, p' = f·r(p)·p with r(p) = 1 + k1‖p‖² + k2‖p‖⁴; x points right, y up, the camera looks
     along -z, and p' counts from the middle of the picture. So axes are OpenGL's, the principal point is the middle, and k1 and k2 are ours.
     """
-    file = project_file(source, *_PLACES)
-    if file is None:
-        raise SceneError(f"{source} has no bundle.out.")
+    file = needed_file(source, "bundle.out", *_PLACES)
     lines = text_lines(file)
     counts = numbers(f"{file}: its number of cameras and points", [next(lines, []), next(lines, [])][1], 2)
     names = _names(file, int(counts[0]))

@@ -12,7 +12,7 @@ import torch
 from nerfit.cameras.rotations import quaternion_to_matrix
 from nerfit.errors import SceneError
 from nerfit.files import peek_text, text_lines
-from nerfit.scenes.reading.layouts import Layout, Shot, center_of, layout_scene, numbers, pose, project_file
+from nerfit.scenes.reading.layouts import Layout, Shot, center_of, layout_scene, needed_file, numbers, pose, project_file
 from nerfit.scenes.reading.normalise import NormaliseConfig
 from nerfit.scenes.scene import Scene
 
@@ -40,9 +40,7 @@ def load(source: str, config: Config) -> Scene:
     "measurement distortion"): the picture's point m, over the focal length, lies at m(1 + k‖m‖²) without distortion; ours goes the
     other way (`inverse_of_radial`). The header NVM_V3_R9T stands for models with a rotation matrix and a translation.
     """
-    file = project_file(source, *_PLACES)
-    if file is None:
-        raise SceneError(f"{source} has no .nvm file.")
+    file = needed_file(source, ".nvm file", *_PLACES)
     lines = text_lines(file)
     header = next(lines, [""])
     turns, shared = 9 if "R9T" in header[0] else 4, _shared_lens(str(file), header)

@@ -6,7 +6,7 @@ from typing import Any
 
 from nerfit.errors import SceneError
 from nerfit.files import peek_json, read_json
-from nerfit.scenes.reading.layouts import Layout, Shot, layout_scene, numbers, pose, project_file, refuse_lens
+from nerfit.scenes.reading.layouts import Layout, Shot, layout_scene, needed_file, numbers, pose, project_file, refuse_lens
 from nerfit.scenes.reading.normalise import NormaliseConfig
 from nerfit.scenes.reading.picture_files import matching
 from nerfit.scenes.scene import Scene
@@ -42,9 +42,7 @@ def load(source: str, config: Config) -> Scene:
     does, times the focal length, plus the principal point; pixel centres lie on whole numbers (Camera_undistort_image.hpp), so ours is
     0.5 larger.
     """
-    first = project_file(source, *_PLACES)
-    if first is None:
-        raise SceneError(f"{source} has no sfm_data.json.")
+    first = needed_file(source, "sfm_data.json", *_PLACES)
     root = Path(source) if Path(source).is_dir() else first.parent
     found = [first] if Path(source).is_file() else [file for place in _PLACES for file in matching(root, place) if file.is_file()]
     file, data = max(

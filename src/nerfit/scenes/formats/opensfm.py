@@ -9,7 +9,18 @@ from nerfit.cameras.rotations import axis_angle_to_matrix
 from nerfit.errors import SceneError
 from nerfit.files import read_json
 from nerfit.scenes.reading.intrinsics import number
-from nerfit.scenes.reading.layouts import Layout, Shot, center_of, layout_scene, numbers, pose, project_file, refuse_lens, sphere
+from nerfit.scenes.reading.layouts import (
+    Layout,
+    Shot,
+    center_of,
+    layout_scene,
+    needed_file,
+    numbers,
+    pose,
+    project_file,
+    refuse_lens,
+    sphere,
+)
 from nerfit.scenes.reading.normalise import NormaliseConfig
 from nerfit.scenes.scene import Scene
 
@@ -37,9 +48,7 @@ def load(source: str, config: Config) -> Scene:
     OpenCV's axes; lengths in the picture are in units of its larger side, from its middle; distortion is OpenCV's, whose tangential terms
     p1 and p2 have the same order (camera_distortions_functions.h).
     """
-    file = project_file(source, *_PLACES)
-    if file is None:
-        raise SceneError(f"{source} has no reconstruction.json.")
+    file = needed_file(source, "reconstruction.json", *_PLACES)
     data = read_json(file, _LARGEST)
     parts = [part for part in (data if isinstance(data, list) else [data]) if isinstance(part, dict) and _entries(part, "shots")]
     if not parts:

@@ -182,6 +182,14 @@ def project_file(source: str, *places: str) -> Path | None:
     return next((file for place in places for file in matching(path, place) if os.path.isfile(file)), None)
 
 
+def needed_file(source: str, name: str, *places: str) -> Path:
+    """`project_file`; SceneError, with the ``name`` of what is missing, where there is none."""
+    file = project_file(source, *places)
+    if file is None:
+        raise SceneError(f"{source} has no {name}.")
+    return file
+
+
 def numbers(what: str, value: Any, *shape: int) -> Float[np.ndarray, "..."]:
     """A nested list as an array of that shape, float64; SceneError, with ``what`` in front, for anything else or numbers beyond 1e9."""
     try:
