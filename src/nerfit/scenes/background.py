@@ -27,11 +27,16 @@ _INSET = 0.01
 """Distance of these points from the picture's edge, as a share of its side: the outermost pixels may be frames of scanners."""
 
 
-def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, views: Sequence[int], share: float = _SHARE) -> Colour | None:
-    """The one colour that a ``share`` of the points along the borders of opaque pictures have, within noise; None where they show more.
+def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, views: Sequence[int]) -> Colour | None:
+    """The one colour that nearly all points along the borders of opaque pictures have, within noise; None where they show more.
 
     ``pixels`` holds all views of ``cameras`` one after another, as in `Scene`; those with alpha 0 are passed over.
     """
+    return _shared_colour(_border(pixels, cameras, views), _SHARE)
+
+
+def _border(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, views: Sequence[int]) -> UInt8[Tensor, "points 3"]:
+    """The colours of points along the borders of some of the views."""
     sizes = cameras.width * cameras.height
     starts = sizes.cumsum(0) - sizes
     t = torch.linspace(_INSET, 1 - _INSET, _POINTS)
@@ -42,7 +47,11 @@ def border_colour(pixels: UInt8[Tensor, "pixels channels"], cameras: Cameras, vi
         x, y = (across * cameras.width[view]).long(), (down * cameras.height[view]).long()
         found.append(pixels[starts[view] + y * cameras.width[view] + x])
     border = torch.cat(found)
-    border = border[border[:, 3] > 0, :3] if pixels.shape[1] == 4 else border
+    return border[border[:, 3] > 0, :3] if pixels.shape[1] == 4 else border
+
+
+def _shared_colour(border: UInt8[Tensor, "points 3"], share: float) -> Colour | None:
+    """The one colour that a ``share`` of some points have, within noise."""
     if not len(border):
         return None
     levels = border.float()
@@ -64,7 +73,8 @@ def choose_background(scene: Scene) -> Scene:
     asked = scene.background
     if scene.pixels is None or scene.format == "image" or scene.has_alpha:
         return scene if asked != "auto" else replace(scene, background="white")
-    colour = border_colour(scene.pixels, scene.cameras, scene.splits["train"])
+    border = _border(scene.pixels, scene.cameras, scene.splits["train"])
+    colour = _shared_colour(border, _SHARE)
     found = None if colour is None else _named(colour)
     if asked not in CHOSEN:
         if colour is not None and (scene.backdrop - torch.tensor(colour)).abs().max() > 2 * _NOISE / 255:
@@ -76,7 +86,7 @@ def choose_background(scene: Scene) -> Scene:
         return scene
     chosen = replace(scene, background=found or ("random" if asked == "random" else "white"))
     if found is None:
-        chosen.other_background = border_colour(scene.pixels, scene.cameras, scene.splits["train"], share=0.0)
+        chosen.other_background = _shared_colour(border, share=0.0)
     else:
         name = f"{scene.name}: the pictures are opaque with a plain border"
         say(f"{name}, so the background is {chosen.backdrop_name} (--scene.background overrides)")
