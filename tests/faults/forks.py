@@ -11,7 +11,7 @@ IMPORTED = (
     "torch._dynamo",
     "torch.utils.tensorboard",
     "nerfit.commands.train_run",
-    "nerfit.kernels.cpu.api",
+    "nerfit.kernels.cpu.marching",
     "nerfit.methods.instant",
 )
 

@@ -79,7 +79,7 @@ from numba.core import event
 recorder = event.RecordingListener()
 event.register("numba:compile", recorder)
 import numpy as np
-from nerfit.kernels.cpu.sampling import fade_and_raise
+from nerfit.kernels.cpu.marching import _fade_and_raise as fade_and_raise
 grid = np.full(5, 2, np.float32)
 fade_and_raise(0, 1, grid, np.float32(0.5), np.array([3]), np.ones(1, np.float32))
 assert (grid == 1).all()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.kernels.adam import AdamStep, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
 from nerfit.kernels.field import field, field_density, field_reference
 from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
@@ -24,6 +24,7 @@ from nerfit.kernels.layouts import (
     BLOCKS,
     HIGHEST_RAW,
     RESOLUTION,
+    AdamStep,
     Cutoffs,
     FieldShape,
     GridLayout,
@@ -359,7 +360,7 @@ def test_kernels_compile_for_a_gpu_that_need_not_be_there(monkeypatch):
     fields.field_backward(x, features, network, density, rgb)
     color, opacity, depth, w = compositing.composite_forward(t, x, t, t, offsets, 1e-4)
     compositing.composite_backward(t, x, t, t, offsets, w, 1e-4, color, opacity, depth, w)
-    adam.sparse_adam(t, t, t, t, 0.1, (0.9, 0.99), 1e-8, 1.0, 0.0)
+    adam.sparse_adam(t, t, t, t, AdamStep(1, 0.1, (0.9, 0.99), 1e-8))
     inverse_cdf.sample_pdf(x, x[:, :2].contiguous(), x, 1e-5)
     bits = torch.zeros(3 * RESOLUTION**3 // 8, dtype=torch.uint8)
     monkeypatch.setattr(torch.Tensor, "__int__", lambda _: 5, raising=False)

@@ -16,13 +16,13 @@ from torch import Tensor
 from nerfit.cameras import Cameras
 from nerfit.commands.machine import machine, matrix_peak
 from nerfit.errors import ConfigError
-from nerfit.kernels.adam import AdamStep, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import backend, kernels_take_threads
 from nerfit.kernels.field import field, field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, March, Network, PixelTable, RaySet, Samples
+from nerfit.kernels.layouts import RESOLUTION, AdamStep, Cutoffs, FieldShape, March, Network, PixelTable, RaySet, Samples
 from nerfit.kernels.marching import march_rays, pack_occupancy, visible_samples
 from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 from nerfit.kernels.pixels import draw_pixels

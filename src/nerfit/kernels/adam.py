@@ -1,7 +1,7 @@
 """Adam that leaves entries without gradient alone, as hash tables need."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -9,23 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.kernels.dispatch import backend, implementation
-from nerfit.kernels.layouts import FactoredGradient
-
-
-@dataclass(frozen=True)
-class AdamStep:
-    """The numbers of one Adam step."""
-
-    step: int
-    """Number of this step, from 1 on; the bias is corrected as if every entry had had a gradient each time."""
-    lr: float
-    """Learning rate."""
-    betas: tuple[float, float]
-    """Decay rates of the means of gradients and of their squares."""
-    eps: float
-    """Added to the root of the mean square."""
-    weight_decay: float = 0.0
-    """Factor of an L2 penalty, on entries with a gradient only."""
+from nerfit.kernels.layouts import AdamStep, FactoredGradient
 
 
 @torch.no_grad()
@@ -43,28 +27,26 @@ def sparse_adam(
     are numbers where parts of the flat tensor begin, and where the last one ends; the penalty is then on each part's mean of squares
     (Zip-NeRF, section 3.3).
     """
-    n = numbers
-    if levels and n.weight_decay and not isinstance(gradient, FactoredGradient):
+    decay = numbers.weight_decay
+    if levels and decay and not isinstance(gradient, FactoredGradient):
         for begin, end in pairwise(levels):
             a, b, c, d = (t.view(-1)[begin:end] for t in (p, gradient, m, v))
-            sparse_adam(a, b, c, d, replace(n, weight_decay=n.weight_decay / (end - begin)))
+            sparse_adam(a, b, c, d, replace(numbers, weight_decay=decay / (end - begin)))
         return
-    (beta1, beta2), decay = n.betas, n.weight_decay
-    correction1, correction2 = 1 - beta1**n.step, 1 - beta2**n.step
-    rates = n.lr / correction1, n.betas, n.eps, 1 / correction2
     if isinstance(gradient, FactoredGradient):
         from nerfit.kernels.cpu.adam import sparse_adam_factored
 
         decays = [decay / (end - begin) for begin, end in pairwise(levels)] or [decay] * gradient.layout.levels
-        sparse_adam_factored(p, gradient, m, v, *rates, decays)
+        sparse_adam_factored(p, gradient, m, v, numbers, decays)
         return
     kind = backend(p.device)
     if p.dtype == torch.float32 and (kind == "triton" or (kind == "cpu" and p.numel() % 16 == 0)):
-        implementation(p.device, "adam").sparse_adam(p, gradient, m, v, *rates, decay)
+        implementation(p.device, "adam").sparse_adam(p, gradient, m, v, numbers)
         return
+    rate, beta1, beta2, eps, correction2 = numbers.rates()
     touched = gradient != 0
     g = gradient + decay * p
     m.copy_(torch.where(touched, beta1 * m + (1 - beta1) * g, m))
     v.copy_(torch.where(touched, beta2 * v + (1 - beta2) * g * g, v))
-    p.sub_(torch.where(touched, n.lr / correction1 * m / ((v / correction2).sqrt() + n.eps), 0.0))
+    p.sub_(torch.where(touched, rate * m / ((v * correction2).sqrt() + eps), 0.0))
     gradient.zero_()

@@ -66,8 +66,7 @@ def why_slow(device: torch.device) -> str | None:
 
 def implementation(device: torch.device, name: str) -> Any:
     """The module with the bodies of the kernels of module ``name`` for a device whose backend is not the reference."""
-    kind = backend(device)
-    return import_module(f"nerfit.kernels.{kind}.{'api' if kind == 'cpu' and name in ('field', 'marching') else name}")
+    return import_module(f"nerfit.kernels.{backend(device)}.{name}")
 
 
 @contextlib.contextmanager

@@ -52,9 +52,9 @@ class _Density(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, weights: Tensor, rays: RaySet, edges: Tensor, network: Network) -> Tensor:
-        from nerfit.kernels.cpu import intervals_api
+        from nerfit.kernels.cpu import intervals
 
-        density, ctx.positions, ctx.features = intervals_api.density(rays, edges, network, any(ctx.needs_input_grad))
+        density, ctx.positions, ctx.features = intervals.density(rays, edges, network, any(ctx.needs_input_grad))
         ctx.save_for_backward(table, weights)
         ctx.network = network
         return density
@@ -62,13 +62,13 @@ class _Density(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        from nerfit.kernels.cpu import intervals_api
+        from nerfit.kernels.cpu import intervals
 
         table, _ = ctx.saved_tensors
         positions, features, ctx.features = ctx.positions, ctx.features, None
         if features is None:
             raise RuntimeError("densities go backward once: their kept features have become their own gradients.")
-        g_weights = intervals_api.density_backward(features, ctx.network, gradients[0])
+        g_weights = intervals.density_backward(features, ctx.network, gradients[0])
         count, grid = [gradients[0].numel()], ctx.network.shape.grid
         factored = FactoredGradient(positions.reshape(1, -1).numpy(), features.reshape(1, -1).numpy(), count, grid)
         return give_factored(factored, table), g_weights, None, None, None
@@ -95,12 +95,12 @@ def render_intervals(
     Differentiable as `render_rays` is.
     """
     if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
-        from nerfit.kernels.cpu import intervals_api
+        from nerfit.kernels.cpu import intervals
 
         all_weights: list[Tensor] = []
 
         def draw(keep: bool) -> Any:
-            slots, weights = intervals_api.render(rays, edges, network, cutoffs, keep)
+            slots, weights = intervals.render(rays, edges, network, cutoffs, keep)
             all_weights.append(weights)
             return slots
 

@@ -285,3 +285,24 @@ class Optics:
     """The point of a pixel where its ray starts: 0.5 is the centre."""
     iterations: int
     """Newton steps that take the distortion away."""
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """The numbers of one Adam step."""
+
+    step: int
+    """Number of this step, from 1 on; the bias is corrected as if every entry had had a gradient each time."""
+    lr: float
+    """Learning rate."""
+    betas: tuple[float, float]
+    """Decay rates of the means of gradients and of their squares."""
+    eps: float
+    """Added to the root of the mean square."""
+    weight_decay: float = 0.0
+    """Factor of an L2 penalty, on entries with a gradient only."""
+
+    def rates(self) -> tuple[float, float, float, float, float]:
+        """lr/(1 - β₁ᵗ), β₁, β₂, ε and 1/(1 - β₂ᵗ): what a step multiplies by."""
+        beta1, beta2 = self.betas
+        return self.lr / (1 - beta1**self.step), beta1, beta2, self.eps, 1 / (1 - beta2**self.step)

@@ -33,9 +33,9 @@ def fade_and_raise(grid: Float[Tensor, "cells"], decay: float, cells: Int[Tensor
         found: Their new values [n].
     """
     if backend(grid.device) == "cpu" and grid.dtype == torch.float32:
-        from nerfit.kernels.cpu import api
+        from nerfit.kernels.cpu import marching
 
-        return api.fade_and_raise(grid, decay, cells.contiguous(), found.contiguous()) / len(grid)
+        return marching.fade_and_raise(grid, decay, cells.contiguous(), found.contiguous()) / len(grid)
     grid.mul_(decay).scatter_reduce_(0, cells, found, "amax")
     return float(grid.mean())
 
@@ -48,9 +48,9 @@ def pack_occupancy(grid: Float[Tensor, "cells"], threshold: float) -> Occupancy:
         threshold: A cell at the threshold is empty.
     """
     if backend(grid.device) == "cpu":
-        from nerfit.kernels.cpu import api
+        from nerfit.kernels.cpu import marching
 
-        return api.pack_occupancy(grid, threshold)
+        return marching.pack_occupancy(grid, threshold)
     occupied = grid > threshold
     powers = 2 ** torch.arange(8, device=grid.device)
     bits = (occupied.reshape(-1, 8) * powers).sum(-1).to(torch.uint8)
@@ -137,9 +137,9 @@ def visible_samples(rays: RaySet, march: March, network: Network, cutoffs: Cutof
         cutoffs: Least weight and least transmittance.
     """
     if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
-        from nerfit.kernels.cpu import rendering_api
+        from nerfit.kernels.cpu import rendering
 
-        return rendering_api.visible_samples(rays, march, network, cutoffs)
+        return rendering.visible_samples(rays, march, network, cutoffs)
     samples = march_rays(rays, march)
     return keep_visible(samples, field_density(samples.x, network), rays.directions.norm(dim=-1), cutoffs)
 

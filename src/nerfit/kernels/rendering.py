@@ -53,9 +53,9 @@ def render_rays(
     """
     cascades = march.occupancy.cascades
     if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
-        from nerfit.kernels.cpu import rendering_api
+        from nerfit.kernels.cpu import rendering
 
-        draw = lambda keep: rendering_api.render(rays, march, network, cutoffs, True, keep)  # noqa: E731
+        draw = lambda keep: rendering.render(rays, march, network, cutoffs, True, keep)  # noqa: E731
         return render_slots(draw, rays, network, cascades, near_falloff, packed)
     samples = visible_samples(rays.each(Tensor.detach), march, network, cutoffs)
     rendered = render_samples(samples, rays, network, cascades, cutoffs.early_stop, near_falloff)
@@ -152,7 +152,7 @@ class _Render(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        from nerfit.kernels.cpu import rendering_api
+        from nerfit.kernels.cpu import rendering
 
         table, _, origins, directions = ctx.saved_tensors
         network, grid = ctx.network, ctx.network.shape.grid
@@ -160,8 +160,8 @@ class _Render(torch.autograd.Function):
         if slots is None:
             raise RuntimeError("rendering goes backward once: its kept features have become their own gradients.")
         learned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        g_weights = rendering_api.render_backward(slots, network, ctx.near_falloff, learned, *gradients[:4])
-        g_rays = rendering_api.ray_gradients(slots, origins, directions, network, ctx.cascades) if learned else (None, None)
+        g_weights = rendering.render_backward(slots, network, ctx.near_falloff, learned, *gradients[:4])
+        g_rays = rendering.ray_gradients(slots, origins, directions, network, ctx.cascades) if learned else (None, None)
         factored = FactoredGradient(slots.positions, slots.features, slots.kept, grid)
         g_table = give_factored(factored, table) if ctx.needs_input_grad[0] else None
         return g_table, g_weights, *g_rays, *([None] * 4)

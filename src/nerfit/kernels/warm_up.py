@@ -9,11 +9,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from nerfit.kernels.adam import AdamStep, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import field_density
 from nerfit.kernels.intervals import density_along, render_intervals
-from nerfit.kernels.layouts import RESOLUTION, Cutoffs, FieldShape, GridLayout, March, Network, Optics, PixelTable, RaySet
+from nerfit.kernels.layouts import RESOLUTION, AdamStep, Cutoffs, FieldShape, GridLayout, March, Network, Optics, PixelTable, RaySet
 from nerfit.kernels.marching import fade_and_raise, pack_occupancy
 from nerfit.kernels.pixels import camera_rays, draw_pixels
 from nerfit.kernels.rendering import render_rays
@@ -98,10 +98,10 @@ def _compile_rendering() -> None:
 @cache
 def _compile_intervals() -> None:
     """Run the kernels of intervals on one ray."""
-    from nerfit.kernels.cpu import intervals_api
+    from nerfit.kernels.cpu import intervals
 
     ray, edges, one = _one_ray(), torch.tensor([[0.0, 0.5, 1.0]]), torch.ones(1)
     density = density_along(ray, edges, _small_network(2))
     density.sum().backward()
     render_intervals(ray, edges, _small_network(5), Cutoffs(0.0, 0.0))[0].color.sum().backward()
-    intervals_api.draw(edges, edges, density.detach(), one, 0 * one, one, 2, one[:, None], 1.0, 0.1, 0.0, 1.0)
+    intervals.draw((edges, edges, density.detach(), one), (0 * one, one, 0.0, 1.0), (one[:, None], 1.0, 0.1), 2)

@@ -83,10 +83,10 @@ class Ladder:
         ``norm`` is the length of the rays' directions where densities are measured.
         """
         if backend(density.device) == "cpu" and density.dtype == torch.float32:
-            from nerfit.kernels.cpu import intervals_api
+            from nerfit.kernels.cpu import intervals
 
-            drawing = (samples, jitter, exponent, padding, self.power, 1 / self.multiple)
-            weights, s, t = intervals_api.draw(*last, density, norm, low, high, *drawing)
+            ladder = (low, high, self.power, 1 / self.multiple)
+            weights, s, t = intervals.draw((*last, density, norm), ladder, (jitter, exponent, padding), samples)
             return weights, Intervals(s, t)
         weights = render_weights(density, last.t.diff() * norm[:, None])
         s = resample(last.s, weights**exponent, samples, jitter, padding)

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 
 from nerfit.errors import ConfigError
-from nerfit.kernels.adam import AdamStep, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.factored import add_factored
-from nerfit.kernels.layouts import FactoredGradient
+from nerfit.kernels.layouts import AdamStep, FactoredGradient
 from nerfit.kernels.memory import zeros_in_large_pages
 from nerfit.methods.base import Method
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.errors import ConfigError
 from nerfit.kernels import dispatch
-from nerfit.kernels.adam import AdamStep, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed, composite_packed_reference
-from nerfit.kernels.cpu import amx, api, compositing, hash_grid
+from nerfit.kernels.cpu import amx, compositing, hash_grid
+from nerfit.kernels.cpu import field as cpu_field
 from nerfit.kernels.dispatch import backend
 from nerfit.kernels.field import field, field_density, field_reference
 from nerfit.kernels.hash_grid import encode_grid, encode_grid_reference
-from nerfit.kernels.layouts import HIGHEST_RAW, FieldShape, GridLayout, Network
+from nerfit.kernels.layouts import HIGHEST_RAW, AdamStep, FieldShape, GridLayout, Network
 from nerfit.kernels.spherical_harmonics import spherical_harmonics, spherical_harmonics_reference
 
 SIZES = pytest.mark.parametrize("n", [0, 1, 7, 1000])
@@ -96,7 +97,7 @@ def test_dialect_follows_the_device_and_the_environment(monkeypatch):
 
 def test_the_reference_runs_where_it_is_asked_for(monkeypatch):
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
-    for bodies, name in ((hash_grid, "encode"), (api, "field_forward"), (api, "density"), (compositing, "composite_forward")):
+    for bodies, name in ((hash_grid, "encode"), (cpu_field, "field_forward"), (cpu_field, "density"), (compositing, "composite_forward")):
         monkeypatch.setattr(bodies, name, None)
     shape = FieldShape(layout_of(2), 32)
     x, d, table, weights = places(9), directions(9), torch.rand(shape.grid.size), torch.rand(shape.size)

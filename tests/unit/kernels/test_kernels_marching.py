@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.kernels.cpu import rendering_api, runtime
+from nerfit.kernels.cpu import rendering, runtime
 from nerfit.kernels.field import field_density
 from nerfit.kernels.layouts import (
     BLOCKS,
@@ -351,9 +351,9 @@ def test_visible_samples_follow_their_twin(monkeypatch, occupancies, strength, c
         seen[at] = True
         assert not ((seen != keep) & (doubt > 1e-3)).any()
     monkeypatch.setattr(runtime, "threads", 1)  # all samples in one row of slots: they outgrow it
-    monkeypatch.setattr(rendering_api, "_room", 16)
+    monkeypatch.setattr(rendering, "_room", 16)
     again = visible_samples(rays, march, network, cutoffs)
-    assert rendering_api._room > 16
+    assert rendering._room > 16
     assert torch.equal(again.t_starts, found.t_starts)
     monkeypatch.setenv("NERFIT_KERNELS", "reference")
     reference = visible_samples(rays.each(Tensor.double), march, exact, cutoffs)

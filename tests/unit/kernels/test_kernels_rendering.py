@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.kernels.adam import AdamStep, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed_reference
-from nerfit.kernels.cpu import rendering_api, runtime
+from nerfit.kernels.cpu import rendering, runtime
 from nerfit.kernels.field import field_reference
 from nerfit.kernels.layouts import (
     RESOLUTION,
+    AdamStep,
     Cutoffs,
     FactoredGradient,
     FieldShape,
@@ -133,9 +134,9 @@ def test_evaluation_gives_the_picture_of_training(monkeypatch):
     """Without gradients nothing is kept; with too few slots everything is done again."""
     rays, occupancy, network = scene(300, "random", 1)
     plain = render_rays(rays, March(occupancy, STEP), network, Cutoffs(1e-3, 1e-3))
-    monkeypatch.setattr(rendering_api, "_room", 1)
+    monkeypatch.setattr(rendering, "_room", 1)
     kept = render_rays(rays, March(occupancy, STEP), leaves_of(network), Cutoffs(1e-3, 1e-3))
-    assert rendering_api._room > 1
+    assert rendering._room > 1
     assert plain.kept == kept.kept
     for name in ("color", "opacity", "depth"):
         assert torch.equal(getattr(plain, name), getattr(kept, name).detach())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.kernels import warm_up
-from nerfit.kernels.adam import AdamStep, sparse_adam
+from nerfit.kernels.adam import sparse_adam
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.cpu import amx, runtime
 from nerfit.kernels.cpu.amx import round16
@@ -53,7 +53,7 @@ from nerfit.kernels.cpu.vectors import (
 from nerfit.kernels.dispatch import kernels_take_threads
 from nerfit.kernels.field import field
 from nerfit.kernels.inverse_cdf import sample_pdf
-from nerfit.kernels.layouts import Cutoffs, FieldShape, GridLayout, March, Network, RaySet
+from nerfit.kernels.layouts import AdamStep, Cutoffs, FieldShape, GridLayout, March, Network, RaySet
 from nerfit.kernels.marching import march_rays, pack_occupancy, visible_samples
 from nerfit.kernels.memory import in_large_pages, zeros_in_large_pages
 

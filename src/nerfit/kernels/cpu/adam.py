@@ -11,7 +11,7 @@ from nerfit.kernels.cpu.hash_grid import is_mine, scatter_level
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, f32, grid
 from nerfit.kernels.cpu.vectors import any_nonzero, fma, load16, splat16, square_root, store16, where_nonzero
-from nerfit.kernels.layouts import FactoredGradient
+from nerfit.kernels.layouts import AdamStep, FactoredGradient
 
 
 @inlined
@@ -72,12 +72,10 @@ def _scatter_adam(part, parts, samples, layout, state, numbers, decays, scratch)
                 words[word] = 0
 
 
-def sparse_adam(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: float, betas: tuple[float, float], eps: float, correction2: float, decay: float
-) -> None:
+def sparse_adam(p: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: AdamStep) -> None:
     """One step in place."""
     state = tuple(array(a.view(-1)) for a in (p, m, v))
-    run_parallel(_adam, array(g.view(-1)), state, tuple(map(f32, (rate, *betas, eps, correction2))), f32(decay))
+    run_parallel(_adam, array(g.view(-1)), state, tuple(map(f32, numbers.rates())), f32(numbers.weight_decay))
 
 
 @lru_cache(maxsize=4)
@@ -86,19 +84,8 @@ def _level_sums(parts: int, entries: int) -> tuple[Any, Any]:
     return torch.zeros(parts, 4 * entries).numpy(), torch.zeros(parts, entries // 4, dtype=torch.uint8).numpy()
 
 
-def sparse_adam_factored(
-    p: Tensor,
-    g: FactoredGradient,
-    m: Tensor,
-    v: Tensor,
-    rate: float,
-    betas: tuple[float, float],
-    eps: float,
-    correction2: float,
-    decays: list[float],
-) -> None:
+def sparse_adam_factored(p: Tensor, g: FactoredGradient, m: Tensor, v: Tensor, numbers: AdamStep, decays: list[float]) -> None:
     """One step in place, with a penalty's factor for each level."""
-    numbers = tuple(map(f32, (rate, *betas, eps, correction2)))
-    samples = (g.positions, np.array(g.count), g.features, g.layout.depth)
+    samples, rates = (g.positions, np.array(g.count), g.features, g.layout.depth), tuple(map(f32, numbers.rates()))
     scratch = _level_sums(part_count(), g.layout.entries)
-    run_parallel(_scatter_adam, samples, grid(g.layout), tuple(map(array, (p, m, v))), numbers, np.array(decays, f32), scratch)
+    run_parallel(_scatter_adam, samples, grid(g.layout), tuple(map(array, (p, m, v))), rates, np.array(decays, f32), scratch)

@@ -3,14 +3,18 @@
 from collections import namedtuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from nerfit.kernels.cpu.amx import round16
 from nerfit.kernels.cpu.blocks import LANES, Matrix, aligned, aligned_zeros
 from nerfit.kernels.cpu.hash_grid import CHUNK, encode_blocks, positions
 from nerfit.kernels.cpu.matmul import backward, begin, end, forward, forward_relu, take, take_gradient, weight_gradient
-from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
+from nerfit.kernels.cpu.runtime import inlined, kernel, part_count, part_of_kernel, run_parallel
 from nerfit.kernels.cpu.spherical_harmonics import spherical_harmonics_block
+from nerfit.kernels.cpu.tensors import array, blocks_of, field_arrays, matrices
 from nerfit.kernels.cpu.vectors import exp16, load16, minimum, positive_part, splat16, store16
+from nerfit.kernels.layouts import Network
 
 Networks = namedtuple("Networks", "tiles depth width w w16 hidden to_geo_features color1 color2 color")
 """The five matrices (see FieldShape) in ``w``, and the same rounded."""
@@ -82,7 +86,7 @@ def geo_features_of_blocks(rows, blocks, table, resolutions, offsets, entries, n
 
 
 @kernel
-def density(part, parts, x, field, out):
+def _density(part, parts, x, field, out):
     """Density [blocks·LANES, so at least n] at positions x [n, 3]: grid and density network of ``field``, `field_arrays`, alone."""
     table, resolutions, offsets, entries, weights, depth, width, tiles = field
     blocks = (x.shape[0] + LANES - 1) // LANES
@@ -126,7 +130,7 @@ def all_layers(net, features, a):
 
 
 @kernel
-def field_forward(part, parts, x, d, field, features, density, rgb):
+def _field_forward(part, parts, x, d, field, features, density, rgb):
     """density [n] and rgb [n, 3] at positions x in directions d; keeps the grid's features for the backward pass.
 
     ``field`` is `field_arrays`.
@@ -217,7 +221,7 @@ def back_through_layers(net, transposed, features, a, g, sums):
 
 
 @kernel
-def field_backward(part, parts, d, features, network, density_gradient, rgb_gradient, weight_sums):
+def _field_backward(part, parts, d, features, network, density_gradient, rgb_gradient, weight_sums):
     """Turn ``features`` into their own gradients; weight_sums[part] is this part's sum of the weights' gradients.
 
     The networks (``network``, `matrices`) are run again from the kept features: cheaper than keeping every activation in memory.
@@ -244,3 +248,31 @@ def field_backward(part, parts, d, features, network, density_gradient, rgb_grad
         back_through_layers(net, transposed, f, a, g, sums)
     end(tiles)
     weight_sums[part, :] = sums
+
+
+def density(x: Tensor, network: Network) -> Tensor:
+    """Densities [n]."""
+    out = torch.empty(blocks_of(len(x)) * LANES)
+    if len(x):
+        run_parallel(_density, array(x), field_arrays(network), array(out))
+    return out[: len(x)]
+
+
+def field_forward(x: Tensor, d: Tensor, network: Network) -> tuple[Tensor, Tensor, Tensor]:
+    """Densities, colours and the blocked features."""
+    grid = network.shape.grid
+    blocks, depth = blocks_of(len(x)), grid.depth
+    features = torch.empty(blocks * depth * LANES) if depth == 4 * grid.levels else torch.zeros(blocks * depth * LANES)
+    sigma, rgb = torch.empty(len(x)), torch.empty(len(x), 3)
+    if len(x):
+        run_parallel(_field_forward, array(x), array(d), field_arrays(network), array(features), array(sigma), array(rgb))
+    return sigma, rgb, features
+
+
+def field_backward(d: Tensor, features: Tensor, network: Network, g_density: Tensor, g_rgb: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the blocked features, in their place, and of the weights."""
+    sums = torch.zeros(part_count(), len(network.weights))
+    if len(d):
+        given = map(array, (g_density, g_rgb, sums))
+        run_parallel(_field_backward, array(d), array(features), matrices(network), *given)
+    return features, sums.sum(0)

@@ -1,6 +1,8 @@
 """Intervals along rays on CPUs: densities in their middles with gradients, and colours of rays whose samples are given."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from nerfit.kernels.cpu.blocks import LANES, aligned, aligned_zeros
 from nerfit.kernels.cpu.field import (
@@ -16,11 +18,14 @@ from nerfit.kernels.cpu.field import (
     transposes,
 )
 from nerfit.kernels.cpu.hash_grid import CHUNK
+from nerfit.kernels.cpu.marching import contraction
 from nerfit.kernels.cpu.matmul import begin, end
-from nerfit.kernels.cpu.rendering import POOL, WAVE, blank_lanes, copy_lanes, paint, write_directions
-from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
-from nerfit.kernels.cpu.sampling import contraction
+from nerfit.kernels.cpu.rendering import POOL, WAVE
+from nerfit.kernels.cpu.runtime import kernel, part_count, part_of_kernel, run_parallel
+from nerfit.kernels.cpu.slots import Slots, blank_lanes, copy_lanes, paint, write_directions
+from nerfit.kernels.cpu.tensors import array, arrays, blocks_of, cutoff_numbers, f32, field_arrays, matrices
 from nerfit.kernels.cpu.vectors import exp16, load16, splat16, store16
+from nerfit.kernels.layouts import Cutoffs, Network, RaySet
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -48,7 +53,7 @@ def _middles(origins, directions, edges, first, blocks, rows):
 
 
 @kernel
-def density_along(part, parts, rays, field, positions, features, out):
+def _density_along(part, parts, rays, field, positions, features, out):
     """Densities [blocks·LANES] in the middles of intervals; ``positions`` and ``features`` of all blocks stay there, if not empty.
 
     ``rays`` are origins, directions and edges; ``field`` is `field_arrays`.
@@ -73,7 +78,7 @@ def density_along(part, parts, rays, field, positions, features, out):
 
 
 @kernel
-def density_along_backward(part, parts, features, network, gradient, weight_sums):
+def _density_along_backward(part, parts, features, network, gradient, weight_sums):
     """Turn ``features`` into their gradients, given those of the densities [blocks·LANES]; weight_sums[part] gets the networks'.
 
     ``network`` is `matrices`.
@@ -95,7 +100,7 @@ def density_along_backward(part, parts, features, network, gradient, weight_sums
 
 
 @kernel
-def render_along(part, parts, rays, field, cutoffs, keep, shares, out):
+def _render_along(part, parts, rays, field, cutoffs, keep, shares, out):
     """Colour [n, 3], opacity [n] and depth [n] of rays, and ``shares`` [n, samples], the weights of all their intervals.
 
     ``rays`` are origins, directions, unit directions and edges; ``field``, ``cutoffs`` and ``out`` are those of `render`.
@@ -183,7 +188,7 @@ def _from_ladder(y, power):
 
 
 @kernel
-def draw_intervals(part, parts, last, ladder, drawing, out):
+def _draw_intervals(part, parts, last, ladder, drawing, out):
     """``weights`` [n, bins] of intervals and the edges of new ones, [n, samples + 1], on the ladder and as distances.
 
     ``last`` are the old edges on the ladder and as distances, the densities between, and the lengths of directions [n]; ``ladder`` is
@@ -222,3 +227,48 @@ def draw_intervals(part, parts, last, ladder, drawing, out):
         new_s[i, samples] = min(_HALF * (np.float32(3) * center[samples - 1] - center[samples - 2]), _ONE)
         for k in range(samples + 1):
             new_t[i, k] = _from_ladder(low[i] + new_s[i, k] * (high[i] - low[i]), power) * unit
+
+
+def density(rays: RaySet, edges: Tensor, network: Network, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Densities [rays, samples], and with ``keep`` the blocked positions and features."""
+    n, samples = len(edges), edges.shape[1] - 1
+    blocks, depth = blocks_of(n * samples), network.shape.grid.depth
+    out = torch.empty(blocks * LANES)
+    positions, features = torch.empty(3 * LANES * blocks if keep else 0), torch.zeros(depth * LANES * blocks if keep else 0)
+    if n:
+        given = arrays(rays.origins, rays.directions, edges)
+        run_parallel(_density_along, given, field_arrays(network), *arrays(positions, features, out))
+    return out[: n * samples].reshape(n, samples), positions, features
+
+
+def density_backward(features: Tensor, network: Network, gradient: Tensor) -> Tensor:
+    """Turn the features into their gradients; the networks' gradients."""
+    sums = torch.zeros(part_count(), len(network.weights))
+    padded = torch.zeros(len(features) // network.shape.grid.depth)
+    padded[: gradient.numel()] = gradient.flatten()
+    run_parallel(_density_along_backward, array(features), matrices(network), array(padded), array(sums))
+    return sums.sum(0)
+
+
+def render(rays: RaySet, edges: Tensor, network: Network, cutoffs: Cutoffs, keep: bool) -> tuple[Slots, Tensor]:
+    """A rendering in slots that hold its visible samples with ``keep``, and the weights [rays, samples] of all intervals."""
+    n, samples = len(edges), edges.shape[1] - 1
+    most = samples * -(-n // part_count()) if keep else max(POOL * WAVE, samples)
+    slots = Slots.make(n, blocks_of(most) * LANES, network.shape.grid.depth, keep)
+    slots.evaluated = n * samples
+    weights = torch.empty(n, samples)
+    given = arrays(rays.origins, rays.directions, rays.viewdirs, edges), field_arrays(network), cutoff_numbers(cutoffs)
+    slots.kept = run_parallel(_render_along, *given, keep, array(weights), slots.arrays())
+    return slots, weights
+
+
+def draw(
+    last: tuple[Tensor, ...], ladder: tuple[Tensor, Tensor, float, float], drawing: tuple[Tensor, float, float], samples: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, and new intervals' edges on the ladder and as distances; the arguments are those of `_draw_intervals`."""
+    (low, high, power, unit), (jitter, exponent, padding) = ladder, drawing
+    density, n = last[2], len(low)
+    weights, new_s, new_t = torch.empty_like(density), torch.empty(n, samples + 1), torch.empty(n, samples + 1)
+    places, rule = (*arrays(low, high), f32(power), f32(unit)), (*arrays(jitter), f32(exponent), f32(padding))
+    run_parallel(_draw_intervals, arrays(*last), places, rule, arrays(weights, new_s, new_t))
+    return weights, new_s, new_t

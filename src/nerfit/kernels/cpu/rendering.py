@@ -6,12 +6,14 @@ back, so light can be summed forwards when they are found, and gradients backwar
 """
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from nerfit.kernels import layouts
 from nerfit.kernels.cpu.blocks import LANES, aligned, aligned_zeros
 from nerfit.kernels.cpu.field import (
     all_layers,
     back_through_layers,
-    color_of_block,
     density16,
     geo_features_of_blocks,
     gradients,
@@ -19,11 +21,15 @@ from nerfit.kernels.cpu.field import (
     networks,
     transposes,
 )
+from nerfit.kernels.cpu.hash_grid import gradients_by_place
+from nerfit.kernels.cpu.marching import enter, march_ray
 from nerfit.kernels.cpu.matmul import begin, end
-from nerfit.kernels.cpu.runtime import kernel, part_of_kernel
-from nerfit.kernels.cpu.sampling import enter, march_ray
+from nerfit.kernels.cpu.runtime import kernel, run_parallel
+from nerfit.kernels.cpu.slots import Slots, blank_lanes, copy_lanes, paint, write_directions
 from nerfit.kernels.cpu.spherical_harmonics import spherical_harmonics_block
+from nerfit.kernels.cpu.tensors import array, arrays, blocks_of, cutoff_numbers, f32, field_arrays, march_arrays, matrices
 from nerfit.kernels.cpu.vectors import exp16, load16, splat16, store16
+from nerfit.kernels.layouts import Cutoffs, March, Network, RaySet, Samples
 
 POOL = 256
 """Rays that a thread follows at a time."""
@@ -32,51 +38,8 @@ WAVE = 8
 _ZERO, _HALF, _ONE, _LEAST = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
 
 
-@part_of_kernel
-def copy_lanes(source, from_, rows, target, first, count):
-    """target[:, first + k] = source[:, from_[k]], both [block, rows, LANES]."""
-    for row in range(rows):
-        for k in range(count):
-            q, s = from_[k], first + k
-            target[((s // LANES) * rows + row) * LANES + s % LANES] = source[((q // LANES) * rows + row) * LANES + q % LANES]
-
-
-@part_of_kernel
-def blank_lanes(target, rows, first):
-    """Zeros from lane ``first`` to the end of its block."""
-    if first % LANES:
-        for row in range(rows):
-            at = ((first // LANES) * rows + row) * LANES
-            target[at + first % LANES : at + LANES] = _ZERO
-
-
-@part_of_kernel
-def write_directions(viewdirs, ray, slot_directions, first, last):
-    """``slot_directions`` ([block, 3, LANES], flat) of slots first … last - 1: the unit directions of their rays."""
-    for s in range(first, last):
-        row = (s // LANES) * 3 * LANES + s % LANES
-        slot_directions[row], slot_directions[row + LANES], slot_directions[row + 2 * LANES] = (
-            viewdirs[ray[s], 0],
-            viewdirs[ray[s], 1],
-            viewdirs[ray[s], 2],
-        )
-
-
-@part_of_kernel
-def paint(first, last, net, space, geo_features, slot_directions, ray, weight, color):
-    """Add the colours of slots first … last - 1 to their rays; ``first`` begins a block."""
-    for block in range(first // LANES, (last + LANES - 1) // LANES):
-        space.joint[: 16 * LANES] = geo_features[16 * LANES * block : 16 * LANES * (block + 1)]
-        spherical_harmonics_block(slot_directions, 3 * LANES * block, space.joint, 16 * LANES)
-        color_of_block(net, space)
-        rgb = space.color
-        for s in range(block * LANES, min((block + 1) * LANES, last)):
-            for c in range(3):
-                color[ray[s], c] += weight[s] * rgb[c * LANES + s % LANES]
-
-
 @kernel
-def render(part, parts, rays, marching, field, cutoffs, wanted, out):
+def _render(part, parts, rays, marching, field, cutoffs, wanted, out):
     """Colour [n, 3], opacity [n] and depth [n] of rays; with ``keep`` part p's samples stay in row p of the slots.
 
     ``rays`` are origins, directions, unit directions, near, far and jitter; ``marching`` is `march_arrays`, ``field`` `field_arrays`,
@@ -200,7 +163,7 @@ def render(part, parts, rays, marching, field, cutoffs, wanted, out):
 
 
 @kernel
-def render_backward(part, parts, slots, network, given, near_falloff, stretch, weight_sums):
+def _render_backward(part, parts, slots, network, given, near_falloff, stretch, weight_sums):
     """Turn the slots' ``features`` into their gradients; weight_sums[part] is this part's sum of the networks' gradients.
 
     dL/dσᵢ = δᵢ (Tᵢ₊₁ gᵢ - Σ_{j>i} wⱼ gⱼ) with gᵢ = dL/dwᵢ, so slots are walked from the last to the first with one sum per ray.
@@ -250,3 +213,58 @@ def render_backward(part, parts, slots, network, given, near_falloff, stretch, w
         back_through_layers(net, transposed, f, space, inner, sums)
     end(tiles)
     weight_sums[part, :] = sums
+
+
+_room = 1 << 14
+
+
+def render(rays: RaySet, march: March, network: Network, cutoffs: Cutoffs, colors: bool, keep: bool) -> Slots:
+    """Slots with the rendering; repeated with more room in the rare case that it is short."""
+    global _room
+    lines = arrays(rays.origins, rays.directions, rays.viewdirs, rays.near, rays.far, rays.jitter)
+    given = lines, march_arrays(march), field_arrays(network), cutoff_numbers(cutoffs)
+    while True:
+        room = blocks_of(_room) * LANES if keep else POOL * WAVE
+        slots = Slots.make(len(rays), room, network.shape.grid.depth, keep)
+        done = run_parallel(_render, *given, (colors, keep), slots.arrays())
+        if not any(full for _, _, full in done):
+            break
+        _room *= 2
+    slots.kept, slots.evaluated = [kept for kept, _, _ in done], sum(evaluated for _, evaluated, _ in done)
+    return slots
+
+
+def render_backward(slots: Slots, network: Network, near_falloff: float, stretch: bool, *gradients: Tensor | None) -> Tensor:
+    """Turn the slots' features into their gradients; the networks' gradients. With ``stretch`` what `ray_gradients` needs is kept."""
+    n, parts = len(slots.opacity), len(slots.kept)
+    g_color, g_opacity, g_depth, g_weight = gradients
+    g_color = torch.zeros(n, 3) if g_color is None else g_color.contiguous()
+    g_opacity, g_depth = (torch.zeros(n) if g is None else g.contiguous() for g in (g_opacity, g_depth))
+    g_weight = torch.empty(parts, 0) if g_weight is None else g_weight.contiguous()
+    sums = torch.zeros(parts, len(network.weights))
+    samples = slots.ray, slots.t0, slots.t1, slots.length, array(slots.weight), slots.transmittance, slots.directions, slots.features
+    given = arrays(g_color, g_opacity, g_depth, g_weight)
+    kept = np.array(slots.kept)
+    run_parallel(_render_backward, (kept, *samples), matrices(network), given, f32(near_falloff), stretch, array(sums))
+    return sums.sum(0)
+
+
+def ray_gradients(slots: Slots, origins: Tensor, directions: Tensor, network: Network, cascades: int) -> tuple[Tensor, Tensor]:
+    """Gradients [n, 3] of rays whose samples stay at their distances, after `render_backward` with ``stretch``."""
+    grid = network.shape.grid
+    by_place = torch.cat(gradients_by_place(slots.positions, np.array(slots.kept), slots.features, network.table, grid, grid.depth))
+    kept = list(enumerate(slots.kept))
+    by_slot = (slots.ray, slots.t0, slots.t1, slots.transmittance)
+    ray, t0, t1, stretch = (torch.cat([torch.from_numpy(a[r, :n]) for r, n in kept]) for a in by_slot)
+    with torch.enable_grad():
+        o, d = (v.detach().requires_grad_() for v in (origins, directions))
+        ray = ray.long()
+        x = layouts.contract(o[ray] + 0.5 * (t0 + t1)[:, None] * d[ray], cascades)
+        stretched = torch.zeros(len(d)).index_add_(0, ray, stretch) * d.norm(dim=-1).log()
+        g_origins, g_directions = torch.autograd.grad((x * by_place).sum() + stretched.sum(), (o, d))
+    return g_origins, g_directions
+
+
+def visible_samples(rays: RaySet, march: March, network: Network, cutoffs: Cutoffs) -> Samples:
+    """The visible samples."""
+    return render(rays, march, network, cutoffs, False, True).samples()[0]

@@ -4,17 +4,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nerfit.kernels.layouts import AdamStep
 from nerfit.kernels.triton.runtime import jit, launch
 
 BLOCK = 1024
 
 
-def sparse_adam(
-    p: Tensor, g: Tensor, m: Tensor, v: Tensor, rate: float, betas: tuple[float, float], eps: float, correction2: float, decay: float
-) -> None:
-    """One step in place; ``rate`` is lr / (1 - β₁ᵗ), ``correction2`` 1 / (1 - β₂ᵗ), ``decay`` an L2 penalty's factor."""
-    (beta1, beta2), n = betas, p.numel()
-    rates = (rate, beta1, 1 - beta1, beta2, 1 - beta2, eps, correction2, decay)
+def sparse_adam(p: Tensor, g: Tensor, m: Tensor, v: Tensor, numbers: AdamStep) -> None:
+    """One step in place."""
+    (rate, beta1, beta2, eps, correction2), n = numbers.rates(), p.numel()
+    rates = (rate, beta1, 1 - beta1, beta2, 1 - beta2, eps, correction2, numbers.weight_decay)
     launch(_adam, (triton.cdiv(n, BLOCK),), p, g, m, v, n, *rates, BLOCK=BLOCK)
 
 

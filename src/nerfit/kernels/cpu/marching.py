@@ -1,9 +1,14 @@
-"""Where rays meet matter, on CPUs: marching through an occupancy grid and keeping the samples that can be seen."""
+"""Occupancy grids on CPUs: their update, their bits and distances, and the march of rays through them."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from nerfit.kernels import layouts
 from nerfit.kernels.cpu.blocks import LANES
-from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel
+from nerfit.kernels.cpu.runtime import inlined, kernel, part_of_kernel, run_parallel
+from nerfit.kernels.cpu.tensors import array, arrays, blocks_of, f32, march_arrays
+from nerfit.kernels.layouts import March, Occupancy, RaySet, Samples
 
 _ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
 
@@ -113,7 +118,7 @@ def march_ray(ox, oy, oz, dx, dy, dz, now, stop, bits, distance, cascades, resol
 
 
 @kernel
-def march(part, parts, rays, marching, limit, out):
+def _march(part, parts, rays, marching, limit, out):
     """All samples inside occupied cells, at most ``limit`` a ray, ray i's from i·limit on.
 
     ``rays`` are origins, directions, near, far and jitter; ``marching`` is `march_arrays`; ``out`` is (t0, t1, x, count), count [rays].
@@ -151,7 +156,7 @@ def march(part, parts, rays, marching, limit, out):
 
 
 @kernel
-def fade_and_raise(part, parts, grid, decay, cells, found):
+def _fade_and_raise(part, parts, grid, decay, cells, found):
     """grid *= decay, then grid[cell] = max(grid[cell], found); returns the sum of this part's cells."""
     low, high = grid.size * part // parts, grid.size * (part + 1) // parts
     for i in range(low, high):
@@ -166,7 +171,7 @@ def fade_and_raise(part, parts, grid, decay, cells, found):
 
 
 @kernel
-def pack_bits(part, parts, grid, threshold, bits, matter):
+def _pack_bits(part, parts, grid, threshold, bits, matter):
     """One bit per cell, x fastest, set above ``threshold``; one per 2x2x2 block that holds any, 64 blocks of a row in a word."""
     for word in range(matter.size * part // parts, matter.size * (part + 1) // parts):
         row = 2 * (word >> 6 << 7 | (word & 63))  # of cells, the first of the blocks' four
@@ -185,7 +190,7 @@ def pack_bits(part, parts, grid, threshold, bits, matter):
 
 
 @kernel
-def block_distances(part, parts, matter, farthest, distance):
+def _block_distances(part, parts, matter, farthest, distance):
     """Each block's (Chebyshev) distance to one with matter, at most ``farthest``; growing all matter by a block takes few operations."""
     one = np.uint64(1)
     cascades = matter.size // 4096
@@ -222,3 +227,34 @@ def _mark(distance, word, blocks, away):
         for k in range(64):
             if (blocks >> np.uint64(k)) & np.uint64(1):
                 distance[64 * word + k] = np.uint8(away)
+
+
+def fade_and_raise(grid: Tensor, decay: float, cells: Tensor, found: Tensor) -> float:
+    """Sum of all cells afterwards."""
+    return sum(run_parallel(_fade_and_raise, array(grid), f32(decay), array(cells), array(found)))
+
+
+def pack_occupancy(grid: Tensor, threshold: float) -> Occupancy:
+    """Bits, distances and box."""
+    cascades = grid.numel() // layouts.RESOLUTION**3
+    bits = torch.empty(grid.numel() // 8, dtype=torch.uint8)
+    distance = torch.empty(cascades * layouts.BLOCKS**3, dtype=torch.uint8)
+    matter = np.empty(len(distance) // 64, np.uint64)
+    run_parallel(_pack_bits, array(grid), f32(threshold), array(bits), matter)
+    run_parallel(_block_distances, matter, layouts.FARTHEST, array(distance))
+    return Occupancy(bits, distance, layouts.occupied_box(distance))
+
+
+def march_rays(rays: RaySet, march: March, limit: int) -> Samples:
+    """All samples in occupied cells."""
+    n = len(rays)
+    room = blocks_of(max(n * limit, 1)) * LANES
+    t0, t1, x = np.empty(room, f32), np.empty(room, f32), np.empty(3 * room, f32)
+    count = torch.zeros(n, dtype=torch.long)
+    given = arrays(rays.origins, rays.directions, rays.near, rays.far, rays.jitter)
+    run_parallel(_march, given, march_arrays(march), limit, (t0, t1, x, array(count)))
+    ray = torch.repeat_interleave(torch.arange(n), count)
+    offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    at = (torch.arange(len(ray)) - offsets[ray] + ray * limit).numpy()
+    positions = x.reshape(-1, 3, LANES)[at // LANES, :, at % LANES]
+    return Samples(ray.int(), torch.from_numpy(t0[at]), torch.from_numpy(t1[at]), torch.from_numpy(positions), offsets)
