@@ -223,9 +223,8 @@ def check(config: Any, explicit: set[str]) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested data, ready for YAML."""
-    plain = dataclasses.asdict(config)
-    return yaml.safe_load(yaml.safe_dump(_untupled(plain), sort_keys=False))
+    """Plain nested data, ready for YAML: a copy, with lists for tuples."""
+    return _untupled(dataclasses.asdict(config))
 
 
 def _untupled(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Recipes by name or from files, merged with their parents."""
 
 import os
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -53,8 +54,11 @@ def _shipped(name: str) -> dict[str, Any]:
     names = _shipped_names()
     if name not in names:
         raise ConfigError(f"there is no recipe '{name}'{nearest(name, names)} (`nerfit recipes` lists them).")
-    if name in _variants():
-        return dict(_variants()[name])
+    return deepcopy(_variants()[name] if name in _variants() else _own_file(name))
+
+
+@cache
+def _own_file(name: str) -> dict[str, Any]:
     return read_settings((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
 
 
