@@ -125,7 +125,8 @@ def test_missing_extras_and_wrong_endings_are_reported_before_any_work(
         monkeypatch.setitem(sys.modules, module, None)
         assert main(["export", "mesh", str(run), *words]) == 1
         out, err = capsys.readouterr()
-        assert out == "" and len(err.splitlines()) == 1 and "needs the extra `mesh`: pip install 'nerfit[mesh]'" in err
+        nowhere = " (xatlas has no wheels for Linux ARM64 and for Python 3.14)" if module == "xatlas" else ""
+        assert out == "" and len(err.splitlines()) == 1 and f"needs the extra `mesh`: pip install 'nerfit[mesh]'{nowhere}." in err
     for kind, name in (("mesh", "m.stl"), ("points", "p.xyz"), ("web", "w.txt")):
         assert main(["export", kind, str(run), "--out", name]) == 1
         out, err = capsys.readouterr()

@@ -103,8 +103,8 @@ def _density_along_backward(part, parts, features, network, gradient, weight_sum
 def _render_along(part, parts, rays, field, cutoffs, keep, shares, out):
     """Colour [n, 3], opacity [n] and depth [n] of rays, and ``shares`` [n, samples], the weights of all their intervals.
 
-    ``rays`` are origins, directions, unit directions and edges; ``field``, ``cutoffs`` and ``out`` are those of `render`.
-    Those worth a colour get slots, as in `render`; returns how many did.
+    ``rays`` are origins, directions, unit directions and edges; ``field``, ``cutoffs`` and ``out`` are those of `_render`.
+    Those worth a colour get slots, as in `_render`; returns how many did.
     """
     origins, directions, viewdirs, edges = rays
     table, resolutions, offsets, entries, weights, depth, width, tiles = field
