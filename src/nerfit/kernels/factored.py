@@ -9,6 +9,11 @@ from torch import Tensor
 from nerfit.kernels.layouts import FactoredGradient
 
 
+def wants_gradients(*leaves: Tensor) -> bool:
+    """Whether a way back will come from here. In a `torch.autograd.Function`, ``ctx.needs_input_grad`` is True under no_grad too."""
+    return torch.is_grad_enabled() and any(leaf.requires_grad for leaf in leaves)
+
+
 def add_factored(gradient: FactoredGradient, dense: Tensor) -> None:
     """Add a gradient to a dense one of the table's shape."""
     from nerfit.kernels.cpu.hash_grid import scatter_rows

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nerfit.kernels.dispatch import backend
-from nerfit.kernels.factored import give_factored
+from nerfit.kernels.factored import give_factored, wants_gradients
 from nerfit.kernels.field import field_density
 from nerfit.kernels.hash_grid import encode_grid
 from nerfit.kernels.layouts import HIGHEST_RAW, Cutoffs, FactoredGradient, Network, RaySet, Samples, contract
@@ -27,7 +27,8 @@ def density_along(rays: RaySet, edges: Float[Tensor, "rays samples+1"], network:
     Differentiable in table and weights, as `field` is.
     """
     if backend(rays.origins.device) == "cpu" and rays.origins.dtype == torch.float32:
-        return _Density.apply(network.table, network.weights, rays, edges, network)
+        leaves = network.table, network.weights
+        return _Density.apply(*leaves, rays, edges, network, wants_gradients(*leaves))
     return density_along_reference(rays, edges, network)
 
 
@@ -51,10 +52,10 @@ class _Density(torch.autograd.Function):
     """The CPU kernel; with gradients, the features stay for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, weights: Tensor, rays: RaySet, edges: Tensor, network: Network) -> Tensor:
+    def forward(ctx: Any, table: Tensor, weights: Tensor, rays: RaySet, edges: Tensor, network: Network, keep: bool) -> Tensor:
         from nerfit.kernels.cpu import intervals
 
-        density, ctx.positions, ctx.features = intervals.density(rays, edges, network, any(ctx.needs_input_grad))
+        density, ctx.positions, ctx.features = intervals.density(rays, edges, network, keep)
         ctx.save_for_backward(table, weights)
         ctx.network = network
         return density
@@ -71,7 +72,7 @@ class _Density(torch.autograd.Function):
         g_weights = intervals.density_backward(features, ctx.network, gradients[0])
         count, grid = [gradients[0].numel()], ctx.network.shape.grid
         factored = FactoredGradient(positions.reshape(1, -1).numpy(), features.reshape(1, -1).numpy(), count, grid)
-        return give_factored(factored, table), g_weights, None, None, None
+        return give_factored(factored, table), g_weights, *([None] * 4)
 
 
 def render_intervals(

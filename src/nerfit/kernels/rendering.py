@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nerfit.kernels.compositing import composite_packed
 from nerfit.kernels.dispatch import backend
-from nerfit.kernels.factored import give_factored
+from nerfit.kernels.factored import give_factored, wants_gradients
 from nerfit.kernels.field import field
 from nerfit.kernels.layouts import Cutoffs, FactoredGradient, March, Network, RaySet, Samples, contract
 from nerfit.kernels.marching import visible_samples
@@ -130,7 +130,8 @@ def render_slots(draw: Callable[[bool], Any], rays: RaySet, network: Network, ca
         packed: Return the samples and their weights too.
     """
     leaves = network.table, network.weights, rays.origins, rays.directions
-    color, opacity, depth, weights, slots = _Render.apply(*leaves, draw, network, near_falloff, cascades)
+    keep = packed or wants_gradients(*leaves)
+    color, opacity, depth, weights, slots = _Render.apply(*leaves, draw, keep, network, near_falloff, cascades)
     rendered = Rendered(color, opacity, depth, sum(slots.kept), slots.evaluated)
     if packed:
         rendered.samples, order = slots.samples()
@@ -143,9 +144,9 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, weights: Tensor, origins: Tensor, directions: Tensor, *rest: Any) -> Any:
-        draw, ctx.network, ctx.near_falloff, ctx.cascades = rest
+        draw, keep, ctx.network, ctx.near_falloff, ctx.cascades = rest
         ctx.save_for_backward(table, weights, origins, directions)
-        ctx.slots = slots = draw(any(ctx.needs_input_grad))
+        ctx.slots = slots = draw(keep)
         ctx.set_materialize_grads(False)
         return slots.color, slots.opacity, slots.depth, slots.weight, slots
 
@@ -164,4 +165,4 @@ class _Render(torch.autograd.Function):
         g_rays = rendering.ray_gradients(slots, origins, directions, network, ctx.cascades) if learned else (None, None)
         factored = FactoredGradient(slots.positions, slots.features, slots.kept, grid)
         g_table = give_factored(factored, table) if ctx.needs_input_grad[0] else None
-        return g_table, g_weights, *g_rays, *([None] * 4)
+        return g_table, g_weights, *g_rays, *([None] * 5)

@@ -131,10 +131,12 @@ def test_samples_that_matter_little_are_left_out_of_colours_and_gradients_alike(
 
 
 def test_evaluation_gives_the_picture_of_training(monkeypatch):
-    """Without gradients nothing is kept; with too few slots everything is done again."""
+    """Without gradients nothing is kept, of a network that learns neither; with too few slots everything is done again."""
     rays, occupancy, network = scene(300, "random", 1)
-    plain = render_rays(rays, March(occupancy, STEP), network, Cutoffs(1e-3, 1e-3))
     monkeypatch.setattr(rendering, "_room", 1)
+    with torch.no_grad():
+        plain = render_rays(rays, March(occupancy, STEP), leaves_of(network), Cutoffs(1e-3, 1e-3))
+    assert rendering._room == 1
     kept = render_rays(rays, March(occupancy, STEP), leaves_of(network), Cutoffs(1e-3, 1e-3))
     assert rendering._room > 1
     assert plain.kept == kept.kept
