@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import prepare
 from nerfit.evaluation.evaluate import EvalConfig, evaluate
 from nerfit.runs import new_folder

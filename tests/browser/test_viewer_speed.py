@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from test_viewer_browser import CHROMIUM, FLAGS
 
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of
 from nerfit.training.trainer import Callback, Trainer
 from nerfit.viewer.drawing import Viewpoint

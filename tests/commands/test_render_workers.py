@@ -17,6 +17,7 @@ from many_jobs import in_turn, kill, needs_ray, until
 from nerfit.cli import main
 from nerfit.commands import render, render_film
 from nerfit.commands.cluster import Needs, Stop
+from nerfit.commands.render_options import Options as RenderOptions
 from nerfit.errors import RunError
 
 TINY = [
@@ -42,8 +43,8 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("run")
 
 
-def film(run: Path, **more: Any) -> render.Options:
-    return render.Options(**({"run": run, "frames": 7, "what": "rgb,depth", "threads": 1, "workers": 2} | more))
+def film(run: Path, **more: Any) -> RenderOptions:
+    return RenderOptions(**({"run": run, "frames": 7, "what": "rgb,depth", "threads": 1, "workers": 2} | more))
 
 
 def pictures(folder: Path) -> dict[str, bytes]:

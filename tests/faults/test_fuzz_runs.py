@@ -28,7 +28,7 @@ from test_fuzz_readers import ODD, check_sentence, damaged_bytes, damaged_json, 
 
 from nerfit.cli import main
 from nerfit.commands.old_weights import read_weights
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of
 from nerfit.config import arguments, parse
 from nerfit.errors import ConfigError, NerfitError, RunError

@@ -21,7 +21,7 @@ from PIL import Image
 from conftest import around
 from nerfit.cli import main
 from nerfit.commands import poses
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import prepare
 from nerfit.errors import ConfigError, SceneError
 from nerfit.files import file_lock

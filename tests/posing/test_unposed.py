@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nerfit.cli import main
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import prepare
 from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError, NerfitError, SceneError

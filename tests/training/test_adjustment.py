@@ -19,7 +19,7 @@ from nerfit.camera_search.photometric import _moved, _project_points, adjust_pho
 from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.rotations import axis_angle_to_matrix
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of
 from nerfit.errors import ConfigError
 from nerfit.evaluation.poses import camera_errors, learned_camera_errors

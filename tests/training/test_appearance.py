@@ -13,7 +13,7 @@ from torch import Tensor
 from conftest import assert_close
 from nerfit.commands import evaluate as evaluation
 from nerfit.commands import train_run
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import prepare
 from nerfit.config import arguments
 from nerfit.errors import ConfigError

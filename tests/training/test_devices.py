@@ -15,7 +15,7 @@ import torch
 from fake_device import FAKE, without_float64
 from nerfit.cli import COMMANDS, main
 from nerfit.commands.options import TrainingFlags
-from nerfit.commands.train import TrainOptions, request
+from nerfit.commands.train_options import TrainOptions, request
 from nerfit.commands.train_plan import plan_of
 from nerfit.errors import ConfigError
 from nerfit.kernels import dispatch

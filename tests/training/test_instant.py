@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conftest import assert_close
 from nerfit.cameras.learned import CameraConfig
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import prepare
 from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError

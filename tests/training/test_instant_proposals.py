@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import choose_method
 from nerfit.errors import ConfigError
 from nerfit.methods.instant_proposals import InstantProposals, InstantProposalsConfig

@@ -17,7 +17,7 @@ from nerfit.cameras.learned import ROTATIONS, CameraConfig, LearnedCameras
 from nerfit.cameras.poses import transform_poses
 from nerfit.cameras.rotations import axis_angle_to_matrix, six_to_matrix
 from nerfit.commands import evaluate
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.commands.train_run import train
 from nerfit.config import arguments

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.commands.train_run import train
 from nerfit.errors import ConfigError

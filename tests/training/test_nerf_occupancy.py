@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import assert_close
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of
 from nerfit.errors import ConfigError
 from nerfit.kernels.layouts import Cutoffs

@@ -24,8 +24,9 @@ from nerfit.cameras import Cameras
 from nerfit.cameras.learned import CameraConfig
 from nerfit.cameras.poses import transform_poses
 from nerfit.commands import render, train_run
+from nerfit.commands.render_options import Options as RenderOptions
 from nerfit.commands.seeds import compare, compare_text, train_seeds
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.config import arguments
 from nerfit.errors import ConfigError, RunError
@@ -310,7 +311,7 @@ def test_a_run_with_learned_cameras_is_drawn_and_filmed(tmp_path: Path) -> None:
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert [e.step for e in events.Images("cameras/positions")] == [10, 20, 30]
     for path in ("interpolate", "spiral"):
-        drawn = render.run(render.Options(run=folder, path=path, frames=3, what="rgb"))
+        drawn = render.run(RenderOptions(run=folder, path=path, frames=3, what="rgb"))
         assert drawn["frames"] == 3 and Path(drawn["videos"][0]).is_file()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nerfit.commands import train_run
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import prepare
 from nerfit.methods.nerf import Nerf, NerfConfig
 from nerfit.scenes.formats import procedural

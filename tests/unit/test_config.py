@@ -16,7 +16,7 @@ from PIL import Image
 
 from config_values import OPTIMISERS, other_value
 from nerfit.cameras.learned import CameraConfig
-from nerfit.commands.train import request
+from nerfit.commands.train_options import request
 from nerfit.commands.train_plan import plan_of, prepare
 from nerfit.config import arguments, flatten, parse, to_dict
 from nerfit.errors import ConfigError, nearest

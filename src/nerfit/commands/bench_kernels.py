@@ -148,111 +148,140 @@ def _matter(shape: FieldShape, random: Callable[..., Tensor]) -> tuple[Tensor, T
     return table.requires_grad_(), weights.requires_grad_()
 
 
+class _Ball:
+    """Matter around a ball's surface, and rays that meet it with ``PER_RAY`` samples each."""
+
+    def __init__(self, shape: FieldShape, rays: int, half: bool, device: torch.device) -> None:
+        self.generator, self.device, self.rays = torch.Generator().manual_seed(0), device, rays
+        normals, d = F.normalize(self.random(rays, 3), dim=-1), F.normalize(self.random(rays, 3), dim=-1)
+        self.surface, self.directions = 0.5 + RADIUS * normals, d * -torch.sign((d * normals).sum(-1, keepdim=True))
+        self.t = SPACING * (torch.arange(PER_RAY, device=device) + 0.5)
+        self.x = (self.surface[:, None] + self.t[:, None] * self.directions[:, None]).reshape(-1, 3)
+        self.viewdirs = self.directions.repeat_interleave(PER_RAY, 0)
+        table, weights = _matter(shape, self.random)
+        table.grad = zeros_in_large_pages(table)
+        self.network = Network(table, weights, shape, half)
+
+    def random(self, *size: int) -> Tensor:
+        """Normal numbers."""
+        return torch.randn(*size, generator=self.generator).to(self.device)
+
+    def uniform(self, *size: int) -> Tensor:
+        """Numbers in [0, 1)."""
+        return torch.rand(*size, generator=self.generator).to(self.device)
+
+    def clear(self) -> None:
+        """Forget the network's gradients."""
+        assert self.network.table.grad is not None
+        self.network.table.grad.zero_()
+        self.network.weights.grad = None
+
+    def evaluate(self, _: None = None) -> Sequence[Tensor]:
+        """Densities and colours of the samples."""
+        return field(self.x, self.viewdirs, self.network)
+
+
+def _gradients(outputs: Sequence[Tensor], towards: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+    torch.autograd.backward(outputs, list(towards))
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
 def _cases(shape: FieldShape, rays: int, half: bool, device: torch.device) -> Iterator[Case]:
     """All kernels on one made-up scene: rays that meet a ball, and a shell of occupied cells around its surface."""
-    generator = torch.Generator().manual_seed(0)
+    ball = _Ball(shape, rays, half, device)
+    yield from _field_cases(ball)
+    gradient = ball.network.table.grad
+    assert gradient is not None
+    gradient = gradient.clone()
+    yield from _compositing_cases(ball)
+    axis = (torch.arange(RESOLUTION, device=device) + 0.5) / RESOLUTION - 0.5
+    radius = (axis**2 + axis[:, None] ** 2 + axis[:, None, None] ** 2).sqrt().flatten()
+    shell = torch.exp(-(((radius - RADIUS) / 0.02) ** 2))
+    yield from _ray_cases(ball, shell)
+    edges = torch.sort(ball.uniform(rays, 64), -1).values
+    shown, numbers = ball.uniform(rays, 63), ball.uniform(rays, 128)
+    yield Case("sample_pdf", lambda _: [sample_pdf(edges, shown, 128, numbers)])
+    yield _adam_case(ball.network.table.detach().clone(), gradient)
+    if device.type == "cpu":  # elsewhere the following run as they are defined
+        yield from _scene_cases(shell, rays, ball.generator)
 
-    def random(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(device)
 
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator).to(device)
-
-    n = rays * PER_RAY
-    normals, d = F.normalize(random(rays, 3), dim=-1), F.normalize(random(rays, 3), dim=-1)
-    d = d * -torch.sign((d * normals).sum(-1, keepdim=True))
-    surface = 0.5 + RADIUS * normals
-    t = SPACING * (torch.arange(PER_RAY, device=device) + 0.5)
-    x, viewdirs = (surface[:, None] + t[:, None] * d[:, None]).reshape(-1, 3), d.repeat_interleave(PER_RAY, 0)
-    table, weights = _matter(shape, random)
-    table.grad = zeros_in_large_pages(table)
-    flops = float(shape.flops() * n)
-
-    def no_gradients() -> None:
-        assert table.grad is not None
-        table.grad.zero_()
-        weights.grad = None
-
-    def gradients(outputs: Sequence[Tensor], towards: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-        torch.autograd.backward(outputs, list(towards))
-        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+def _field_cases(ball: _Ball) -> Iterator[Case]:
+    """The encoding, the directions' harmonics, and both networks."""
+    network, grid, n = ball.network, ball.network.shape.grid, len(ball.x)
+    flops, leaves = float(network.shape.flops() * n), (network.table, network.weights)
 
     def features(_: None = None) -> list[Tensor]:
-        no_gradients()
-        return [encode_grid(x, table, shape.grid)]
-
-    def evaluate(_: None = None) -> Sequence[Tensor]:
-        return field(x, viewdirs, network)
+        ball.clear()
+        return [encode_grid(ball.x, network.table, grid)]
 
     def evaluate_again() -> Sequence[Tensor]:
-        no_gradients()
-        return evaluate()
+        ball.clear()
+        return ball.evaluate()
 
-    to_features = [random(n, 4 * shape.grid.levels)]
-    to_field = [random(n) / DENSITY, random(n, 3)]
-    networks, network = (table, weights), Network(table, weights, shape, half)
-    yield Case("encode_grid", lambda _: [encode_grid(x, table, shape.grid)])
-    yield Case("encode_grid backward", lambda out: gradients(out, to_features, [table]), features)
-    yield Case("spherical_harmonics", lambda _: [spherical_harmonics(viewdirs)])
-    yield Case("field_density", lambda _: [field_density(x, network)])
-    yield Case("field forward", evaluate, flops=flops)
-    yield Case("field backward", lambda out: gradients(out, to_field, networks), evaluate_again, 2 * flops)
-    yield Case("field forward + backward", lambda _: gradients(evaluate(), to_field, networks), no_gradients, 3 * flops)
+    to_features, to_field = [ball.random(n, 4 * grid.levels)], [ball.random(n) / DENSITY, ball.random(n, 3)]
+    yield Case("encode_grid", lambda _: [encode_grid(ball.x, network.table, grid)])
+    yield Case("encode_grid backward", lambda out: _gradients(out, to_features, leaves[:1]), features)
+    yield Case("spherical_harmonics", lambda _: [spherical_harmonics(ball.viewdirs)])
+    yield Case("field_density", lambda _: [field_density(ball.x, network)])
+    yield Case("field forward", ball.evaluate, flops=flops)
+    yield Case("field backward", lambda out: _gradients(out, to_field, leaves), evaluate_again, 2 * flops)
+    yield Case("field forward + backward", lambda _: _gradients(ball.evaluate(), to_field, leaves), ball.clear, 3 * flops)
 
-    g = table.grad.clone()
-    density, rgb = (out.detach().requires_grad_() for out in evaluate())
-    offsets = torch.arange(0, n + 1, PER_RAY, device=device)
-    packed = torch.full((n,), SPACING, device=device), t.repeat(rays), offsets
+
+def _compositing_cases(ball: _Ball) -> Iterator[Case]:
+    """Packed samples to the colours of rays."""
+    n = len(ball.x)
+    density, rgb = (out.detach().requires_grad_() for out in ball.evaluate())
+    offsets = torch.arange(0, n + 1, PER_RAY, device=ball.device)
+    packed = torch.full((n,), SPACING, device=ball.device), ball.t.repeat(ball.rays), offsets
 
     def composite(_: None = None) -> Sequence[Tensor]:
         density.grad = rgb.grad = None
         return composite_packed(density, rgb, *packed)
 
-    to_rays = [random(rays, 3), random(rays), random(rays), random(n)]
+    to_rays = [ball.random(ball.rays, 3), ball.random(ball.rays), ball.random(ball.rays), ball.random(n)]
     yield Case("composite forward", composite)
-    yield Case("composite backward", lambda out: gradients(out, to_rays, [density, rgb]), composite)
+    yield Case("composite backward", lambda out: _gradients(out, to_rays, [density, rgb]), composite)
 
-    axis = (torch.arange(RESOLUTION, device=device) + 0.5) / RESOLUTION - 0.5
-    radius = (axis**2 + axis[:, None] ** 2 + axis[:, None, None] ** 2).sqrt().flatten()
-    shell = torch.exp(-(((radius - RADIUS) / 0.02) ** 2))
-    occupancy = pack_occupancy(shell, 0.5)
-    near, far = torch.zeros(rays, device=device), torch.full((rays,), 3.0, device=device)
-    step = math.sqrt(3) / 512
-    towards, steps = RaySet(surface - d, d, d, near, far, uniform(rays)), March(occupancy, step)
+
+def _ray_cases(ball: _Ball, shell: Tensor) -> Iterator[Case]:
+    """Marching through a shell of occupied cells, the samples that can be seen there, and rays to colours in one kernel."""
+    rays, device, d = ball.rays, ball.device, ball.directions
+    near, far, step = torch.zeros(rays, device=device), torch.full((rays,), 3.0, device=device), math.sqrt(3) / 512
+    towards, steps = RaySet(ball.surface - d, d, d, near, far, ball.uniform(rays)), March(pack_occupancy(shell, 0.5), step)
     yield Case("march", lambda _: march_rays(towards, steps))
-    yield Case("visible_samples", lambda _: visible_samples(towards, steps, network, Cutoffs(1e-3, 1e-3)))
+    yield Case("visible_samples", lambda _: visible_samples(towards, steps, ball.network, Cutoffs(1e-3, 1e-3)))
 
     few = max(rays // 16, 8)  # through occupied space alone, and every sample counts: both bodies must find the same ones
     everywhere = March(pack_occupancy(torch.ones_like(shell), 0.5), 8 * step)
     through = replace(towards, jitter=torch.zeros_like(near))[:few]
 
     def render(_: None = None) -> Sequence[Tensor]:
-        no_gradients()
-        rendered = render_rays(through, everywhere, network, Cutoffs(0.0, 0.0))
+        ball.clear()
+        rendered = render_rays(through, everywhere, ball.network, Cutoffs(0.0, 0.0))
         return rendered.color, rendered.opacity, rendered.depth
 
-    to_colors = [random(few, 3)]
+    to_colors, leaves = [ball.random(few, 3)], (ball.network.table, ball.network.weights)
     yield Case("render_rays forward", render)
-    yield Case("render_rays backward", lambda out: gradients(out[:1], to_colors, networks), render)
+    yield Case("render_rays backward", lambda out: _gradients(out[:1], to_colors, leaves), render)
 
-    edges, shown, numbers = torch.sort(uniform(rays, 64), -1).values, uniform(rays, 63), uniform(rays, 128)
-    yield Case("sample_pdf", lambda _: [sample_pdf(edges, shown, 128, numbers)])
 
-    start = table.detach().clone(), g, torch.zeros_like(g), torch.zeros_like(g)
-    state = [torch.empty_like(g) for _ in start]
+def _adam_case(table: Tensor, gradient: Tensor) -> Case:
+    """A step on a table whose gradient is zero at most entries."""
+    start = table, gradient, torch.zeros_like(gradient), torch.zeros_like(gradient)
+    state = [torch.empty_like(gradient) for _ in start]
 
     def restart() -> None:
         for now, then in zip(state, start, strict=True):
             now.copy_(then)
 
     def adam(_: None) -> list[Tensor]:
-        p, gradient, m, v = state
-        sparse_adam(p, gradient, m, v, AdamStep(1, 1e-2, (0.9, 0.99), 1e-15))
+        p, g, m, v = state
+        sparse_adam(p, g, m, v, AdamStep(1, 1e-2, (0.9, 0.99), 1e-15))
         return state
 
-    yield Case("sparse_adam", adam, restart)
-    if device.type == "cpu":  # elsewhere the following run as they are defined
-        yield from _scene_cases(shell, rays, generator)
+    return Case("sparse_adam", adam, restart)
 
 
 def _scene_cases(shell: Tensor, rays: int, generator: torch.Generator) -> Iterator[Case]:

@@ -26,7 +26,7 @@ class Options(OneTraining):
 def run(options: Options) -> dict[str, Any]:
     """Peak memory of this process after each stage of a training; the command is a process of its own, so it is that of the stages."""
     from nerfit.commands.machine import machine
-    from nerfit.commands.train import request
+    from nerfit.commands.train_options import request
     from nerfit.commands.train_plan import plan_of
     from nerfit.methods.views import render_view
     from nerfit.training.devices import peak_memory, pick_device

@@ -47,7 +47,7 @@ def run(options: Options) -> dict[str, Any]:
     """Test PSNR after trainings of several lengths, one process each; trainings that --out holds already are not repeated."""
     from nerfit.commands.bench_quality_results import Results
     from nerfit.commands.machine import machine
-    from nerfit.commands.train import request
+    from nerfit.commands.train_options import request
     from nerfit.commands.train_plan import plan_of, scene_name
     from nerfit.runs import refuse_existing
     from nerfit.training.devices import pick_device, set_threads

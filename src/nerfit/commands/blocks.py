@@ -85,7 +85,7 @@ def text(answer: dict[str, Any]) -> str:
 def planned(options: Options) -> "tuple[Plan, list[str]]":
     """The plan of the whole scene, and the flags that it and its blocks share."""
     from nerfit.commands.jobs import OWN
-    from nerfit.commands.train import request
+    from nerfit.commands.train_options import request
     from nerfit.commands.train_plan import plan_of
 
     options.refuse(OWN | {"blocks.grid", "blocks.index", "seeds"}, "nerfit blocks sets it itself, see --blocks")

@@ -21,7 +21,8 @@ class Options(DeviceOptions):
 def run(options: Options) -> dict[str, Any]:
     """Train and render; the run, its PSNR (None if evaluation would take too long) and its video, or the summary of a stopped training."""
     from nerfit.commands import render
-    from nerfit.commands.train import request
+    from nerfit.commands.render_options import Options as RenderOptions
+    from nerfit.commands.train_options import request
     from nerfit.commands.train_plan import prepare
     from nerfit.commands.train_run import train
     from nerfit.runs import numbered_folders
@@ -34,7 +35,7 @@ def run(options: Options) -> dict[str, Any]:
     summary = train(plan, train_options, folder)
     if summary["exit_code"] > 128:
         return summary
-    drawn = render.run(render.Options(run=folder, frames=48, threads=options.threads, device=options.device))
+    drawn = render.run(RenderOptions(run=folder, frames=48, threads=options.threads, device=options.device))
     answer = {
         "run": str(folder),
         "psnr": summary.get("test", {}).get("psnr"),

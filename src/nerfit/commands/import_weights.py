@@ -34,7 +34,7 @@ def run(options: Options) -> dict[str, Any]:
     if options.scene is None or not options.checkpoint:
         raise ConfigError("a CHECKPOINT and its scene are needed: nerfit import CHECKPOINT --scene SCENE.")
     from nerfit.commands.old_weights import read_weights
-    from nerfit.commands.train import request
+    from nerfit.commands.train_options import request
     from nerfit.commands.train_plan import load_scene, prepare
     from nerfit.runs import new_folder
     from nerfit.training.checkpoints import LoopState, restore, save_checkpoint

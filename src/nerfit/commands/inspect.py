@@ -38,7 +38,7 @@ def run(options: Options) -> dict[str, Any]:
     """The report of a part, with the path of its picture."""
     word = one_of(options.part, "inspect", (*PARTS, *available("nerfit.methods")))
     from nerfit.commands.inspect_parts import inspect_part
-    from nerfit.commands.train import request
+    from nerfit.commands.train_options import request
     from nerfit.commands.train_plan import plan_of
     from nerfit.training.trainer import Trainer
 

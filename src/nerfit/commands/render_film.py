@@ -12,8 +12,8 @@ from typing import Any
 
 from nerfit.cameras import Cameras
 from nerfit.cameras.paths import make_path
-from nerfit.commands import render
 from nerfit.commands.cluster import Needs, Stop
+from nerfit.commands.render_options import Options
 from nerfit.errors import ConfigError, NerfitError, RunError
 from nerfit.files import peek_json, write_json
 from nerfit.outputs.pictures.render_path import PathFrames, checked_quantities
@@ -46,7 +46,7 @@ class Film:
     frames: PathFrames
 
     @classmethod
-    def planned(cls, options: render.Options) -> "Film":
+    def planned(cls, options: Options) -> "Film":
         """The film that options ask for, with the run's newest checkpoint."""
         names = checked_quantities(options.what) if options.what else None
         with distributed.leaders_first():
@@ -70,7 +70,7 @@ class Film:
 class Piece:
     """Some frames of a film that a worker draws, and the record of that film."""
 
-    options: render.Options
+    options: Options
     folder: Path
     frames: tuple[int, ...]
     record: dict[str, Any]
@@ -79,7 +79,7 @@ class Piece:
 @lru_cache(maxsize=1)
 def _opened(run: Path, kind: str | None, what: str | None, factor: float, frames: int | None, threads: int, device: str) -> Film:
     """A worker's film, kept for its next piece."""
-    return Film.planned(render.Options(run=run, path=kind, what=what, factor=factor, frames=frames, threads=threads, device=device))
+    return Film.planned(Options(run=run, path=kind, what=what, factor=factor, frames=frames, threads=threads, device=device))
 
 
 def draw_piece(piece: Piece) -> int:
@@ -92,9 +92,7 @@ def draw_piece(piece: Piece) -> int:
     return len(piece.frames)
 
 
-def draw_in_pieces(
-    film: Film, options: render.Options, folder: Path, on_workers: Callable[..., Iterator[tuple[int, Any]]], stop: Stop
-) -> None:
+def draw_in_pieces(film: Film, options: Options, folder: Path, on_workers: Callable[..., Iterator[tuple[int, Any]]], stop: Stop) -> None:
     """Have workers draw the missing frames, about four pieces each so that none waits long for another; raises the first error."""
     left = film.frames.missing(folder)
     size = min(32, max(1, len(left) // (4 * options.workers)))

@@ -103,7 +103,7 @@ def _recipes(options: Options) -> list[tuple[str | None, str | None]]:
 
 def _plan(source: str, method: str | None, recipe: str | None, flags: Sequence[str]) -> "tuple[str, str | None, Plan]":
     """The name of a method or recipe in the table, its recipe, and its plan on a scene."""
-    from nerfit.commands.train import request
+    from nerfit.commands.train_options import request
     from nerfit.commands.train_plan import choose_method, plan_of
 
     name = Path(recipe).stem if recipe else str(method)

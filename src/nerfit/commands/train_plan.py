@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from nerfit import config as configs
-from nerfit.commands.train import Options, TrainOptions
+from nerfit.commands.train_options import Options, TrainOptions
 from nerfit.errors import ConfigError, PoseError, RunError, SceneError
 from nerfit.plugins import AUTO, find
 from nerfit.progress import say

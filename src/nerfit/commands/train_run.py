@@ -10,7 +10,7 @@ import torch
 
 from nerfit.commands import evaluate
 from nerfit.commands.render_film import scene_path
-from nerfit.commands.train import Options
+from nerfit.commands.train_options import Options
 from nerfit.commands.train_plan import load_scene
 from nerfit.errors import BLANK, NerfitError, RunError
 from nerfit.evaluation.evaluate import EvalConfig, why_blank
