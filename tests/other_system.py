@@ -157,7 +157,7 @@ def become(system: str, encoding: str) -> None:
 
 
 def main(system: str, encoding: str, *words: str) -> int:
-    """The first exit code that is not 0."""
+    """The first exit code that is not 0; what no command should need is said."""
     become(system, encoding)
     from nerfit.cli import main as nerfit
 
@@ -167,7 +167,9 @@ def main(system: str, encoding: str, *words: str) -> int:
             commands.append([])
         else:
             commands[-1].append(word)
-    return next((code for command in commands if (code := nerfit([*command, "--debug"]))), 0)
+    code = next((code for command in commands if (code := nerfit([*command, "--debug"]))), 0)
+    print("imported PyTorch's compiler:", "torch._dynamo" in sys.modules)
+    return code
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ from nerfit.scenes.scene import Scene
 SECONDS, PATIENCE, BYTES = 10, 60, 2 << 30
 """What one scene may take: of the processor, of time waited, and of memory above what the process has before."""
 FORMATS = {name: scene_format(name) for name in available("nerfit.scenes")}
-QUICK, FEW, THOROUGH = 100, 8, 10_000
+QUICK, FEW, THOROUGH = 50, 8, 10_000
 """Damaged scenes of each format, and of each layout of other programs, in the fast test, and in the slow one."""
 
 

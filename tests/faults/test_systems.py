@@ -45,6 +45,7 @@ def test_training_and_pictures_on_other_systems(system: str, encoding: str, tmp_
     assert len(list((tmp_path / name / "checkpoints").glob("*.safetensors"))) <= 3
     assert not list((tmp_path / name).rglob("*.part"))
     assert b"test: PSNR" in done.stdout and b"Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1] == b"imported PyTorch's compiler: False"  # it takes 3 s and 140 MB
 
 
 @pytest.mark.slow

@@ -273,7 +273,7 @@ def test_known_depths_shape_a_scene_of_few_views(few: Scene, kind: Any, config: 
     points = PointDepths(chosen // SIZE**2, inside % SIZE, inside // SIZE, few.depths[chosen], torch.ones(200))
     off = {}
     for name, scene, factor in [("none", few, 0.0), ("maps", few, 0.1), ("points", replace(few, depths=None, points=points), 0.5)]:
-        off[name] = depth_off(train(kind, replace(config, depth_loss=factor), scene, tmp_path / name, 150, optim), few)
+        off[name] = depth_off(train(kind, replace(config, depth_loss=factor), scene, tmp_path / name, 100, optim), few)
     assert max(off["maps"], off["points"]) < 0.4 * off["none"], off
 
 

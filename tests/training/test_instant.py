@@ -46,7 +46,7 @@ def state(method: torch.nn.Module) -> dict[str, Tensor]:
 
 def test_an_object_is_learned_by_the_command(tmp_path: Path) -> None:
     """The mean training picture scores 17.9 dB, the best of all training pictures for each view 19.7."""
-    words = ["--steps", "600", "--scene.size", "64", "--scene.samples", "2", "--out", str(tmp_path / "run"), "--json"]
+    words = ["--steps", "350", "--scene.size", "64", "--scene.samples", "2", "--out", str(tmp_path / "run"), "--json"]
     words += ["--model.log2-entries", "14", "--model.samples", "4096", "--optim.lr", "2e-2"]
     plan, options, folder = prepare(request("instant", "procedural", words))
     assert plan.config.optim.optimizer == "sparse-adam"  # the method's own recipe is the default
@@ -61,7 +61,7 @@ def test_other_bounds_are_learned(tmp_path: Path, scene: Scene, kind: str) -> No
     else:
         scene = replace(scene, bounds="unbounded")
     config = replace(SMALL, cascades=3) if kind == "unbounded" else SMALL
-    run = trainer(scene, tmp_path / "run", 500, config)
+    run = trainer(scene, tmp_path / "run", 350, config)
     before = mean_test_psnr(run)
     run.train()
     assert mean_test_psnr(run) > max(before + 4, 18)

@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -107,6 +108,7 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
         groups.extend(method.cameras.parameter_groups())
     if method.appearance is not None:
         groups.append(method.appearance.parameter_group())
+    _leave_out_the_compiler()
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     make = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sparse-adam": SparseAdam}[config.optimizer]
@@ -114,6 +116,18 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
     if isinstance(optimizer, SparseAdam):
         optimizer.factored = not scaled and config.clip_value is None and config.clip_norm is None
     return optimizer
+
+
+def _leave_out_the_compiler() -> None:
+    """Keep PyTorch's optimisers from importing its compiler, which nothing here uses: 3 s of a start and 140 MB.
+
+    Their methods ask it, when first called, not to compile them; the mark says that they have asked.
+    """
+    if "torch._dynamo" not in sys.modules:
+        for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):
+            method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+            if method is not None and not hasattr(method, "__dynamo_disable"):
+                setattr(method, "__dynamo_disable", method)  # noqa: B010 - in a class a name with two underscores would be another
 
 
 class SparseAdam(torch.optim.Optimizer):
