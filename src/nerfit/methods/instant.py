@@ -28,7 +28,7 @@ from nerfit.methods.batch import Batch
 from nerfit.methods.pixel_batches import random_pixels, rays_for_samples
 from nerfit.rendering.distortion import distortion_packed
 from nerfit.rendering.volume import Rendering, over_background
-from nerfit.sampling.space import OccupiedSpace
+from nerfit.sampling.space import OccupiedSpace, finest_cells
 from nerfit.scenes.scene import Scene
 
 
@@ -42,8 +42,8 @@ class InstantConfig(CaptureConfig):
     """Entries per level at most, as a power of two."""
     coarsest: int = 16
     """Cells of the coarsest level along the field's cube: the box, or of an unbounded scene all of contracted space."""
-    finest: int = 1024
-    """Cells of the finest level along the box (the unit box of an unbounded scene)."""
+    finest: int | None = None
+    """Cells of the finest level along the box (the unit box of an unbounded scene); none = 5 for 4 pixels (`finest_cells`)."""
     width: int = 64
     """Channels of the networks."""
     box: float | None = None
@@ -100,7 +100,8 @@ class Instant(Method):
         require_min("model.", c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
         self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone_angle, c.occupancy_threshold)
         unbounded = self.space.cascades > 1
-        finest = 2 * c.finest if unbounded else c.finest  # the unit box is the middle half of the field's cube then
+        finest = c.finest or finest_cells(scene, 0.5 * self.space.side)
+        finest = 2 * finest if unbounded else finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
         self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=True)
         self.near_falloff = (0.15 * self.space.side if unbounded else 0.0) if c.near_falloff is None else c.near_falloff

@@ -25,7 +25,7 @@ from nerfit.rendering.losses import interlevel
 from nerfit.rendering.volume import Rendering, over_background, render_weights
 from nerfit.sampling.histograms import bias
 from nerfit.sampling.proposals import Intervals, Ladder
-from nerfit.sampling.space import box_of
+from nerfit.sampling.space import box_of, finest_cells
 from nerfit.scenes.scene import Scene
 
 
@@ -39,8 +39,8 @@ class InstantProposalsConfig(CaptureConfig):
     """Entries per level at most, as a power of two."""
     coarsest: int = 16
     """Cells of the coarsest level of all grids, along all of contracted space."""
-    finest: int = 1024
-    """Cells of the field's finest level along the unit box, which is the middle half of contracted space."""
+    finest: int | None = None
+    """Cells of the field's finest level along the unit box, the middle half of contracted space; none = 5 for 4 pixels (`finest_cells`)."""
     width: int = 64
     """Channels of the field's networks."""
     proposal_levels: int = 5
@@ -111,7 +111,8 @@ class InstantProposals(Method):
         half, center = box_of(scene)
         self.side, self.ladder = 2 * half, Ladder(c.power, c.multiple)
         self.register_buffer("origin", center - half)
-        self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, 2 * c.finest), c.width))
+        cells = c.finest or finest_cells(scene, half)
+        self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, 2 * cells), c.width))
         grids = [GridLayout(c.proposal_levels, c.proposal_log2_entries, c.coarsest, 2 * finest) for finest in c.proposal_finest]
         self.proposals = nn.ModuleList(HashDensity(grid) for grid in grids)
         self.register_buffer("ray_count", torch.tensor(256))

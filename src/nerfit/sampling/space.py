@@ -125,3 +125,13 @@ def box_of(scene: Scene) -> tuple[float, Tensor]:
     if scene.bounds == "object":
         return 0.375 * (scene.far - scene.near), rays_meet(scene.cameras).point.to(torch.float32)
     return 1.0, torch.zeros(3)
+
+
+def finest_cells(scene: Scene, half: float) -> int:
+    """Cells along a box of half the side ``half`` for a field's finest level: 5 for 4 pixels in the middle, and from 64 to 1024.
+
+    A finer level has room for noise between the pixels, a coarser one loses detail.
+    """
+    cameras, middle = scene.cameras[scene.splits["train"]], box_of(scene)[1]
+    per_length = 0.5 * cameras.width if scene.ndc else cameras.fx / (cameras.c2w[:, :, 3] - middle).norm(dim=-1).clamp(min=1e-6)
+    return max(64, min(1024, round(1.25 * 2 * half * float(per_length.float().median()))))
