@@ -97,10 +97,12 @@ class Instant(Method):
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
         self.config = c = config
-        require_min("model.", c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1)
+        require_min(
+            "model.", c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1, finest=1
+        )
         self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone_angle, c.occupancy_threshold)
         unbounded = self.space.cascades > 1
-        finest = c.finest or finest_cells(scene, 0.5 * self.space.side)
+        finest = c.finest or finest_cells(scene, self.space.origin + 0.5 * self.space.side, 0.5 * self.space.side)
         finest = 2 * finest if unbounded else finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
         self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=True)

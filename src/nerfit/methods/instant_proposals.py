@@ -100,7 +100,17 @@ class InstantProposals(Method):
         super().__init__()
         self.config = c = config
         require_min(
-            "model.", c, intervals=2, samples=64, padding=1e-6, anneal=0, trained_rays=0.01, proposal_lr=0, distortion=0, near_falloff=0
+            "model.",
+            c,
+            intervals=2,
+            samples=64,
+            padding=1e-6,
+            finest=1,
+            anneal=0,
+            trained_rays=0.01,
+            proposal_lr=0,
+            distortion=0,
+            near_falloff=0,
         )
         if len(c.proposal_finest) != len(c.proposal_samples) or min(c.proposal_samples, default=0) < 2:
             raise ConfigError("model.proposal_finest and model.proposal_samples must name as many proposals, each of 2 samples at least.")
@@ -111,7 +121,7 @@ class InstantProposals(Method):
         half, center = box_of(scene)
         self.side, self.ladder = 2 * half, Ladder(c.power, c.multiple)
         self.register_buffer("origin", center - half)
-        cells = c.finest or finest_cells(scene, half)
+        cells = c.finest or finest_cells(scene, center, half)
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, 2 * cells), c.width))
         grids = [GridLayout(c.proposal_levels, c.proposal_log2_entries, c.coarsest, 2 * finest) for finest in c.proposal_finest]
         self.proposals = nn.ModuleList(HashDensity(grid) for grid in grids)

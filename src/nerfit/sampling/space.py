@@ -127,11 +127,11 @@ def box_of(scene: Scene) -> tuple[float, Tensor]:
     return 1.0, torch.zeros(3)
 
 
-def finest_cells(scene: Scene, half: float) -> int:
-    """Cells along a box of half the side ``half`` for a field's finest level: 5 for 4 pixels in the middle, and from 64 to 1024.
+def finest_cells(scene: Scene, middle: Float[Tensor, "3"], half: float) -> int:
+    """Cells along a box of half the side ``half`` around ``middle`` for a field's finest level: 5 for 4 pixels there, from 64 to 1024.
 
     A finer level has room for noise between the pixels, a coarser one loses detail.
     """
-    cameras, middle = scene.cameras[scene.splits["train"]], box_of(scene)[1]
+    cameras = scene.cameras[scene.splits["train"]]
     per_length = 0.5 * cameras.width if scene.ndc else cameras.fx / (cameras.c2w[:, :, 3] - middle).norm(dim=-1).clamp(min=1e-6)
     return max(64, min(1024, round(1.25 * 2 * half * float(per_length.float().median()))))

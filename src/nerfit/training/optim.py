@@ -119,9 +119,10 @@ def make_optimizer(config: OptimConfig, method: Method, scaled: bool = False) ->
 
 
 def _leave_out_the_compiler() -> None:
-    """Keep PyTorch's optimisers from importing its compiler, which nothing here uses: 3 s of a start and 140 MB.
+    """Keep what optimisers share from importing PyTorch's compiler, which nothing here uses: 3 s of a start and 140 MB.
 
-    Their methods ask it, when first called, not to compile them; the mark says that they have asked.
+    Their methods ask it, when first called, not to compile them; the mark says that they have asked. The steps of PyTorch's own
+    optimisers import it all the same; `SparseAdam` does without.
     """
     if "torch._dynamo" not in sys.modules:
         for name in ("add_param_group", "state_dict", "load_state_dict", "zero_grad"):

@@ -26,6 +26,6 @@ def pixel_apart(scene: Scene) -> float:
 def test_the_finest_level_has_five_cells_for_four_pixels(kind: str) -> None:
     scene = load(f"procedural:{kind}" if kind == "forward-facing" else "procedural", Config(size=160, views=6, samples=1))
     scene = replace(scene, bounds=kind)
-    half = 1.3 * box_of(scene)[0]
-    assert finest_cells(scene, half) == pytest.approx(1.25 * 2 * half / pixel_apart(scene), rel=0.05)
-    assert finest_cells(scene, 1e-3) == 64 and finest_cells(scene, 1e3) == 1024
+    half, middle = 1.3 * box_of(scene)[0], box_of(scene)[1]
+    assert finest_cells(scene, middle, half) == pytest.approx(1.25 * 2 * half / pixel_apart(scene), rel=0.05)
+    assert finest_cells(scene, middle, 1e-3) == 64 and finest_cells(scene, middle, 1e3) == 1024
