@@ -10,21 +10,26 @@ from torch import Tensor
 from nerfit.kernels.cpu.hash_grid import is_mine, scatter_level
 from nerfit.kernels.cpu.runtime import inlined, kernel, part_count, run_parallel
 from nerfit.kernels.cpu.tensors import array, f32, grid
-from nerfit.kernels.cpu.vectors import any_nonzero, fma, load16, splat16, square_root, store16, where_nonzero
+from nerfit.kernels.cpu.vectors import any_nonzero, fma, load16, prefetch, splat16, square_root, store16, where_nonzero
 from nerfit.kernels.layouts import AdamStep, FactoredGradient
+
+AHEAD = 4
+"""Groups of 8 lines whose parameters and moments are fetched ahead: only some lines have a gradient, which processors can't foresee."""
 
 
 @inlined
 def _adam16(p, m, v, at, raw, rate, beta1, beta2, eps, correction2, decay):
     """Move p, m, v [at … at + 15] where ``raw``, the gradient, is not zero."""
-    old, one = load16(p, at), np.float32(1)
+    old, one, zero = load16(p, at), splat16(np.float32(1)), splat16(np.float32(0))
+    # Where raw is 0, these factors leave everything as it is. To store chosen lanes instead is slow: AMD's AVX2 does it in microcode.
+    keep_m, keep_v = where_nonzero(raw, splat16(beta1), one), where_nonzero(raw, splat16(beta2), one)
     gradient = fma(old, splat16(decay), raw)
-    mean = fma(load16(m, at), splat16(beta1), gradient * splat16(one - beta1))
-    square = fma(load16(v, at), splat16(beta2), gradient * gradient * splat16(one - beta2))
-    new = fma(splat16(-rate), mean / (square_root(square * splat16(correction2)) + splat16(eps)), old)
-    store16(p, at, where_nonzero(raw, new, old))
-    store16(m, at, where_nonzero(raw, mean, load16(m, at)))
-    store16(v, at, where_nonzero(raw, square, load16(v, at)))
+    mean = fma(load16(m, at), keep_m, gradient * (one - keep_m))
+    square = fma(load16(v, at), keep_v, gradient * gradient * (one - keep_v))
+    step, least = where_nonzero(raw, splat16(-rate), zero), where_nonzero(raw, splat16(eps), one)
+    store16(p, at, fma(step, mean / (square_root(square * splat16(correction2)) + least), old))
+    store16(m, at, mean)
+    store16(v, at, square)
 
 
 @kernel
@@ -63,7 +68,14 @@ def _scatter_adam(part, parts, samples, layout, state, numbers, decays, scratch)
         scatter_level(level, rows, count, gradient, resolutions[level], offsets[0], entries, depth, sums, marks)
         first = 4 * np.int64(offsets[level])
         words = marks.view(np.uint64)
-        for word in range((4 * np.int64(offsets[level + 1]) - first + 127) // 128):
+        many = (4 * np.int64(offsets[level + 1]) - first + 127) // 128
+        for word in range(many):
+            if word + AHEAD < many and words[word + AHEAD]:
+                for line in range(8 * (word + AHEAD), 8 * (word + AHEAD) + 8):
+                    if marks[line]:
+                        prefetch(p, first + 16 * line)
+                        prefetch(m, first + 16 * line)
+                        prefetch(v, first + 16 * line)
             if words[word]:
                 for line in range(8 * word, 8 * word + 8):
                     if marks[line]:
