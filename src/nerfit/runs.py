@@ -33,7 +33,7 @@ from nerfit.scenes.images import to_bytes
 from nerfit.scenes.partition import BlocksConfig, blocks_of, cut
 from nerfit.scenes.scene import Scene
 from nerfit.training.checkpoints import LoopState, load_checkpoint, restore
-from nerfit.training.devices import keep_freed_memory, pick_device, pick_precision, set_threads
+from nerfit.training.devices import core_seconds, keep_freed_memory, pick_device, pick_precision, set_threads
 from nerfit.training.distributed import own_device
 from nerfit.training.trainer import LoopConfig
 
@@ -283,6 +283,20 @@ def _take_cameras(folder: Path, method: Method, scene: Scene) -> None:
     if config.focal != "given" and method.cameras.config.focal == "given":
         raise ConfigError(f"--init-only cameras: {folder} has learned its focal length, so add --model.camera.focal {config.focal}.")
     method.cameras.begin_at(found.cameras)
+
+
+def with_sizes(config: RunConfig[Any, Any], method: type[Method], init: Path | None = None) -> RunConfig[Any, Any]:
+    """The sizes that a method's configuration leaves open: those of the run ``init``, to begin with its weights, else as time allows."""
+    time = core_seconds(config.device, config.threads, config.seconds)
+    model = method.sized(config.model, time)
+    try:
+        before = Plan.load(init).config.model if init is not None else None
+    except RunError as error:
+        raise ConfigError(f"--init {init}: {error}") from None
+    if type(before) is type(model):
+        open_ = [f.name for f in dataclasses.fields(model) if getattr(config.model, f.name) != getattr(model, f.name)]
+        model = dataclasses.replace(model, **{name: getattr(before, name) for name in open_})
+    return dataclasses.replace(config, model=model)
 
 
 _RATES = {"optim": ("lr", "lr_final", "lr_floor"), "model.camera": ("lr", "lr_final", "focal_lr"), "model.appearance": ("lr", "lr_final")}

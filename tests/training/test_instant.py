@@ -19,6 +19,7 @@ from nerfit.methods.views import render_view
 from nerfit.metrics.psnr_ssim import psnr
 from nerfit.scenes.formats.procedural import Config, load
 from nerfit.scenes.scene import Scene
+from nerfit.training import devices
 from nerfit.training.logs import LogConfig
 from nerfit.training.optim import OptimConfig, SparseAdam
 from nerfit.training.trainer import LoopConfig, Trainer
@@ -51,6 +52,24 @@ def test_an_object_is_learned_by_the_command(tmp_path: Path) -> None:
     plan, options, folder = prepare(request("instant", "procedural", words))
     assert plan.config.optim.optimizer == "sparse-adam"  # the method's own recipe is the default
     assert train(plan, options, folder)["test"]["psnr"] > 22.5
+
+
+def test_short_runs_have_smaller_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On cores without matrix units; what is typed stays, and a run that begins with another's weights has that one's sizes."""
+
+    def sizes(*words: str) -> tuple[int | None, int | None]:
+        model = prepare(request("instant", "procedural", ["--threads", "2", "--out", str(tmp_path / "new"), *words]))[0].config.model
+        return model.width, model.log2_entries
+
+    monkeypatch.setattr(devices, "_has_fast_bf16", lambda device: False)
+    assert sizes("--seconds", "60") == (32, 17) and sizes("--seconds", "120") == (64, 19) and sizes("--steps", "10") == (64, 19)
+    assert sizes("--seconds", "60", "--threads", "8") == (64, 19)
+    assert sizes("--seconds", "60", "--model.width", "64") == (64, 17)
+    monkeypatch.setattr(devices, "_has_fast_bf16", lambda device: True)
+    assert sizes("--seconds", "60") == (64, 19)
+    words = ["--steps=1", "--scene.size=16", "--scene.views=4", "--model.log2-entries=10", "--model.width=32", "--no-evaluate"]
+    train(*prepare(request("instant", "procedural", [*words, "--out", str(tmp_path / "first")])))
+    assert sizes("--seconds", "60", "--init", str(tmp_path / "first")) == (32, 10)
 
 
 @pytest.mark.parametrize("kind", ["forward-facing", "unbounded"])

@@ -25,6 +25,7 @@ from nerfit.runs import (
     refuse_existing,
     with_budget,
     with_devices,
+    with_sizes,
 )
 from nerfit.scenes import detect_format
 from nerfit.scenes.formats import unposed
@@ -142,6 +143,7 @@ def configure(choice: Choice, options: Options) -> tuple[Plan, dict[str, tuple[f
     begun = _begun(choice, options)
     devices = _devices(config, options) if begun is None else begun.config.devices
     config, scaled = with_devices(config, set(options.typed), devices, method.batch_key)
+    config = with_sizes(config, method, None if options.init_only else options.init)
     _check(config, choice.format, options)
     if options.init_only and options.init is None:
         raise ConfigError("--init-only needs the run that it takes something from: add --init RUN.")

@@ -86,6 +86,14 @@ class Method(nn.Module, ABC):
 
     # --- A method has these where it wants to --------------------------------------------------------------------------
 
+    @classmethod
+    def sized(cls, config: Any, core_seconds: float | None = None) -> Any:
+        """A new run's configuration with the sizes chosen that it leaves open: here there are none.
+
+        The run has ``core_seconds`` of processor cores without matrix units; None: faster hardware, or a budget in steps alone.
+        """
+        return config
+
     def before_step(self, step: int) -> None:
         """Called before each training step."""
 

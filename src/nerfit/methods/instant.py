@@ -38,14 +38,14 @@ class InstantConfig(CaptureConfig):
 
     levels: int = 8
     """Levels of the hash grid, of 4 features each."""
-    log2_entries: int = 19
-    """Entries per level at most, as a power of two."""
+    log2_entries: int | None = None
+    """Entries per level at most, as a power of two; none = 19, or 17 of a run with time for few samples."""
     coarsest: int = 16
     """Cells of the coarsest level along the field's cube: the box, or of an unbounded scene all of contracted space."""
     finest: int | None = None
     """Cells of the finest level along the box (the unit box of an unbounded scene); none = 5 for 4 pixels (`finest_cells`)."""
-    width: int = 64
-    """Channels of the networks."""
+    width: int | None = None
+    """Channels of the networks; none = 64, or 32 of a run with time for few samples."""
     box: float | None = None
     """Half the side of the box, in scene units; none = from near and far (of an unbounded scene: 1, and cascades around it)."""
     cascades: int | None = None
@@ -84,6 +84,10 @@ class InstantConfig(CaptureConfig):
     """Learning the cameras too."""
 
 
+FEW_SECONDS = 240.0
+"""Seconds of one core without matrix tiles within which half the width and a quarter of the entries get further than full sizes."""
+
+
 class Instant(Method):
     """A fused hash-grid field, trained on the samples that can be seen."""
 
@@ -96,7 +100,8 @@ class Instant(Method):
 
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
-        self.config = c = config
+        self.config = c = self.sized(config)
+        assert c.width is not None and c.log2_entries is not None
         require_min(
             "model.", c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1, finest=1
         )
@@ -111,6 +116,16 @@ class Instant(Method):
         self.near, self.far = scene.near, scene.far
         self.register_buffer("ray_count", torch.tensor(256))  # of the first step; `after_step` adapts it, checkpoints keep it
         self.set_capture(c, scene)
+
+    @classmethod
+    def sized(cls, config: InstantConfig, core_seconds: float | None = None) -> InstantConfig:
+        """Sizes of the field that suit the time."""
+        width, log2_entries = (32, 17) if core_seconds is not None and core_seconds < FEW_SECONDS else (64, 19)
+        return dataclasses.replace(
+            config,
+            width=width if config.width is None else config.width,
+            log2_entries=log2_entries if config.log2_entries is None else config.log2_entries,
+        )
 
     def next_batch(self, scene: Scene, step: int, generator: torch.Generator) -> Batch:
         """Random pixels of all images, fewer of the empty ones; as many as give ``samples`` visible samples."""

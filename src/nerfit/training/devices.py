@@ -113,6 +113,14 @@ def _has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(flags & {"amx_bf16", "avx512_bf16"})
 
 
+def core_seconds(device: str, threads: int | None, seconds: float | None) -> float | None:
+    """Seconds of all CPU cores that a run of ``seconds`` has; None on a GPU, on cores with matrix units, and without limit."""
+    where = pick_device(device)
+    if seconds is None or where.type != "cpu" or _has_fast_bf16(where):
+        return None
+    return seconds * (threads or torch.get_num_threads())
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks; without glibc this does nothing.
 
