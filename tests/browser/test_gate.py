@@ -1,6 +1,7 @@
 """Who may look at a viewer: over the network everyone who has its token, on this machine no page of another site."""
 
 import contextlib
+import gc
 import re
 import socket
 import warnings
@@ -68,6 +69,21 @@ def test_with_the_token_there_is_the_page(viewer: Viewer) -> None:
 def test_a_second_request_on_a_connection_is_not_passed_on(viewer: Viewer) -> None:
     once = ask(viewer.port, "/", enter(viewer))
     assert ask(viewer.port, "/", enter(viewer), more=b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == once
+
+
+def test_who_waits_for_an_answer_is_not_forgotten(viewer: Viewer, caplog: pytest.LogCaptureFixture) -> None:
+    """The loop alone keeps no task alive, and one that is lost closes its connection without an answer."""
+    request = "\r\n".join(["GET / HTTP/1.1", "Host: localhost", enter(viewer), "Connection: Upgrade", "", ""])
+    with socket.create_connection(("127.0.0.1", viewer.port), 20) as client:
+        client.sendall(request.encode())
+        client.shutdown(socket.SHUT_WR)
+        for _ in range(20):
+            gc.collect()
+        client.settimeout(0.3)
+        with contextlib.suppress(TimeoutError):
+            while client.recv(1 << 16):
+                pass
+    assert [record.getMessage() for record in caplog.records if "destroyed" in record.getMessage()] == []
 
 
 def test_a_websocket_passes_with_the_cookie_alone(viewer: Viewer) -> None:

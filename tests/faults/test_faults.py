@@ -2,6 +2,7 @@
 names the test behind each promise. As a script this file is the half of its tests that is killed, or that lives on an odd disk.
 """
 
+import functools
 import gc
 import io
 import json
@@ -497,23 +498,36 @@ def spent(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class Killer:
-    """Trains, kills, resumes and compares; ``figures`` are what it counted, among them what went wrong."""
+def jump_clocks(chance: random.Random) -> None:
+    """Let this process's wall clock jump by up to years at every look."""
+    true = time.time
+    time.time = lambda: true() + chance.uniform(-1e8, 1e8)
 
-    def __init__(self, method: str, kills: int, seeds: int = 3) -> None:
-        self.method, self.kills, self.seeds, self.chance = method, kills, seeds, random.Random(method)
+
+class Killer:
+    """Trains, kills, resumes and compares; ``figures`` are what it counted, among them what went wrong.
+
+    ``first`` is its chance's seed. On ``disk``, a file system of its own, runs also meet a full disk and one that can't be written.
+    """
+
+    def __init__(self, method: str, kills: int, first: int = 0, disk: Path | None = None) -> None:
+        self.method, self.kills, self.disk, self.chance = method, kills, disk, random.Random(f"{method} {first}")
+        self.seeds = 3
         self.figures: dict[str, Any] = {
             "deaths": {},
             "finished": 0,
             "leftovers": 0,
             "before_a_checkpoint": 0,
             "after_training": 0,
+            "clock jumps": 0,
+            "full disks": 0,
+            "read-only disks": 0,
             "wrong": [],
         }
 
-    def train(self, out: str, seed: int, resume: bool) -> int:
+    def train(self, out: str, seed: int, resume: bool, prepare: Callable[[], None] = lambda: None) -> int:
         words = ["--resume"] if resume else [*KILLED[self.method], "--seed", str(seed), "--log.save-every=5", "--log.image-every=20"]
-        return child(["train", self.method, "procedural", *words, "--out", out])
+        return child(["train", self.method, "procedural", *words, "--out", out], prepare)
 
     def run(self) -> None:
         lasts = 0.0
@@ -526,11 +540,19 @@ class Killer:
 
     def _one_run(self, seed: int, lasts: float) -> None:
         """A run from nothing to its end, killed again and again."""
-        folder = Path("run")
+        folder = (self.disk or Path()) / "run"
         shutil.rmtree(folder, ignore_errors=True)
         step, code = 0, -1
         while code != 0:
-            code = self._until_death(self.train("run", seed, (folder / "config.yaml").exists()), lasts)
+            trouble = self.chance.random()
+            if self.disk and trouble < 0.1 and folder.exists():
+                code = self._read_only(folder, seed)
+            elif self.disk and trouble < 0.2:
+                code = self._full(folder, seed, lasts)
+            else:
+                self.figures["clock jumps"] += (jumps := trouble > 0.9)
+                prepare = functools.partial(jump_clocks, self.chance) if jumps else lambda: None
+                code = self._until_death(self.train(str(folder), seed, (folder / "config.yaml").exists(), prepare), lasts)
             if code > 0 and code != 143:
                 self._wrong(f"it ended with {code}: {Path('log.txt').read_text()[-1500:]}")
                 return
@@ -542,6 +564,37 @@ class Killer:
         if list(folder.rglob("*.part")) or "train" not in json.loads((folder / "metrics.json").read_text()):
             self._wrong(f"it left {[str(path) for path in folder.rglob('*')]}")
         self.figures["finished"] += 1
+
+    def _read_only(self, folder: Path, seed: int) -> int:
+        """A start on a disk that can't be written: refused in a sentence, nothing changes. -1 if so."""
+        before = content(folder)
+        subprocess.run(["mount", "-o", "remount,ro", str(self.disk)], check=True)
+        code, sentence = self._end_of(self.train(str(folder), seed, (folder / "config.yaml").exists()))
+        subprocess.run(["mount", "-o", "remount,rw", str(self.disk)], check=True)
+        self.figures["read-only disks"] += 1
+        refused = code == 1 and re.search("Read-only|write-protected", sentence) and content(folder) == before
+        return -1 if refused else code or 1
+
+    def _full(self, folder: Path, seed: int, lasts: float) -> int:
+        """The disk is full from a random moment on: training ends there in a sentence, or needs no more room. -1 or 0 if so."""
+        assert self.disk is not None
+        pid = self.train(str(folder), seed, (folder / "config.yaml").exists())
+        end = lasts * self.chance.random()
+        while alive(pid) and spent(pid) < end:
+            time.sleep(0.001)
+        with suppress(OSError), (self.disk / "ballast").open("wb", 0) as ballast:
+            while True:
+                ballast.write(bytes(1 << 12))
+        code, sentence = self._end_of(pid)
+        (self.disk / "ballast").unlink()
+        self.figures["full disks"] += 1
+        return -1 if code == 1 and "No space left" in sentence else code
+
+    @staticmethod
+    def _end_of(pid: int) -> tuple[int, str]:
+        """A process's exit code and the last line it said."""
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return code, (Path("log.txt").read_text().splitlines() or [""])[-1]
 
     def _until_death(self, pid: int, lasts: float) -> int:
         """The exit code of a process, negative for a signal, most often one that is sent to it after a random time of the processor."""
@@ -574,12 +627,18 @@ class Killer:
         self.figures["wrong"].append(what)
 
 
-if __name__ == "__main__":
-    import_all()
-    if sys.argv[1] == "disks":
-        live_on_odd_disks()
-        sys.exit()
-    killer = Killer(sys.argv[1], int(sys.argv[2]))
-    start = time.monotonic()
+def main_of_killer(method: str, kills: str, first: str = "0", disks: str = "") -> None:
+    """``METHOD KILLS [SEED [disks]]``, the last only in a mount namespace of its own (unshare -Urm)."""
+    disk = None
+    if disks:
+        disk = Path("disk")
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", "disk"], check=True)
+    killer, start = Killer(method, int(kills), int(first), disk), time.monotonic()
     killer.run()
     print(json.dumps(killer.figures | {"seconds": round(time.monotonic() - start)}))
+
+
+if __name__ == "__main__":
+    import_all()
+    live_on_odd_disks() if sys.argv[1] == "disks" else main_of_killer(*sys.argv[1:])

@@ -35,6 +35,8 @@ class CropBox:
         return (low, high) if self._on.value else None
 
     def _update(self, _: Any) -> None:
+        if any(len(side.value) != 2 for side in self._sides):  # no page of ours says that
+            return
         low, high = (np.array([side.value[end] for side in self._sides]) for end in (0, 1))
         self._frame.visible = self._on.value
         self._frame.dimensions, self._frame.position = tuple(high - low), tuple((low + high) / 2)

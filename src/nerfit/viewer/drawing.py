@@ -42,6 +42,12 @@ class Viewpoint:
     fov: float
     aspect: float
 
+    def __post_init__(self) -> None:
+        numbers = (*self.position, *self.wxyz)
+        given = len(self.position) == 3 and len(self.wxyz) == 4 and all(map(math.isfinite, numbers)) and any(self.wxyz)
+        if not (given and 0 < self.fov < math.pi and 0.01 <= self.aspect <= 100):
+            raise ValueError(f"{self} is not where a camera can be")
+
     @classmethod
     def of(cls, cameras: Cameras, view: int) -> "Viewpoint":
         """That of a camera."""
@@ -97,6 +103,12 @@ class Wish:
     box: tuple[Vector, Vector] | None = None
     photo: int | None = None
     share: float = 0.0
+
+    def __post_init__(self) -> None:
+        corners = () if self.box is None else self.box[0] + self.box[1]
+        numbers = (*(self.background or ()), *corners, self.share)
+        if self.quantity not in QUANTITIES or len(corners) not in (0, 6) or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{self} can't be drawn")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Gate:
     def __init__(self, host: str, port: int, inner: int) -> None:
         self.token = secrets.token_urlsafe(18)
         self._cookie, self._inner = f"nerfit-{port}", inner
+        self._guests: set[asyncio.Task[None] | None] = set()  # the loop alone keeps no task alive
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(host, port, ready)), daemon=True)
         self._thread.start()
@@ -50,6 +51,8 @@ class Gate:
         self._thread.join(1)
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        guest = asyncio.current_task()
+        self._guests.add(guest)
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _PATIENCE)
             await self._answer(head.decode("latin-1"), reader, writer)
@@ -57,6 +60,7 @@ class Gate:
             pass  # who says nothing, or no HTTP, gets no answer
         finally:
             writer.close()
+            self._guests.discard(guest)
 
     async def _answer(self, head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request, *lines = head.split("\r\n")[:-2]

@@ -12,6 +12,9 @@ from nerfit.viewer.host import Host, Pilot
 from nerfit.viewer.pacing import Sight
 from nerfit.viewer.photos import TrainingCameras
 
+SIDES, PATIENCE = (128, 2048), (0.5, 30)
+"""The range of the longest side of the sharpest picture, in pixels, and of the seconds that it may take."""
+
 
 class Panel:
     """The controls of one browser. Every change there ends up in its ``sight``."""
@@ -42,17 +45,25 @@ class Panel:
         self.status.content = f"{width} × {height} in {seconds:.2f} s{likeness}"
 
     def update(self, _: Any = None) -> None:
-        """Take over where the browser stands and what its controls say."""
-        camera = self.client.camera
-        (x, y, z), (qw, qx, qy, qz) = map(float, camera.position), map(float, camera.wxyz)
-        viewpoint = Viewpoint((x, y, z), (qw, qx, qy, qz), camera.fov, camera.aspect)
-        r, g, b = (value / 255 for value in self.background.value)
-        photo = self.cameras.photo_from(viewpoint, self.meeting.distance)
-        wish = Wish(self.quantity.value, (r, g, b), self.crop.corners, photo, self.cameras.share.value)
+        """Take over where the browser stands and what its controls say, unless no page of ours can say it: anything can come in."""
+        try:
+            viewpoint = self._viewpoint()
+            r, g, b = (value / 255 for value in self.background.value)
+            photo = self.cameras.photo_from(viewpoint, self.meeting.distance)
+            wish = Wish(self.quantity.value, (r, g, b), self.crop.corners, photo, self.cameras.share.value)
+        except (TypeError, ValueError):
+            return
         wide = max(viewpoint.aspect, 1 / viewpoint.aspect)
-        self.sight.change(viewpoint=viewpoint, wish=wish, most=int(self.side.value**2 / wide), seconds=self.seconds.value)
+        side = min(max(self.side.value, SIDES[0]), SIDES[1])
+        seconds = min(max(self.seconds.value, PATIENCE[0]), PATIENCE[1])
+        self.sight.change(viewpoint=viewpoint, wish=wish, most=int(side**2 / wide), seconds=seconds)
         self.cameras.show_frusta(viewpoint)
         self.host.awake.set()
+
+    def _viewpoint(self) -> Viewpoint:
+        camera = self.client.camera
+        (x, y, z), (qw, qx, qy, qz) = map(float, camera.position), map(float, camera.wxyz)
+        return Viewpoint((x, y, z), (qw, qx, qy, qz), float(camera.fov), float(camera.aspect))
 
     def _picture_controls(self) -> None:
         gui = self.client.gui
@@ -60,8 +71,10 @@ class Panel:
         with gui.add_folder("Picture"):
             self.quantity = gui.add_dropdown("quantity", QUANTITIES, initial_value="rgb", visible=self.host.shows_field)
             self.background = gui.add_rgb("background", (r, g, b))
-            self.side = gui.add_slider("longest side", 128, 2048, 64, 768, hint="Pixels of the sharpest picture.")
-            self.seconds = gui.add_slider("seconds", 0.5, 30, 0.5, 5, hint="Time that the sharpest picture may take while you stand still.")
+            self.side = gui.add_slider("longest side", *SIDES, 64, 768, hint="Pixels of the sharpest picture.")
+            self.seconds = gui.add_slider(
+                "seconds", *PATIENCE, 0.5, 5, hint="Time of the sharpest picture, while you stand still."
+            )
         for control in (self.quantity, self.background, self.side, self.seconds):
             control.on_update(self.update)
 
