@@ -72,9 +72,7 @@ class Panel:
             self.quantity = gui.add_dropdown("quantity", QUANTITIES, initial_value="rgb", visible=self.host.shows_field)
             self.background = gui.add_rgb("background", (r, g, b))
             self.side = gui.add_slider("longest side", *SIDES, 64, 768, hint="Pixels of the sharpest picture.")
-            self.seconds = gui.add_slider(
-                "seconds", *PATIENCE, 0.5, 5, hint="Time of the sharpest picture, while you stand still."
-            )
+            self.seconds = gui.add_slider("seconds", *PATIENCE, 0.5, 5, hint="Time of the sharpest picture, while you stand still.")
         for control in (self.quantity, self.background, self.side, self.seconds):
             control.on_update(self.update)
 
