@@ -1,4 +1,4 @@
-"""Disturb trainings and damage inputs for hours, and count: ``python tests/faults/campaign.py OUT --hours 2``.
+"""Disturb trainings and damage inputs for hours, and count: ``python tests/faults/campaign.py OUT HOURS``.
 
 Each round is a process of its own: some kills of a method's trainings, with full and read-only disks and clocks that jump between
 them, or some damaged inputs of one kind (every scene format, checkpoints, runs, recipes, weights, the viewer's messages). Rounds take
@@ -122,7 +122,7 @@ class Campaign:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--hours", type=float, default=2.0, help="of this call")
+    parser.add_argument("hours", type=float, help="of this call")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*", help="kinds, by name")
     given = parser.parse_args()
