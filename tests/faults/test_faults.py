@@ -633,7 +633,7 @@ def main_of_killer(method: str, kills: str, first: str = "0", disks: str = "") -
     if disks:
         disk = Path("disk")
         disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", "disk"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", "disk"], check=True)  # six checkpoints of `instant`
     killer, start = Killer(method, int(kills), int(first), disk), time.monotonic()
     killer.run()
     print(json.dumps(killer.figures | {"seconds": round(time.monotonic() - start)}))
