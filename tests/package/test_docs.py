@@ -20,7 +20,7 @@ from nerfit.recipes.loading import load_recipe
 from nerfit.runs import default_config
 
 NAMES = {name.split()[0] for name in cli.COMMANDS}
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "tests" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "tests" / "README.md"]
 OTHERS = {"--nnodes", "--nproc-per-node", "--max-restarts", "--local-addr", "--rdzv-conf", "--rdzv-id", "--scene.grey"}
 """Flags of torchrun and of the example plug-in that the docs mention alone."""
 
@@ -30,7 +30,7 @@ def commands() -> list[str]:
     found = set()
     for page in PAGES:
         text = page.read_text()
-        blocks = re.findall(r"```\w*\n(.*?)```", text, re.S)
+        blocks = re.findall(r"```[^\n`]*\n(.*?)```", text, re.S)
         lines = [part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")]
         lines += re.findall(r"`(nerfit [^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
         found |= {line for line in lines if line.startswith("nerfit ")}
@@ -70,7 +70,7 @@ def known_flags() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_flags_in_the_docs_exist(page: Path) -> None:
     text = page.read_text()
-    lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in re.findall(r"```[^\n`]*\n(.*?)```", text, re.S) for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     ours = [line for line in lines if not re.match(r"(pip|pytest|ssh|git|python) ", line)]
     flags = {flag.rstrip("-") for line in ours for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]*", line.partition("torchrun")[0])}

@@ -39,13 +39,13 @@ class InstantConfig(CaptureConfig):
     levels: int = 8
     """Levels of the hash grid, of 4 features each."""
     log2_entries: int | None = None
-    """Entries per level at most, as a power of two; none = 19, or 17 of a run with time for few samples."""
+    """Entries per level at most, as a power of two; none = 19, or 17 of a run with little time (`sized`)."""
     coarsest: int = 16
     """Cells of the coarsest level along the field's cube: the box, or of an unbounded scene all of contracted space."""
     finest: int | None = None
     """Cells of the finest level along the box (the unit box of an unbounded scene); none = 5 for 4 pixels (`finest_cells`)."""
     width: int | None = None
-    """Channels of the networks; none = 64, or 32 of a run with time for few samples."""
+    """Channels of the networks; none = 64, or 32 of a run with little time (`sized`)."""
     box: float | None = None
     """Half the side of the box, in scene units; none = from near and far (of an unbounded scene: 1, and cascades around it)."""
     cascades: int | None = None
@@ -63,7 +63,7 @@ class InstantConfig(CaptureConfig):
     early_stop: float = 1e-3
     """Transmittance below which a ray stops."""
     near_falloff: float | None = None
-    """Distance from a camera, in scene units, within which gradients shrink as its square; none = 0, with cascades 0.15 box sides."""
+    """Depth before a camera, in scene units, within which gradients shrink as its square; none = 0, with cascades 0.15 box sides."""
     empty_pixels: float = 0.2
     """Share of the fully transparent pixels that are trained on."""
     huber: float = 0.1
@@ -85,7 +85,7 @@ class InstantConfig(CaptureConfig):
 
 
 FEW_SECONDS = 240.0
-"""Seconds of one core without matrix tiles within which half the width and a quarter of the entries get further than full sizes."""
+"""Seconds of one core without matrix units within which half the width and a quarter of the entries get further than full sizes."""
 
 
 class Instant(Method):
@@ -100,19 +100,19 @@ class Instant(Method):
 
     def __init__(self, config: InstantConfig, scene: Scene) -> None:
         super().__init__()
-        self.config = c = self.sized(config)
+        self.config = c = self.sized(config)  # a run's plan has chosen sizes for its time already
         assert c.width is not None and c.log2_entries is not None
         require_min(
             "model.", c, samples=64, march_steps=16, first_march_steps=16, occupancy_every=1, occupancy_probes=64, cascades=1, finest=1
         )
         self.space = OccupiedSpace(scene, c.march_steps, c.box, c.cascades, c.cone_angle, c.occupancy_threshold)
-        unbounded = self.space.cascades > 1
+        contracted = self.space.cascades > 1
         finest = c.finest or finest_cells(scene, self.space.origin + 0.5 * self.space.side, 0.5 * self.space.side)
-        finest = 2 * finest if unbounded else finest  # the unit box is the middle half of the field's cube then
+        finest = 2 * finest if contracted else finest  # the unit box is the middle half of the field's cube then
         self.field = HashField(FieldShape(GridLayout(c.levels, c.log2_entries, c.coarsest, finest), c.width))
         self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=True)
-        self.near_falloff = (0.15 * self.space.side if unbounded else 0.0) if c.near_falloff is None else c.near_falloff
-        self.distortion = (1e-3 if unbounded else 0.0) if c.distortion is None else c.distortion
+        self.near_falloff = (0.15 * self.space.side if contracted else 0.0) if c.near_falloff is None else c.near_falloff
+        self.distortion = (1e-3 if contracted else 0.0) if c.distortion is None else c.distortion
         self.near, self.far = scene.near, scene.far
         self.register_buffer("ray_count", torch.tensor(256))  # of the first step; `after_step` adapts it, checkpoints keep it
         self.set_capture(c, scene)
@@ -143,7 +143,7 @@ class Instant(Method):
         return math.sqrt(3) / (c.first_march_steps ** (1 - self.progress) * c.march_steps**self.progress)
 
     def before_step(self, step: int) -> None:
-        """Update some cells of the occupancy grid from time to time."""
+        """Set the march step, and update some cells of the occupancy grid from time to time."""
         self.space.step_length = self.step_length
         self.space.update(step, self._density, self.seed, self.config.occupancy_every, self.config.occupancy_probes)
 
@@ -189,7 +189,7 @@ class Instant(Method):
         return rendering
 
     def _along(self, t: Tensor) -> Tensor:
-        """Distances as shares of the way from near to far, of unbounded scenes from 0 to infinity."""
+        """Distances t as shares of the way from near to far; with cascades t/(t + half a box side), which is 1 at infinity."""
         return t / (t + 0.5 * self.space.side) if self.space.cascades > 1 else (t - self.near) / (self.far - self.near)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ class Instant(Method):
         return self.space.scalars()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The table, most of which has no gradient in a step, and the networks.
+        """The table, most of which has no gradient in a step, and the networks, for the optimiser `SparseAdam`.
 
         ``levels`` are the numbers in the flat table at which each level begins: its penalty is on each level's mean of squares, whose
         derivative has the factor 2.
@@ -228,7 +228,7 @@ class Instant(Method):
         return torch.where(inside, density / self.space.side, 0.0), rgb
 
     def samples_per_ray(self) -> int:
-        """Densities evaluated in the latest step."""
+        """Densities evaluated per ray in the latest step."""
         return round(self.space.scalars()["samples_per_ray"])
 
     def floats_per_ray(self) -> int:

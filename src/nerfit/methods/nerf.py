@@ -42,19 +42,19 @@ class NerfConfig(PixelBatchConfig, NerfFieldConfig, CaptureConfig):
         self.check_field()
         self.check_pixels()
         require_min("model.", self, fine_depth=1, fine_width=2, samples=1, fine_samples=0)
-        if self.samples < 3 and self.fine_samples:
+        if self.samples < 3 and self.fine_samples:  # 3 samples have 2 middles, and one bin between these
             raise ConfigError("model.samples must be at least 3 to place importance samples.")
         require_inverse_depth(self.lindisp, scene)
 
     def unused(self) -> dict[str, str]:
         """Keys that have no effect beside the others, and why."""
-        fine_depth = (self.fine_depth or 0) if self.fine_samples else 0
-        unused = self.unused_of_pixels() | self.unused_of_field(deepest=max(self.depth, fine_depth))
+        deepest = max(self.depth, self.fine_depth or 0) if self.fine_samples else self.depth
+        keys = self.unused_of_pixels() | self.unused_of_field(deepest)
         if self.fine_samples == 0:
-            unused |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
+            keys |= {"fine_depth": "fine_samples is 0", "fine_width": "fine_samples is 0"}
         if self.camera.learn and not (self.frequencies or (self.viewdirs and self.view_frequencies)):
-            unused |= dict.fromkeys(("camera.coarse_from", "camera.coarse_until"), "there are no octaves to open from coarse to fine")
-        return unused
+            keys |= dict.fromkeys(("camera.coarse_from", "camera.coarse_until"), "there are no octaves to open from coarse to fine")
+        return keys
 
 
 class Nerf(Method):
@@ -66,10 +66,10 @@ class Nerf(Method):
         super().__init__()
         config.check(scene)
         self.config = c = config
-        # The last interval is infinite (None) unless the scene ends at far: softplus is never 0 and would make every such ray opaque.
-        self.rays_end = c.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
+        # The original's last interval is infinite. Softplus is never 0 and would be opaque there, so an object's rays end at far then.
+        self.last_ends_at_far = c.density_activation == "softplus" and scene.bounds == "object" and not scene.ndc
         self.cameras = learned_cameras(c.camera, scene.cameras, scene.splits["train"], scene.ndc, boxed=False)
-        self.mean_area = c.mean_area(scene)
+        self.mean_area = c.mean_area(scene)  # of a pixel; None unless the loss weighs pixels by their areas
         self.coarse = NerfField(c, c.depth, c.width)
         self.fine = NerfField(c, c.fine_depth or c.depth, c.fine_width or c.width) if c.fine_samples else None
         self.set_capture(c, scene)
@@ -80,29 +80,30 @@ class Nerf(Method):
         return pixel_batch(self.pixel_source(scene, step, generator), c.rays, c.batching, c.crop(step))
 
     def render(self, batch: Batch) -> Rendering:
-        """Coarse samples, then fine ones where the coarse weights are (section 5.2); `sample_pdf` passes no gradient."""
+        """Coarse samples, then all of them and fine ones where the coarse weights are (section 5.2); `sample_pdf` passes no gradient."""
         c, rays = self.config, batch.rays
         assert rays is not None
-        jitter = batch.uniform if c.jitter else lambda *_: None
+        jitter = batch.uniform if c.jitter else lambda *_: None  # None: even distances, as in evaluation too
         t = stratified(rays.near, rays.far, c.samples, jitter(len(rays), c.samples), c.lindisp)
         coarse = self._march(self.coarse, batch, t)
         if self.fine is None:
             return coarse
         mids = 0.5 * (t[:, 1:] + t[:, :-1])
         assert coarse.weights is not None and coarse.opacity is not None
+        # The bins between the middles lie around the inner samples.
         extra = sample_pdf(mids, coarse.weights[:, 1:-1], c.fine_samples, jitter(len(rays), c.fine_samples))
         fine = self._march(self.fine, batch, torch.sort(torch.cat([t, extra], -1), -1).values)
         fine.extras = {"rgb_coarse": coarse.rgb, "opacity_coarse": coarse.opacity}
         return fine
 
-    def _march(self, field: NerfField, batch: Batch, t: Tensor) -> Rendering:
-        """Rays rendered from their samples at distances t [rays, samples] (equation 3)."""
+    def _march(self, network: NerfField, batch: Batch, t: Tensor) -> Rendering:
+        """Rays rendered from their samples at t [rays, samples], in lengths of their directions (equation 3)."""
         rays = batch.rays
         assert rays is not None
         points = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
         with self.autocast():
-            density, rgb = field(points, rays.viewdirs, self._opened(), noise=batch.normal)
-        delta = intervals(t, rays.directions.norm(dim=-1), far=rays.far if self.rays_end else None)
+            density, rgb = network(points, rays.viewdirs, self._opened(), noise=batch.normal)
+        delta = intervals(t, rays.directions.norm(dim=-1), far=rays.far if self.last_ends_at_far else None)
         return composite_samples(render_weights(density, delta), rgb, t, batch.background)
 
     def _opened(self) -> float:
@@ -110,7 +111,7 @@ class Nerf(Method):
         return self.config.camera.opened(self.progress)
 
     def losses(self, rendering: Rendering, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Squared colour error of both networks (equation 6), weighted by the pixels' areas if the config asks for it."""
+        """Squared colour error of one network or both (equation 6), weighted by the pixels' areas if the config asks for it."""
         losses = {"rgb": colour_error(rendering.rgb, batch, self.mean_area)}
         if "rgb_coarse" in rendering.extras:
             losses["rgb_coarse"] = colour_error(rendering.extras["rgb_coarse"], batch, self.mean_area)
