@@ -26,7 +26,7 @@ import test_fuzz_viewer
 
 from nerfit.files import write_json
 
-KILLS, FIRST_SEED = 25, 1_000_000
+KILLS, FIRST_SEED = 50, 1_000_000
 """Kills of one round, and the first seed of its own inputs, which no test uses."""
 INPUTS = {test_fuzz_readers: 250, test_fuzz_runs: 250, test_fuzz_viewer: 50}
 """Inputs of one round of each module's kinds."""
