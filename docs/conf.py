@@ -1,4 +1,4 @@
-"""The documentation site: ``sphinx-build -W docs site`` makes it without network. Lessons are executed; wrong numbers in them fail the build."""
+"""The documentation site: ``sphinx-build -W docs site`` makes it, without network. Wrong numbers in a lesson fail the build."""
 
 import os
 import sys
