@@ -14,6 +14,7 @@ from conftest import ROOT
 EXCUSED = {
     "nvidia-": "CUDA's libraries, which PyTorch's wheels for GPUs bring and its CPU build does not; free to use, not to change",
     "cuda-": "the same",
+    "docutils": "GPL for its Emacs mode alone, which nothing here uses; the rest is in the public domain or BSD (extra docs)",
     "pi_heif": "LGPL, as its wheels bring libheif and libde265 as libraries of their own, which are linked and not changed",
 }
 """Beginnings of the names of distributions with another licence than `FREE` names, and why they are used nevertheless."""

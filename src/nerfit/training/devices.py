@@ -115,8 +115,12 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 def core_seconds(device: str, threads: int | None, seconds: float | None) -> float | None:
     """Seconds of all CPU cores that a run of ``seconds`` has; None on a GPU, on cores with matrix units, and without limit."""
-    where = pick_device(device)
-    if seconds is None or where.type != "cpu" or _has_fast_bf16(where):
+    if seconds is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training itself says why a GPU is left alone
+        where = pick_device(device)
+    if where.type != "cpu" or _has_fast_bf16(where):
         return None
     return seconds * (threads or torch.get_num_threads())
 
