@@ -54,8 +54,8 @@ class Panel:
         except (TypeError, ValueError):
             return
         wide = max(viewpoint.aspect, 1 / viewpoint.aspect)
-        side = min(max(self.side.value, SIDES[0]), SIDES[1])
-        seconds = min(max(self.seconds.value, PATIENCE[0]), PATIENCE[1])
+        side = max(SIDES[0], min(self.side.value, SIDES[1]))
+        seconds = max(PATIENCE[0], min(self.seconds.value, PATIENCE[1]))  # in this order NaN becomes the least
         self.sight.change(viewpoint=viewpoint, wish=wish, most=int(side**2 / wide), seconds=seconds)
         self.cameras.show_frusta(viewpoint)
         self.host.awake.set()

@@ -566,6 +566,30 @@ def test_the_crop_box_is_shown_and_applied(viewer: Viewer) -> None:
     assert (browser.pictures[-1] == 255).all()
 
 
+@pytest.mark.parametrize(
+    ("control", "value"),
+    [
+        ("seconds", math.nan),
+        ("longest side", 10**9),
+        ("quantity", "x"),
+        ("background", (1, 2)),
+        ("x", (0.0,)),
+        ("x", (math.nan, 1.0)),
+    ],
+)
+def test_what_no_page_can_say_is_not_drawn(viewer: Viewer, control: str, value: Any) -> None:
+    browser = visit(viewer)
+    browser.gui["crop"].use(True)
+    browser.gui[control].use(value)
+    sight = viewer.panels[0].sight
+    assert sight.most <= 2048**2 and 0.5 <= sight.seconds <= 30 and draw_all(viewer) > 0
+    stood = sight.viewpoint
+    browser.camera.wxyz = np.zeros(4)
+    for move in browser.moves:
+        move(browser.camera)
+    assert sight.viewpoint == stood
+
+
 def test_a_path_is_edited_saved_loaded_and_filmed(viewer: Viewer, tmp_path: Path) -> None:
     browser = visit(viewer)
     browser.gui["save"].use()
