@@ -126,7 +126,7 @@ def tell(folder: Path) -> None:
     data, chance = (folder / "messages.json").read_bytes(), random.Random((folder / "messages.json").stat().st_size)
     with shown().browser() as browser, contextlib.suppress(WebSocketException, OSError):
         heard = shown().says(browser, b"BackgroundImageMessage")
-        names = re.findall(rb"\xa4uuid\xd9\x24([0-9a-f-]{36})", heard)
+        names = re.findall(rb"\xa4uuid\xd9\x24([0-9a-f-]{36})", heard) or [b"?"]  # where the picture came before the controls
         for message in packed(re.sub(rb'"\?"', lambda _: b'"' + chance.choice(names) + b'"', data)):
             browser.send(message)
         browser.ping().wait(PATIENCE)
