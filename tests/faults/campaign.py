@@ -64,9 +64,10 @@ def all_rounds() -> list[Round]:
 def play(one: Round, turn: int) -> tuple[dict[str, int], list[str]]:
     """What a round counted, its peak memory in MB among it, and its failures."""
     folder = Path(tempfile.mkdtemp(prefix="campaign-"))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
     with (folder / "said").open("w") as said, (folder / "complained").open("w") as complained:
-        process = subprocess.Popen(one.command(turn, folder), cwd=folder, env=env, stdout=said, stderr=complained)
+        process = subprocess.Popen(
+            one.command(turn, folder), cwd=folder, env=test_fuzz_readers.environment(), stdout=said, stderr=complained
+        )
         end = time.monotonic() + LIMIT
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < end:
             time.sleep(0.2)
@@ -85,7 +86,7 @@ def play(one: Round, turn: int) -> tuple[dict[str, int], list[str]]:
         return found, [f"{one.name}, seed {seed}: {what[-1500:]}" for _, seed, what in told]
     figures: dict[str, Any] = told[0]
     found |= {"kills": sum(figures["deaths"].values()), "runs_finished": figures["finished"], "runs_lost": len(figures["wrong"])}
-    found |= {key.replace(" ", "_").replace("-", "_"): figures[key] for key in ("full disks", "read-only disks", "clock jumps")}
+    found |= {key: figures[key] for key in ("full_disks", "read_only_disks", "clock_jumps")}
     return found, [f"{one.name} {turn}: {what}" for what in figures["wrong"]]
 
 

@@ -519,9 +519,9 @@ class Killer:
             "leftovers": 0,
             "before_a_checkpoint": 0,
             "after_training": 0,
-            "clock jumps": 0,
-            "full disks": 0,
-            "read-only disks": 0,
+            "clock_jumps": 0,
+            "full_disks": 0,
+            "read_only_disks": 0,
             "wrong": [],
         }
 
@@ -550,7 +550,7 @@ class Killer:
             elif self.disk and trouble < 0.2:
                 code = self._full(folder, seed, lasts)
             else:
-                self.figures["clock jumps"] += (jumps := trouble > 0.9)
+                self.figures["clock_jumps"] += (jumps := trouble > 0.9)
                 prepare = functools.partial(jump_clocks, self.chance) if jumps else lambda: None
                 code = self._until_death(self.train(str(folder), seed, (folder / "config.yaml").exists(), prepare), lasts)
             if code > 0 and code != 143:
@@ -571,7 +571,7 @@ class Killer:
         subprocess.run(["mount", "-o", "remount,ro", str(self.disk)], check=True)
         code, sentence = self._end_of(self.train(str(folder), seed, (folder / "config.yaml").exists()))
         subprocess.run(["mount", "-o", "remount,rw", str(self.disk)], check=True)
-        self.figures["read-only disks"] += 1
+        self.figures["read_only_disks"] += 1
         refused = code == 1 and re.search("Read-only|write-protected", sentence) and content(folder) == before
         return -1 if refused else code or 1
 
@@ -587,7 +587,7 @@ class Killer:
                 ballast.write(bytes(1 << 12))
         code, sentence = self._end_of(pid)
         (self.disk / "ballast").unlink()
-        self.figures["full disks"] += 1
+        self.figures["full_disks"] += 1
         return -1 if code == 1 and "No space left" in sentence else code
 
     @staticmethod

@@ -582,10 +582,36 @@ def survive(
         shutil.rmtree(copy_, ignore_errors=True)
 
 
+class Subject(NamedTuple):
+    """What is written into a folder, how it is damaged there, and how it is used."""
+
+    write: Callable[[Path], None]
+    damage: Callable[[random.Random, Path], None]
+    use: Callable[[Path], Any]
+
+
+def survive_as_asked(subjects: dict[str, Subject], use: Callable[[str, Path, bool], None]) -> None:
+    """`survive` as the script's words say: FIRST COUNT FOLDER SUBJECT..."""
+    first, count, folder, *names = sys.argv[1:]
+    survive(
+        int(first),
+        int(count),
+        Path(folder),
+        names,
+        lambda name, folder: subjects[name].write(folder),
+        lambda name, rng, folder: subjects[name].damage(rng, folder),
+        use,
+    )
+
+
+def environment() -> dict[str, str]:
+    """Of a script of these tests: one thread, little memory held back, this process's modules."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
 def fuzz(first: int, count: int, folder: Path, forms: list[str], script: str = __file__) -> None:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, script, str(first), str(count), str(folder), *forms]
-    done = subprocess.run(words, env=env, capture_output=True, text=True)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
     now = (folder / "now").read_text() if (folder / "now").exists() else "what is undamaged"
     assert done.returncode == 0, f"the process died with {now}: {done.stderr[-3000:]}"
     failures = [json.loads(line) for line in done.stdout.splitlines()]

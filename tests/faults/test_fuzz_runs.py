@@ -13,10 +13,9 @@ import re
 import struct
 import sys
 import warnings
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ import torch
 import yaml
 from safetensors.torch import load, save
 from test_checkpoints import TINY, saved
-from test_fuzz_readers import ODD, check_sentence, damaged_bytes, damaged_json, damaged_text, fuzz, linux, survive
+from test_fuzz_readers import ODD, Subject, check_sentence, damaged_bytes, damaged_json, damaged_text, fuzz, linux, survive_as_asked
 
 from nerfit.cli import main
 from nerfit.commands.old_weights import read_weights
@@ -38,14 +37,6 @@ from nerfit.training.checkpoints import _checksum, checkpoints, load_checkpoint
 from nerfit.training.trainer import Trainer
 
 QUICK, THOROUGH = 40, 1000
-
-
-class Subject(NamedTuple):
-    """What is written into a folder, how it is damaged there, and how it is used."""
-
-    write: Callable[[Path], None]
-    damage: Callable[[random.Random, Path], None]
-    use: Callable[[Path], Any]
 
 
 # --- Checkpoints ----------------------------------------------------------------------------------------------------
@@ -333,12 +324,4 @@ def test_nothing_in_the_package_loads_pickles_or_code() -> None:
 
 
 if __name__ == "__main__":
-    survive(
-        int(sys.argv[1]),
-        int(sys.argv[2]),
-        Path(sys.argv[3]),
-        sys.argv[4:],
-        lambda name, folder: SUBJECTS[name].write(folder),
-        lambda name, rng, folder: SUBJECTS[name].damage(rng, folder),
-        use,
-    )
+    survive_as_asked(SUBJECTS, use)

@@ -9,7 +9,6 @@ import json
 import random
 import re
 import socket
-import sys
 import threading
 import time
 import warnings
@@ -20,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 import viser
-from test_fuzz_readers import damaged_bytes, damaged_json, damaged_text, fuzz, linux, survive
+from test_fuzz_readers import Subject, damaged_bytes, damaged_json, damaged_text, fuzz, linux, survive_as_asked
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
@@ -106,9 +105,13 @@ def write_request(folder: Path) -> None:
     (folder / "request").write_text("\n".join(lines))
 
 
-def damage(name: str, rng: random.Random, folder: Path) -> None:
-    file = folder / ("messages.json" if name == "messages" else "request")
-    kinds = (damaged_json, damaged_json, damaged_json, damaged_bytes) if name == "messages" else (damaged_text, damaged_text, damaged_bytes)
+def damage_messages(rng: random.Random, folder: Path) -> None:
+    file, kinds = folder / "messages.json", (damaged_json, damaged_json, damaged_json, damaged_bytes)
+    file.write_bytes(rng.choice(kinds)(rng, file.read_bytes()))
+
+
+def damage_request(rng: random.Random, folder: Path) -> None:
+    file, kinds = folder / "request", (damaged_text, damaged_text, damaged_bytes)
     file.write_bytes(rng.choice(kinds)(rng, file.read_bytes()))
 
 
@@ -142,13 +145,13 @@ def ask(folder: Path) -> None:
             pass
 
 
-SUBJECTS = {"messages": (write_messages, tell), "request": (write_request, ask)}
+SUBJECTS = {"messages": Subject(write_messages, damage_messages, tell), "request": Subject(write_request, damage_request, ask)}
 
 
 def use(name: str, folder: Path, whole: bool = False) -> None:
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        SUBJECTS[name][1](folder)
+        SUBJECTS[name].use(folder)
         shown().check()
     assert "/nerfit/" not in said.getvalue(), said.getvalue()[-2000:]
 
@@ -166,13 +169,5 @@ def test_many_damaged_messages(name: str, tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    survive(
-        int(sys.argv[1]),
-        int(sys.argv[2]),
-        Path(sys.argv[3]),
-        sys.argv[4:],
-        lambda name, folder: SUBJECTS[name][0](folder),
-        damage,
-        use,
-    )
+    survive_as_asked(SUBJECTS, use)
     shown().close()
